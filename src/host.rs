@@ -1,0 +1,30 @@
+//! A host, and the one way to change it: observe, plan, apply, verify.
+//!
+//! A provider sees the host through a [`View`], which cannot change anything, and answers with a
+//! [`Want`]: which [cells](cell) shall hold which values. The difference between that and what
+//! the cells hold is a [`Plan`]. Only [`Executor`] applies plans, and nothing else does anything.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "everybody else reads through `View` and writes through `Want`"
+)]
+
+pub mod cell;
+mod command;
+mod exec;
+mod hands;
+mod journal;
+mod look;
+mod plan;
+mod root;
+mod view;
+mod want;
+
+pub use command::Output as Done;
+pub use exec::Executor;
+pub use journal::Record;
+pub use plan::{Change, Plan};
+pub use root::Root;
+pub use view::{Drift, View};
+pub use want::{Act, Refresh, Run, Want};

@@ -1,0 +1,231 @@
+//! What can be observed of a host and assigned on it.
+//!
+//! Everything OSAPI changes is a [`Cell`] that holds one [`Value`] at a time. A change is then an
+//! assignment, and its inverse is the assignment of the former value, whatever the cell.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read;
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use sha2::Digest as _;
+
+use self::node::Node;
+use self::sysctl::Sysctl;
+use super::hands::Hands;
+use super::view::View;
+use crate::error::{Error, Kind, Result};
+
+mod node;
+mod sysctl;
+
+pub use node::{directory, file, link, nothing};
+pub use sysctl::sysctl;
+
+/// A place on the host that holds one value at a time.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cell {
+    /// What is at a path: a file, a link, a directory or nothing.
+    Node(String),
+    /// A parameter of the running kernel.
+    Sysctl(String),
+}
+
+/// One kind of cell: how it is read, assigned and shown. Each has a file of its own.
+pub(super) trait CellKind: fmt::Display {
+    fn observe(&self, host: &View) -> Result<Value>;
+
+    /// The bytes behind a value that only names them. They may be too many for memory.
+    fn open<'a>(&self, _: &'a View) -> Result<Box<dyn Read + 'a>> {
+        Err(Error::new(Kind::Internal, format!("{self} has no content")))
+    }
+
+    /// Makes the cell hold `to`; `now` is what it holds.
+    fn assign(&self, hands: &Hands, now: &Value, to: &Value) -> Result<()>;
+
+    /// Removes what an interrupted assignment may have left beside the cell.
+    fn sweep(&self, _: &Hands) {}
+
+    /// Whether an interrupted assignment leaves either the former value or the new one.
+    fn is_atomic(&self, _from: &Value, _to: &Value) -> bool {
+        true
+    }
+
+    /// Whether the value outlives a reboot.
+    fn is_persistent(&self) -> bool {
+        true
+    }
+
+    /// Whether only a system that is up can assign it.
+    fn needs_the_system(&self) -> bool {
+        false
+    }
+
+    /// What would remain of an assignment after it was taken back.
+    fn residue(&self, _from: &Value, _to: &Value) -> Option<String> {
+        None
+    }
+
+    fn cannot_hold(&self, value: &Value) -> Error
+    where
+        Self: Sized,
+    {
+        Error::new(Kind::Internal, format!("{self} cannot hold {value:?}"))
+    }
+}
+
+impl Cell {
+    pub(super) fn kind(&self) -> Box<dyn CellKind + '_> {
+        match self {
+            Self::Node(path) => Box::new(Node(path)),
+            Self::Sysctl(key) => Box::new(Sysctl(key)),
+        }
+    }
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind().fmt(f)
+    }
+}
+
+/// What a cell can hold. Small and public values are spelt out, others are named by digest.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Value {
+    Absent,
+    File { content: Digest, mode: Mode, owner: String },
+    Link(String),
+    Directory { mode: Mode, owner: String },
+    Text(String),
+}
+
+impl Value {
+    /// The name of the bytes that belong to this value.
+    pub(super) fn content(&self) -> Option<&Digest> {
+        match self {
+            Self::File { content, .. } => Some(content),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_private(&self) -> bool {
+        match self {
+            Self::File { mode: Mode(bits), .. } => bits & 0o004 == 0,
+            _ => false,
+        }
+    }
+
+    /// The value without what could be used to guess private content.
+    pub fn public(&self) -> Self {
+        let mut value = self.clone();
+        if self.is_private()
+            && let Self::File { content, .. } = &mut value
+        {
+            *content = Digest::default();
+        }
+        value
+    }
+}
+
+/// Permissions, in octal.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(into = "String", try_from = "String")]
+#[schemars(extend("pattern" = "^[0-7]{3,4}$"))]
+pub struct Mode(pub(super) u32);
+
+impl Mode {
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for Mode {
+    fn default() -> Self {
+        Self(0o644)
+    }
+}
+
+impl From<Mode> for String {
+    fn from(Mode(bits): Mode) -> Self {
+        format!("{bits:04o}")
+    }
+}
+
+impl TryFrom<String> for Mode {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> std::result::Result<Self, Self::Error> {
+        let is_octal = matches!(text.len(), 3 | 4) && text.bytes().all(|b| b.is_ascii_digit());
+        let bits = u32::from_str_radix(&text, 8).ok().filter(|_| is_octal);
+        bits.map(Self).ok_or("mode: not three or four octal digits")
+    }
+}
+
+/// SHA-256 in hexadecimal.
+#[derive(
+    Clone, Debug, Default, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize,
+)]
+pub struct Digest(String);
+
+impl Digest {
+    pub fn of(bytes: impl AsRef<[u8]>) -> Self {
+        Self(hex(sha2::Sha256::digest(bytes)))
+    }
+
+    pub fn of_all(mut reader: impl Read) -> std::io::Result<Self> {
+        let mut hash = sha2::Sha256::new();
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            match reader.read(&mut buffer)? {
+                0 => return Ok(Self(hex(hash.finalize()))),
+                n => hash.update(&buffer[..n]),
+            }
+        }
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn hex(bytes: impl AsRef<[u8]>) -> String {
+    bytes.as_ref().iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+/// Bytes that values name.
+pub type Blobs = BTreeMap<Digest, Arc<[u8]>>;
+
+/// A value for a cell, together with the bytes that it names.
+#[derive(Clone)]
+pub struct State {
+    pub(super) cell: Cell,
+    pub(super) value: Value,
+    pub(super) bytes: Option<Arc<[u8]>>,
+}
+
+impl State {
+    fn plain(cell: Cell, value: Value) -> Self {
+        Self { cell, value, bytes: None }
+    }
+
+    pub fn mode(mut self, bits: u32) -> Self {
+        if let Value::File { mode, .. } | Value::Directory { mode, .. } = &mut self.value {
+            *mode = Mode(bits);
+        }
+        self
+    }
+
+    /// Owners go by name, because a plan may give files to an account that it creates.
+    pub fn owner(mut self, user: &str, group: &str) -> Self {
+        if let Value::File { owner, .. } | Value::Directory { owner, .. } = &mut self.value {
+            *owner = format!("{user}:{group}");
+        }
+        self
+    }
+}

@@ -1,0 +1,227 @@
+//! What it takes to get from what is to what should be. Pure data; applying it is
+//! [`Executor`](super::Executor)'s business.
+
+use std::io::Read;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use similar::TextDiff;
+
+use super::cell::{Blobs, Cell, Digest, Value};
+use super::view::View;
+use super::want::{Claim, Refresh, Want, Wish};
+use crate::error::{Error, Kind, Result};
+
+/// How much of a file is compared line by line.
+const MAX_DIFF: u64 = 1024 * 1024;
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Plan {
+    pub(super) steps: Vec<Step>,
+    /// Content goes beside the plan, never into it.
+    #[serde(skip)]
+    pub(super) blobs: Blobs,
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Step {
+    Set(Set),
+    Refresh(Refresh),
+}
+
+/// An assignment. Exchanging `from` and `to` gives its inverse.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(super) struct Set {
+    pub(super) cell: Cell,
+    pub(super) from: Value,
+    pub(super) to: Value,
+    /// What the cell held before OSAPI first assigned it. Written down with the plan, because
+    /// whoever finishes an interrupted job can no longer tell.
+    pub(super) origin: Value,
+    /// Whether nobody else is supposed to change the cell.
+    pub(super) owned: bool,
+}
+
+impl Plan {
+    /// Compares `want` with what `host` holds and keeps the difference.
+    pub fn of(host: &View, want: Want) -> Result<Self> {
+        let mut plan = Self { steps: Vec::new(), blobs: want.blobs };
+        // Whether anything changes that the coming refreshes are there to announce.
+        let (mut stirred, mut announcing) = (false, false);
+        for wish in want.wishes {
+            match wish {
+                Wish::Be { cell, value: to, claim } => {
+                    stirred &= !announcing;
+                    announcing = false;
+                    let from = host.after(&plan).value(&cell)?;
+                    if from == to {
+                        continue;
+                    }
+                    let known = host.record(&cell);
+                    let is_ours = known.as_ref().is_some_and(|record| record.owned);
+                    admit(&cell, &from, &claim, is_ours)?;
+                    let owned = is_ours || matches!(claim, Claim::Ours | Claim::New);
+                    let former = plan.sets().find(|set| set.cell == cell).map(|set| &set.origin);
+                    let known = known.as_ref().map(|record| &record.origin);
+                    let origin = former.or(known).unwrap_or(&from).clone();
+                    plan.steps.push(Step::Set(Set { cell, from, to, origin, owned }));
+                    stirred = true;
+                }
+                Wish::Then(refresh) => {
+                    announcing = true;
+                    if stirred {
+                        plan.steps.push(Step::Refresh(refresh));
+                    }
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// The plan that takes this one back.
+    ///
+    /// A refresh comes after what it announces, in either direction. So groups are reversed, and
+    /// the sets within them, but a group's refreshes stay at its end.
+    pub fn inverse(&self) -> Self {
+        let continues =
+            |a: &Step, b: &Step| matches!((a, b), (Step::Set(_), _) | (_, Step::Refresh(_)));
+        let mut steps = Vec::new();
+        for group in self.steps.chunk_by(continues).rev() {
+            let is_set = |step: &&Step| matches!(step, Step::Set(_));
+            steps.extend(group.iter().rev().filter(is_set).map(Step::inverse));
+            steps.extend(group.iter().filter(|step| !is_set(step)).cloned());
+        }
+        Self { steps, blobs: Blobs::new() }
+    }
+
+    /// What the plan was made for, in full.
+    pub(super) fn found(&self) -> Vec<&Value> {
+        self.sets().map(|set| &set.from).collect()
+    }
+
+    /// Identifies what a caller can see of this plan; equal on hosts where the same happens.
+    pub fn digest(&self) -> Digest {
+        let public: Vec<Step> = self.steps.iter().map(Step::public).collect();
+        Digest::of(serde_json::to_vec(&public).unwrap_or_default())
+    }
+
+    /// What would remain of this plan after it was taken back.
+    pub fn residue(&self) -> Vec<String> {
+        let residue = self.steps.iter().filter_map(|step| match step {
+            Step::Set(set) => set.cell.kind().residue(&set.from, &set.to),
+            Step::Refresh(refresh) => refresh.leaves.clone(),
+        });
+        residue.collect()
+    }
+
+    pub fn changes(&self, host: &View) -> Vec<Change> {
+        let after = host.after(self);
+        self.sets().map(|set| set.change(host, &after)).collect()
+    }
+
+    pub(super) fn sets(&self) -> impl DoubleEndedIterator<Item = &Set> {
+        self.steps.iter().filter_map(|step| match step {
+            Step::Set(set) => Some(set),
+            Step::Refresh(_) => None,
+        })
+    }
+
+    /// The part of this plan that can be carried out before the system is up. A boot has undone
+    /// the rest by itself.
+    pub(super) fn early(&self) -> Self {
+        let is_early = |step: &&Step| match step {
+            Step::Set(set) => set.cell.kind().is_persistent(),
+            Step::Refresh(refresh) => refresh.early,
+        };
+        Self { steps: self.steps.iter().filter(is_early).cloned().collect(), blobs: Blobs::new() }
+    }
+
+    /// Whether only a system that is up can take this back.
+    pub(super) fn needs_the_system(&self) -> bool {
+        self.sets().any(|set| set.cell.kind().needs_the_system())
+    }
+
+    pub(super) fn first(&self, steps: usize) -> Self {
+        Self { steps: self.steps.iter().take(steps).cloned().collect(), blobs: Blobs::new() }
+    }
+}
+
+fn admit(cell: &Cell, found: &Value, claim: &Claim, is_ours: bool) -> Result<()> {
+    let reason = match claim {
+        Claim::Shared => return Ok(()),
+        Claim::Ours | Claim::New if *found == Value::Absent => return Ok(()),
+        Claim::Ours if is_ours => return Ok(()),
+        Claim::Was(value) if value == found => return Ok(()),
+        Claim::New => "exists already",
+        Claim::Ours => "is not managed by OSAPI",
+        Claim::Was(_) => "was changed since by somebody else",
+    };
+    Err(Error::new(Kind::Conflict, format!("{cell} {reason}")))
+}
+
+impl Step {
+    fn inverse(&self) -> Self {
+        match self {
+            Self::Set(set) => {
+                let (from, to) = (set.to.clone(), set.from.clone());
+                Self::Set(Set { from, to, ..set.clone() })
+            }
+            Self::Refresh(_) => self.clone(),
+        }
+    }
+
+    fn public(&self) -> Self {
+        match self {
+            Self::Set(set) => {
+                let (from, to, origin) = (set.from.public(), set.to.public(), Value::Absent);
+                Self::Set(Set { from, to, origin, ..set.clone() })
+            }
+            Self::Refresh(_) => self.clone(),
+        }
+    }
+
+    /// Whether one command carries out both.
+    pub(super) fn goes_with(&self, next: &Self) -> bool {
+        let _ = next;
+        false
+    }
+}
+
+impl Set {
+    fn change(&self, before: &View, after: &View) -> Change {
+        let is_private = self.from.is_private() || self.to.is_private();
+        let text = |view: &View, value: &Value| -> Option<String> {
+            let mut text = String::new();
+            if let Value::File { .. } = value {
+                view.open(&self.cell).ok()?.take(MAX_DIFF).read_to_string(&mut text).ok()?;
+            }
+            Some(text)
+        };
+        let files =
+            [(before, &self.from), (after, &self.to)].map(|(view, value)| text(view, value));
+        let diff = match files {
+            [Some(old), Some(new)] if old != new && !is_private => {
+                let diff = TextDiff::from_lines(&old, &new);
+                Some(diff.unified_diff().header("before", "after").to_string())
+            }
+            _ => None,
+        };
+        let (from, to) = (self.from.public(), self.to.public());
+        Change { cell: self.cell.clone(), from, to, diff }
+    }
+}
+
+/// One difference, for people and programs to read.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+pub struct Change {
+    pub cell: Cell,
+    pub from: Value,
+    pub to: Value,
+    /// Unified diff of the content, where it is text and not private.
+    pub diff: Option<String>,
+}

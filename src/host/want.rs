@@ -1,0 +1,159 @@
+//! What a provider asks for: what should be, whatever is.
+//!
+//! A provider never compares, writes or restarts anything itself. It says which cells should
+//! hold which values and what has to take notice; [`Plan::of`](super::plan::Plan::of) leaves out
+//! what is so already.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::cell::{Blobs, Cell, State, Value};
+use super::plan::{Plan, Step};
+use super::view::View;
+
+#[derive(Clone, Default)]
+pub struct Want {
+    pub(super) wishes: Vec<Wish>,
+    pub(super) blobs: Blobs,
+}
+
+#[derive(Clone)]
+pub(super) enum Wish {
+    Be { cell: Cell, value: Value, claim: Claim },
+    Then(Refresh),
+}
+
+/// By what right a cell is assigned.
+#[derive(Clone, Eq, PartialEq)]
+pub(super) enum Claim {
+    Shared,
+    Ours,
+    New,
+    Was(Value),
+}
+
+impl Want {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A setting of the system, which others may change as well.
+    pub fn set(self, state: State) -> Self {
+        self.be(state, Claim::Shared)
+    }
+
+    /// Something only OSAPI keeps. What somebody else put there is not overwritten.
+    pub fn own(self, state: State) -> Self {
+        self.be(state, Claim::Ours)
+    }
+
+    /// Something that is not there yet, unless it is exactly as wanted.
+    pub fn create(self, state: State) -> Self {
+        self.be(state, Claim::New)
+    }
+
+    /// Gives a cell back: it shall hold what it held before OSAPI first assigned it.
+    pub fn release(self, host: &View, cell: Cell) -> Self {
+        match host.record(&cell) {
+            Some(record) => {
+                self.be(State { cell, value: record.origin, bytes: None }, Claim::Shared)
+            }
+            None => self,
+        }
+    }
+
+    /// If anything since the previous refresh had to change, somebody has to take notice.
+    pub fn then(mut self, refresh: Refresh) -> Self {
+        self.wishes.push(Wish::Then(refresh));
+        self
+    }
+
+    /// That nothing of `plan` had happened, provided nobody has built on it since.
+    pub fn without(plan: &Plan) -> Self {
+        let wishes = plan.inverse().steps.into_iter().map(|step| match step {
+            Step::Set(set) => {
+                Wish::Be { cell: set.cell, value: set.to, claim: Claim::Was(set.from) }
+            }
+            Step::Refresh(refresh) => Wish::Then(refresh),
+        });
+        Self { wishes: wishes.collect(), blobs: Blobs::new() }
+    }
+
+    fn be(mut self, state: State, claim: Claim) -> Self {
+        if let (Some(content), Some(bytes)) = (state.value.content(), state.bytes) {
+            self.blobs.insert(content.clone(), bytes);
+        }
+        self.wishes.push(Wish::Be { cell: state.cell, value: state.value, claim });
+        self
+    }
+}
+
+impl FromIterator<State> for Want {
+    fn from_iter<T: IntoIterator<Item = State>>(states: T) -> Self {
+        states.into_iter().fold(Self::new(), Self::set)
+    }
+}
+
+/// Makes something that runs take notice of what was set before it.
+///
+/// It derives state from cells and has none of its own, so it may be repeated at any time, and
+/// it is its own inverse once the cells hold their former values again.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Refresh {
+    pub(super) program: String,
+    pub(super) args: Vec<String>,
+    /// Whether it belongs into early boot as well, where nothing runs that could take notice.
+    pub(super) early: bool,
+    /// What it is known to leave behind, although it should not.
+    pub(super) leaves: Option<String>,
+}
+
+impl Refresh {
+    /// A program that anyone may run again at any time.
+    pub fn run(program: &str, args: &[&str]) -> Self {
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Self { program: program.to_owned(), args, early: false, leaves: None }
+    }
+
+    pub fn try_restart(unit: &str) -> Self {
+        Self::run("systemctl", &["try-restart", "--", unit])
+    }
+
+    /// For what can be done, and matters, before the system is up.
+    pub fn early(mut self) -> Self {
+        self.early = true;
+        self
+    }
+
+    /// Names what it leaves behind, for whoever considers to undo it.
+    pub fn leaves(mut self, what: &str) -> Self {
+        self.leaves = Some(what.to_owned());
+        self
+    }
+}
+
+/// Something that is done rather than brought about: at most once, and not undone.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Act {
+    /// Runs a program to its end.
+    Run(Run),
+    /// `start` tells the process from a later one with the same number.
+    Signal { pid: i32, start: u64, signal: i32 },
+    /// Makes the change of `job` permanent, which waits for it.
+    Confirm { job: String },
+    /// Takes the change of `job` back, which waits to be confirmed.
+    Revert { job: String },
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Run {
+    /// An absolute path, or a bare name that is looked up in the system directories.
+    pub program: String,
+    pub args: Vec<String>,
+    /// Where it starts; `/` if not said.
+    pub cwd: Option<String>,
+    /// After which everything it started is killed.
+    pub limit: Duration,
+}

@@ -1,0 +1,171 @@
+//! What is asked of hosts, and what became of it. Pure data; no I/O.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::{Error, ErrorBody, Kind, Result};
+
+/// One request by one caller, to be carried out on one or more hosts.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Job {
+    /// A UUIDv7: ids sort by the time of submission.
+    pub id: String,
+    /// The operation, such as `node.sysctl.update`.
+    pub op: String,
+    pub caller: String,
+    /// What the caller wrote where a host goes: `_any`, `_all`, a name, an id, a label.
+    pub target: String,
+    /// The machine id of every host that is expected to answer, fixed when the job is made.
+    pub hosts: Vec<String>,
+    /// When it was submitted, in milliseconds since 1970.
+    pub created: u64,
+    pub deadline: Deadline,
+    /// When and by whom it was called off. Hosts that had begun may still answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancelled: Option<Mark>,
+    /// The jobs that repeat this one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retried: Vec<Mark>,
+}
+
+/// The last moment to begin.
+///
+/// The wall clock may be set while a job waits; the clock of the boot may not. It decides for as
+/// long as the boot lasts in which the job was submitted.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Deadline {
+    /// Milliseconds since 1970.
+    pub at: u64,
+    /// The boot that `uptime` counts in.
+    pub boot: String,
+    /// Milliseconds since that boot.
+    pub uptime: u64,
+}
+
+/// Who did something to a job, and when.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Mark {
+    /// Milliseconds since 1970.
+    pub at: u64,
+    pub by: String,
+    /// The job that came of it, where one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
+}
+
+/// A job as it is stored under `job.<id>`, with what only the hosts need.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Record {
+    #[serde(flatten)]
+    pub job: Job,
+    pub params: Value,
+    #[serde(default, skip_serializing_if = "Options::is_default")]
+    pub options: Options,
+    /// What the parameters name of the object store, by name, as it was at submission.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub objects: BTreeMap<String, Content>,
+}
+
+/// An object that a job needs. Its digest is pinned, so that every host gets the same.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Content {
+    /// SHA-256 in hexadecimal.
+    pub digest: String,
+    /// In bytes.
+    pub size: u64,
+    /// In base64, where it is small enough to travel with the task (16 KiB); larger ones are
+    /// fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<String>,
+}
+
+/// One job's work for one host, as the agent opens it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Task {
+    pub job: String,
+    /// The machine id of the host it is for.
+    pub host: String,
+    pub op: String,
+    pub params: Value,
+    #[serde(default, skip_serializing_if = "Options::is_default")]
+    pub options: Options,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub objects: BTreeMap<String, Content>,
+    /// How long after it was handed out it may still begin, in milliseconds.
+    pub left_ms: u64,
+}
+
+/// How a change is to be carried out, whatever it is about.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// Says what would change and changes nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+    /// Goes ahead only if it would still do what the dry run showed that yielded this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("pattern" = "^[0-9a-f]{64}$"))]
+    pub plan: Option<String>,
+    /// Takes the change back unless it is confirmed within this many seconds, 1 to 86400.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 86_400))]
+    pub confirm: Option<u64>,
+}
+
+impl Options {
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "status")]
+pub enum Outcome {
+    Done { result: Value },
+    Failed { error: ErrorBody },
+}
+
+/// What an agent tells of one task. Stored under `job.<id>.<machine id>`, once.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Report {
+    pub job: String,
+    /// When work on it began and ended, in milliseconds since 1970 by the host's clock.
+    pub begun: u64,
+    pub ended: u64,
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+impl From<Result<Value>> for Outcome {
+    fn from(result: Result<Value>) -> Self {
+        match result {
+            Ok(result) => Self::Done { result },
+            Err(error) => Self::Failed { error: error.body() },
+        }
+    }
+}
+
+impl From<Outcome> for Result<Value> {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Done { result } => Ok(result),
+            Outcome::Failed { error } => Err(error.into()),
+        }
+    }
+}
+
+pub fn encode(value: &impl Serialize) -> Result<Bytes> {
+    serde_json::to_vec(value)
+        .map(Into::into)
+        .map_err(|error| Error::new(Kind::Internal, "cannot encode").because(error))
+}
+
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| Error::new(Kind::Internal, "cannot decode").because(error))
+}

@@ -1,0 +1,29 @@
+//! OSAPI: a REST API and a command line to read and change a Linux host.
+//!
+//! Start reading at [`op`], the vocabulary of operations, then at any file under [`provider`] for
+//! operations themselves. A request travels `api` -> `controller` -> `store` -> `link` -> `agent`
+//! -> `host`, which asks a `provider` what should be, plans and applies it.
+
+#![warn(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::exit,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
+
+pub mod clock;
+pub mod controller;
+pub mod error;
+pub mod host;
+pub mod job;
+pub mod link;
+pub mod op;
+pub mod ops;
+pub mod permission;
+pub mod provider;
+pub mod schema;
+pub mod store;

@@ -1,0 +1,122 @@
+//! What an agent may ask of whoever hands out work: four questions, whatever carries them.
+//!
+//! On a single host the agent puts them to the controller over a private socket. The privileged
+//! process parses one protocol, from one local peer whom the kernel vouches for.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::Result;
+use crate::job::Report;
+use crate::op::Access;
+
+mod socket;
+
+pub use socket::{SocketLink, serve};
+
+/// Puts questions to whoever hands out work.
+#[async_trait]
+pub trait Link: Send {
+    async fn ask(&mut self, ask: Ask) -> Result<Answer>;
+}
+
+/// Answers the questions of one agent connection.
+#[async_trait]
+pub trait Desk: Send {
+    async fn answer(&mut self, ask: Ask) -> Result<Answer>;
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// What to do next, of the classes there is room for, apart from what the agent holds: has
+    /// taken and not yet reported. Waits for work up to `wait_ms`.
+    ///
+    /// There is no lease to extend. A task that was lost on the way is not held, and so is handed
+    /// out again; asking also says that the host is alive.
+    Next {
+        holds: Vec<String>,
+        classes: Vec<Access>,
+        /// In the first question of a connection, whenever it has changed, and at least each
+        /// minute.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        about: Option<Box<About>>,
+        wait_ms: u64,
+    },
+    /// These are done. Answered once that is durable; only the first report of a task counts.
+    Finish(Vec<Report>),
+    /// What running jobs say meanwhile. Not stored, and dropped when nobody listens.
+    Tell(Vec<Tell>),
+    /// The part of an object that begins at `offset`; empty at its end.
+    Fetch { object: String, offset: u64 },
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    Tasks {
+        tasks: Vec<Sealed>,
+        /// Ends of audit chains to keep where only root writes.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        heads: Vec<Head>,
+    },
+    Done,
+    /// In base64.
+    Part(String),
+}
+
+/// A task as bytes that only the agent opens, so that whoever passes them on cannot re-encode
+/// what may be signed.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Sealed {
+    /// A [`Task`](crate::job::Task) in JSON.
+    pub body: String,
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Tell {
+    pub job: String,
+    pub data: Value,
+}
+
+/// Where a chain of audit notes ends.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Head {
+    /// Names the chain.
+    pub writer: String,
+    pub number: u64,
+    pub hash: String,
+}
+
+/// What an agent says of itself and of its host.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct About {
+    pub machine_id: String,
+    pub hostname: String,
+    pub version: String,
+    /// When this agent started, in milliseconds since 1970.
+    pub started_at: u64,
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// The facts that clients read, under their published names.
+    pub facts: Value,
+    pub conditions: Vec<Condition>,
+    /// Jobs whose changes wait to be confirmed.
+    pub waiting: Vec<String>,
+    /// Whether the kernel holds back whoever plans from writing.
+    pub landlock: bool,
+    pub uid: u32,
+    pub pid: i32,
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Condition {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub status: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// RFC 3339.
+    pub last_transition_time: String,
+}

@@ -1,0 +1,3 @@
+//! The program: arguments, then one of the mains.
+
+fn main() {}

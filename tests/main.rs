@@ -1,0 +1,1 @@
+//! What needs no server of its own: the table against the contract, the laws, the store.
