@@ -8,17 +8,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::Result;
-use crate::job::Report;
-use crate::op::Access;
+use crate::job::{Options, Report};
+use crate::op::{Access, Agent, Op};
 
 mod socket;
 
-pub use socket::{SocketLink, serve};
+pub use socket::{MAX_FRAME, SocketLink, parse_frame, serve};
 
-/// Puts questions to whoever hands out work.
-#[async_trait]
+/// Puts questions to whoever hands out work, one at a time.
+///
+/// It blocks: whoever waits for work has a thread to do it on, so that an answer reaches that
+/// thread without a detour.
 pub trait Link: Send {
-    async fn ask(&mut self, ask: Ask) -> Result<Answer>;
+    /// An error means that there was no answer. Whether the question arrived is not known.
+    fn ask(&mut self, ask: &Ask) -> Result<Answer>;
 }
 
 /// Answers the questions of one agent connection.
@@ -64,6 +67,18 @@ pub enum Answer {
     Done,
     /// In base64.
     Part(String),
+}
+
+/// The class whose room a task takes on its host, as in [`Ask::Next`].
+///
+/// What only previews looks. So does, for this purpose, what confirms or reverts another job, the
+/// one kind of act that is not about a host: it must not wait behind acts that take long.
+pub fn class(op: &Op<Agent>, options: &Options) -> Access {
+    match op.run.access() {
+        Access::Write if options.dry_run => Access::Read,
+        Access::Execute if !op.path.contains("{hostname}") => Access::Read,
+        access => access,
+    }
 }
 
 /// A task as bytes that only the agent opens, so that whoever passes them on cannot re-encode
