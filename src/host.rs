@@ -21,10 +21,10 @@ mod root;
 mod view;
 mod want;
 
-pub use command::Output as Done;
-pub use exec::Executor;
+pub use command::Done;
+pub use exec::{Executor, UndoBounds};
 pub use journal::Record;
 pub use plan::{Change, Plan};
 pub use root::Root;
-pub use view::{Drift, View};
+pub use view::{Capability, Drift, Machine, Object, Space, View};
 pub use want::{Act, Refresh, Run, Want};

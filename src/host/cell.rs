@@ -21,7 +21,7 @@ use crate::error::{Error, Kind, Result};
 mod node;
 mod sysctl;
 
-pub use node::{directory, file, link, nothing};
+pub use node::{directory, file, link, nothing, object};
 pub use sysctl::sysctl;
 
 /// A place on the host that holds one value at a time.
@@ -176,6 +176,16 @@ impl Digest {
         Self(hex(sha2::Sha256::digest(bytes)))
     }
 
+    /// Reads 64 hexadecimal digits.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        (text.len() == 64 && text.bytes().all(is_digit)).then(|| Self(text.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     pub fn of_all(mut reader: impl Read) -> std::io::Result<Self> {
         let mut hash = sha2::Sha256::new();
         let mut buffer = [0; 16 * 1024];
@@ -214,6 +224,7 @@ impl State {
         Self { cell, value, bytes: None }
     }
 
+    /// Permissions in octal. Files have 0644 and directories 0755 unless this says otherwise.
     pub fn mode(mut self, bits: u32) -> Self {
         if let Value::File { mode, .. } | Value::Directory { mode, .. } = &mut self.value {
             *mode = Mode(bits);
@@ -221,7 +232,8 @@ impl State {
         self
     }
 
-    /// Owners go by name, because a plan may give files to an account that it creates.
+    /// Owners go by name, because a plan may give files to an account that it creates. An empty
+    /// user is the agent's own account; an empty group that of the user.
     pub fn owner(mut self, user: &str, group: &str) -> Self {
         if let Value::File { owner, .. } | Value::Directory { owner, .. } = &mut self.value {
             *owner = format!("{user}:{group}");

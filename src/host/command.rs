@@ -1,5 +1,6 @@
 //! Running a program to its end, and its children with it.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -7,31 +8,59 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::journal::Turn;
 use crate::error::{Error, Kind, Result};
 
+/// How many bytes of each stream are kept; the rest is read and dropped.
+const MAX_OUTPUT: usize = 256 * 1024;
+/// How many of them an error message repeats.
+const MAX_TOLD: usize = 2048;
+/// How long output is waited for that only those hold who were left behind by the program.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// What a program left behind.
-#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
-pub struct Output {
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+pub struct Done {
     /// The exit status, or 128 and the number of the signal that ended the program.
     pub exit_code: i32,
+    /// At most 256 KiB; what is not UTF-8 is replaced.
     pub stdout: String,
+    /// At most 256 KiB; what is not UTF-8 is replaced.
     pub stderr: String,
+    /// Whether more was printed than is kept here.
+    pub truncated: bool,
+    /// How long it ran, in milliseconds.
+    pub duration_ms: u64,
 }
 
-impl Output {
+impl Done {
     /// What was printed, provided that `program` succeeded.
     pub(super) fn success(self, program: &str) -> Result<String> {
         if self.exit_code == 0 {
             return Ok(self.stdout);
         }
-        let message = format!("{program} exited with {}: {}", self.exit_code, self.stderr.trim());
+        let said = told(&self.stderr, &self.stdout);
+        let message = format!("{program} exited with {}{said}", self.exit_code);
         Err(Error::new(Kind::HostFailed, message))
     }
+}
+
+/// The end of what a program said, for a message.
+fn told(stderr: &str, stdout: &str) -> String {
+    let said = if stderr.trim().is_empty() { stdout.trim() } else { stderr.trim() };
+    if said.is_empty() {
+        return String::new();
+    }
+    let from = said.len().saturating_sub(MAX_TOLD);
+    let from = (from..said.len()).find(|at| said.is_char_boundary(*at)).unwrap_or(0);
+    format!(": {}{}", if from > 0 { "… " } else { "" }, &said[from..])
 }
 
 /// Runs `program` as a child in a process group of its own, and lets it hold `turn` until it
@@ -42,76 +71,166 @@ pub(super) fn child(
     stdin: &[u8],
     limit: Duration,
     turn: &Turn,
-) -> Result<Output> {
-    run(Command::new(program).args(args).env_clear().envs(ENVIRONMENT), stdin, limit, Some(turn))
-}
-
-/// The same for a program that only looks, and may write nothing outside `scratch`.
-pub(super) fn query(
-    program: &Path,
-    args: &[&str],
-    scratch: &Path,
-    limit: Duration,
-) -> Result<Output> {
+) -> Result<Done> {
     let mut command = Command::new(program);
-    run(command.args(args).env_clear().envs(ENVIRONMENT).env("TMPDIR", scratch), &[], limit, None)
+    command.args(args).env_clear().envs(ENVIRONMENT);
+    let child = spawn(&mut command, !stdin.is_empty(), Some(turn)).map_err(cannot_run(program))?;
+    follow(child, program, stdin, limit)
 }
 
-fn run(
-    command: &mut Command,
-    stdin: &[u8],
-    limit: Duration,
-    turn: Option<&Turn>,
-) -> Result<Output> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let failed = |error: std::io::Error| {
-        Error::new(Kind::HostFailed, format!("cannot run {program}: {error}")).because(error)
-    };
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let mut child = spawn(command, turn).map_err(failed)?;
-    let collect = |mut pipe: Box<dyn Read + Send>| {
-        std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            let _ = pipe.read_to_end(&mut bytes);
-            String::from_utf8_lossy(&bytes).into_owned()
-        })
-    };
-    let stdout = child.stdout.take().map(|pipe| collect(Box::new(pipe)));
-    let stderr = child.stderr.take().map(|pipe| collect(Box::new(pipe)));
-    // A program may exit without reading what it was given.
-    let _ = child.stdin.take().map(|mut pipe| pipe.write_all(stdin));
-    let deadline = Instant::now() + limit;
-    let status = loop {
-        if let Some(status) = child.try_wait().map_err(failed)? {
-            break status;
-        }
-        if Instant::now() > deadline {
-            let group = rustix::process::Pid::from_child(&child);
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-            let _ = child.wait();
-            let message = format!("{program} ran for more than {limit:?}");
-            return Err(Error::new(Kind::HostFailed, message));
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    };
-    let [stdout, stderr] = [stdout, stderr]
-        .map(|thread| thread.and_then(|thread| thread.join().ok()).unwrap_or_default());
-    let exit_code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
-    Ok(Output { exit_code, stdout, stderr })
+pub(super) fn cannot_run(program: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
+    move |error| {
+        let message = format!("cannot run {}: {error}", program.display());
+        Error::new(Kind::HostFailed, message).because(error)
+    }
 }
 
 /// Starts a child that inherits `turn` and nobody else's.
 ///
 /// A child gets whatever can be inherited while it is started. So that is one at a time:
 /// otherwise a long act, started while a change is at work, would hold the host's lock as well.
-fn spawn(command: &mut Command, turn: Option<&Turn>) -> std::io::Result<Child> {
+pub(super) fn spawn(
+    command: &mut Command,
+    has_stdin: bool,
+    turn: Option<&Turn>,
+) -> std::io::Result<Child> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let stdin = if has_stdin { Stdio::piped() } else { Stdio::null() };
+    command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mark = |flags| turn.map_or(Ok(()), |turn| fcntl_setfd(turn, flags));
     mark(FdFlags::empty())?;
     let child = command.spawn();
     mark(FdFlags::CLOEXEC)?;
     child
+}
+
+/// A stream of a child, as far as it is kept.
+struct Stream {
+    pipe: Option<File>,
+    kept: Vec<u8>,
+    is_cut: bool,
+}
+
+impl Stream {
+    fn new(pipe: Option<impl Into<std::os::fd::OwnedFd>>) -> std::io::Result<Self> {
+        let pipe = pipe.map(|pipe| File::from(pipe.into()));
+        pipe.as_ref().map(|pipe| fcntl_setfl(pipe, OFlags::NONBLOCK)).transpose()?;
+        Ok(Self { pipe, kept: Vec::new(), is_cut: false })
+    }
+
+    /// Takes what has come so far.
+    fn take(&mut self) {
+        let mut buffer = [0; 16 * 1024];
+        while let Some(pipe) = &mut self.pipe {
+            match pipe.read(&mut buffer) {
+                Ok(0) => self.pipe = None,
+                Ok(n) => {
+                    let room = MAX_OUTPUT.saturating_sub(self.kept.len());
+                    self.kept.extend_from_slice(&buffer[..n.min(room)]);
+                    self.is_cut |= n > room;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => self.pipe = None,
+            }
+        }
+    }
+
+    fn text(mut self) -> (String, bool) {
+        self.take();
+        // Somebody whom the program left behind still holds it.
+        let is_cut = self.is_cut || self.pipe.is_some();
+        (String::from_utf8_lossy(&self.kept).into_owned(), is_cut)
+    }
+}
+
+/// Follows `child` to its end, or kills its group once `limit` is over.
+///
+/// What it leaves running on purpose is left running, but not waited for.
+pub(super) fn follow(
+    mut child: Child,
+    program: &Path,
+    mut stdin: &[u8],
+    limit: Duration,
+) -> Result<Done> {
+    let failed = cannot_run(program);
+    let begun = Instant::now();
+    let pid = Pid::from_child(&child);
+    let mut input = child.stdin.take().map(|pipe| File::from(std::os::fd::OwnedFd::from(pipe)));
+    if let Some(input) = &input {
+        fcntl_setfl(input, OFlags::NONBLOCK).map_err(|error| failed(error.into()))?;
+    }
+    let mut out = Stream::new(child.stdout.take()).map_err(&failed)?;
+    let mut err = Stream::new(child.stderr.take()).map_err(&failed)?;
+    let end = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| failed(error.into()))?;
+    let mut deadline = begun + limit;
+    let (mut status, mut is_late) = (None, false);
+    loop {
+        if status.is_none() {
+            status = child.try_wait().map_err(&failed)?;
+            if status.is_some() {
+                deadline = deadline.min(Instant::now() + LINGER);
+            }
+        }
+        out.take();
+        err.take();
+        if let Some(pipe) = &mut input {
+            // A program may exit without reading what it was given.
+            match pipe.write(stdin) {
+                Ok(n) => stdin = &stdin[n..],
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => stdin = &[],
+            }
+            if stdin.is_empty() {
+                input = None;
+            }
+        }
+        if status.is_some() && out.pipe.is_none() && err.pipe.is_none() {
+            break;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            if status.is_some() {
+                break;
+            }
+            is_late = true;
+            let _ = kill_process_group(pid, Signal::KILL);
+            status = Some(child.wait().map_err(&failed)?);
+            deadline = Instant::now() + LINGER;
+            continue;
+        }
+        let mut fds = Vec::with_capacity(4);
+        if status.is_none() {
+            fds.push(PollFd::new(&end, PollFlags::IN));
+        }
+        fds.extend(
+            [&out.pipe, &err.pipe]
+                .into_iter()
+                .flatten()
+                .map(|pipe| PollFd::new(pipe, PollFlags::IN)),
+        );
+        fds.extend(input.iter().map(|pipe| PollFd::new(pipe, PollFlags::OUT)));
+        let wait = Timespec::try_from(left).map_err(|error| {
+            Error::new(Kind::Internal, "a limit is out of range").because(error)
+        })?;
+        match poll(&mut fds, Some(&wait)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(failed(error.into())),
+        }
+    }
+    let (stdout, cut_out) = out.text();
+    let (stderr, cut_err) = err.text();
+    if is_late {
+        let (program, seconds) = (program.display(), limit.as_secs_f64());
+        let said = told(&stderr, &stdout);
+        let message = format!("{program} ran for more than {seconds} s and was killed{said}");
+        return Err(Error::new(Kind::HostFailed, message));
+    }
+    let code = status.map(|status| status.code().unwrap_or(128 + status.signal().unwrap_or(0)));
+    let duration_ms = begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
+    let (exit_code, truncated) = (code.unwrap_or(-1), cut_out || cut_err);
+    Ok(Done { exit_code, stdout, stderr, truncated, duration_ms })
 }
 
 /// Runs `program` as the transient unit `name`, or picks up the run of that name which an
@@ -124,8 +243,10 @@ pub(super) fn unit(
     args: &[&str],
     stdin: &[u8],
     limit: Duration,
+    cwd: Option<&str>,
     turn: &Turn,
-) -> Result<Output> {
+) -> Result<Done> {
+    let begun = Instant::now();
     let properties = "--property=LoadState,ActiveState,Job,Result,ExecMainStatus";
     let show = || {
         let args = ["show", properties, "--", name];
@@ -146,6 +267,7 @@ pub(super) fn unit(
             format!("--property=StandardOutput=file:{RUN}/{name}.out"),
             format!("--property=StandardError=file:{RUN}/{name}.err"),
         ];
+        command.extend(cwd.map(|cwd| format!("--property=WorkingDirectory={cwd}")));
         command.extend(ENVIRONMENT.map(|(key, value)| format!("--setenv={key}={value}")));
         command.extend(["--".to_owned(), program.to_string_lossy().into_owned()]);
         let command: Vec<&str> = command.iter().map(String::as_str).chain(args.to_vec()).collect();
@@ -156,18 +278,29 @@ pub(super) fn unit(
         let state = show()?;
         let has = |property: &str| state.lines().any(|line| line == property);
         if has("Result=timeout") {
-            return Err(Error::new(Kind::HostFailed, format!("{name} ran for {limit:?}")));
+            return Err(Error::new(
+                Kind::HostFailed,
+                format!("{name} ran for more than {} s and was killed", limit.as_secs_f64()),
+            ));
         }
         if has("ActiveState=active") || has("ActiveState=failed") {
             let status = state.lines().find_map(|line| line.strip_prefix("ExecMainStatus="));
             let printed = |suffix| {
-                let bytes = std::fs::read(format!("{RUN}/{name}.{suffix}")).unwrap_or_default();
-                String::from_utf8_lossy(&bytes).into_owned()
+                let mut bytes = Vec::new();
+                let file = File::open(format!("{RUN}/{name}.{suffix}"));
+                let _ =
+                    file.and_then(|file| file.take(MAX_OUTPUT as u64 + 1).read_to_end(&mut bytes));
+                let is_cut = bytes.len() > MAX_OUTPUT;
+                bytes.truncate(MAX_OUTPUT);
+                (String::from_utf8_lossy(&bytes).into_owned(), is_cut)
             };
-            return Ok(Output {
+            let ((stdout, cut_out), (stderr, cut_err)) = (printed("out"), printed("err"));
+            return Ok(Done {
                 exit_code: status.and_then(|status| status.parse().ok()).unwrap_or(-1),
-                stdout: printed("out"),
-                stderr: printed("err"),
+                stdout,
+                stderr,
+                truncated: cut_out || cut_err,
+                duration_ms: begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX),
             });
         }
         if has("ActiveState=inactive") && has("Job=") {
@@ -218,7 +351,7 @@ const RUN: &str = "/run/osapi";
 const SYSTEMCTL: &str = "/usr/bin/systemctl";
 /// How long the service manager may take to answer.
 const MANAGER: Duration = Duration::from_secs(90);
-const ENVIRONMENT: [(&str, &str); 3] = [
+pub(super) const ENVIRONMENT: [(&str, &str); 3] = [
     ("DEBIAN_FRONTEND", "noninteractive"),
     ("LC_ALL", "C.UTF-8"),
     ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),

@@ -25,6 +25,23 @@ const FORWARD: u32 = 3;
 /// How often it is resumed before there is no way at all.
 const BACKWARD: u32 = 6;
 
+/// How long the means to undo are kept. Whatever is open, or may be delivered again, is kept
+/// beyond that.
+#[derive(Clone, Copy, Debug)]
+pub struct UndoBounds {
+    pub age: Duration,
+    pub bytes: u64,
+    /// How long after its end a job may be delivered again.
+    pub redelivery: Duration,
+}
+
+impl Default for UndoBounds {
+    fn default() -> Self {
+        let days = |days: u64| Duration::from_secs(days * 86_400);
+        Self { age: days(30), bytes: 256 * 1024 * 1024, redelivery: days(2) }
+    }
+}
+
 pub struct Executor {
     root: Root,
     journal: Journal,
@@ -44,7 +61,8 @@ struct Pass {
 
 impl Executor {
     /// For the host under `root`, with the directory `state` as memory.
-    pub fn new(root: Root, state: &Path) -> Result<Self> {
+    pub fn new(root: Root, state: &Path, bounds: UndoBounds) -> Result<Self> {
+        let _ = bounds;
         Ok(Self { root, journal: Journal::open(state)?, is_booting: false })
     }
 
@@ -112,7 +130,7 @@ impl Executor {
 
     /// What `task` asks for, and nothing done about it.
     fn plan(&self, provider: &dyn AgentOp, task: &Task) -> Result<Work> {
-        let view = self.view();
+        let view = self.view().of_task(&task.job, &task.objects);
         look(&self.journal.scratch(), || match provider.intend(&view, &task.params)? {
             Intent::Look => Ok(Work::Plan(Plan::default())),
             Intent::Want(want) => Plan::of(&view, want).map(Work::Plan),
@@ -121,7 +139,7 @@ impl Executor {
     }
 
     fn show(&self, provider: &dyn AgentOp, task: &Task) -> Result<Json> {
-        let view = self.view();
+        let view = self.view().of_task(&task.job, &task.objects);
         look(&self.journal.scratch(), || provider.show(&view, &task.params))
     }
 
@@ -442,12 +460,6 @@ fn converged<'a>(off: impl Iterator<Item = &'a Cell>) -> Result<()> {
     }
     let message = format!("applied, and yet not as wanted: {}", off.join(", "));
     Err(Error::new(Kind::NotConverged, message))
-}
-
-/// Milliseconds since 1970, as whoever set the deadline counts.
-fn now() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
 /// Seconds since this boot, however long the host slept and whatever was done to its clock.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::cell::Value;
-use super::command::{self, Output};
+use super::command::{self, Done};
 use super::journal::{Journal, Turn};
 use super::plan::{Set, Step};
 use super::root::Root;
@@ -54,10 +54,10 @@ impl Hands<'_> {
     }
 
     /// Does something once; `again` says that an earlier process may have begun to.
-    pub(super) fn act(&self, act: &Act, again: bool, same_boot: bool) -> Result<Output> {
+    pub(super) fn act(&self, act: &Act, again: bool, same_boot: bool) -> Result<Done> {
         let unknown =
             || Error::new(Kind::Interrupted, "it was interrupted and may have taken effect");
-        let done = Output { exit_code: 0, stdout: String::new(), stderr: String::new() };
+        let done = Done::default();
         match act {
             // A unit's name is taken once per boot, so starting it again picks up the first run.
             Act::Run(_) if again && !(same_boot && self.outlive) => Err(unknown()),
@@ -109,10 +109,10 @@ impl Hands<'_> {
         result.map(drop)
     }
 
-    fn output(&self, program: &str, args: &[&str], stdin: &[u8]) -> Result<Output> {
+    fn output(&self, program: &str, args: &[&str], stdin: &[u8]) -> Result<Done> {
         let path = self.root.command(program)?;
         if self.outlive {
-            command::unit(&self.unit(program), &path, args, stdin, self.limit, self.turn)
+            command::unit(&self.unit(program), &path, args, stdin, self.limit, None, self.turn)
         } else {
             command::child(&path, args, stdin, self.limit, self.turn)
         }

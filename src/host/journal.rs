@@ -279,6 +279,10 @@ impl Journal {
         fs::rename(&temporary, &path).map_err(failed)
     }
 
+    pub(super) fn has(&self, digest: &Digest) -> bool {
+        self.blob(digest).exists()
+    }
+
     pub(super) fn content(&self, digest: &Digest) -> Result<File> {
         File::open(self.blob(digest)).map_err(failed)
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use similar::TextDiff;
 
 use super::cell::{Blobs, Cell, Digest, Value};
+use super::journal::Record;
 use super::view::View;
 use super::want::{Claim, Refresh, Want, Wish};
 use crate::error::{Error, Kind, Result};
@@ -54,7 +55,8 @@ impl Plan {
                 Wish::Be { cell, value: to, claim } => {
                     stirred &= !announcing;
                     announcing = false;
-                    let from = host.after(&plan).value(&cell)?;
+                    let now = host.after(&plan);
+                    let (from, to) = (now.value(&cell)?, now.owned(to)?);
                     if from == to {
                         continue;
                     }
@@ -193,6 +195,18 @@ impl Step {
 }
 
 impl Set {
+    /// What is remembered of the cell once `job` has assigned it; a cell that is back where it
+    /// started is nobody's concern.
+    pub(super) fn record(&self, job: &str) -> Option<Record> {
+        (self.to != self.origin).then(|| Record {
+            cell: self.cell.clone(),
+            value: self.to.clone(),
+            origin: self.origin.clone(),
+            owned: self.owned,
+            job: job.to_owned(),
+        })
+    }
+
     fn change(&self, before: &View, after: &View) -> Change {
         let is_private = self.from.is_private() || self.to.is_private();
         let text = |view: &View, value: &Value| -> Option<String> {

@@ -1,39 +1,70 @@
 //! Everything a provider may see of a host. Nothing here changes one.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Read;
-use std::time::Duration;
+use std::sync::Arc;
 
+use base64::Engine as _;
 use rustix::fs::OFlags;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::cell::{Blobs, Cell, Value};
-use super::command;
+use super::cell::{Blobs, Cell, Digest, Value};
 use super::journal::{Journal, Record};
 use super::plan::{Plan, Set};
 use super::root::Root;
 use crate::error::{Error, Kind, Result};
+use crate::job::Content;
+
+mod machine;
+
+pub use machine::{Capability, Machine, Space};
+
+/// How many bytes of a file [`View::read`] takes into memory.
+const MAX_READ: u64 = 4 * 1024 * 1024;
 
 #[derive(Clone, Debug)]
 pub struct View {
     pub(super) root: Root,
     journal: Journal,
     /// What a plan will have assigned, seen by whatever is planned after it.
-    pub(super) ahead: BTreeMap<Cell, Value>,
+    pub(super) ahead: BTreeMap<Cell, Set>,
     blobs: Blobs,
+    /// The job that asks, and what its task brings along.
+    job: String,
+    objects: Arc<BTreeMap<String, Content>>,
 }
 
-/// A command that only looks. The constants of this type are all that a view can run.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Query {
-    pub(super) program: &'static str,
-    pub(super) args: &'static [&'static str],
+/// Content from the object store, of which the task pins the digest.
+#[derive(Clone, Debug)]
+pub struct Object {
+    pub(super) digest: Digest,
+    /// In bytes.
+    pub size: u64,
+    /// Where it is small enough to travel with the task. Otherwise it is on the agent's disk.
+    pub(super) bytes: Option<Arc<[u8]>>,
+}
+
+impl Object {
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
 }
 
 impl View {
     pub(super) fn new(root: Root, journal: Journal) -> Self {
-        Self { root, journal, ahead: BTreeMap::new(), blobs: Blobs::new() }
+        let (ahead, blobs) = (BTreeMap::new(), Blobs::new());
+        Self { root, journal, ahead, blobs, job: String::new(), objects: Arc::default() }
+    }
+
+    /// The same host, as the task of `job` sees it.
+    pub(super) fn of_task(mut self, job: &str, objects: &BTreeMap<String, Content>) -> Self {
+        job.clone_into(&mut self.job);
+        if !objects.is_empty() {
+            self.objects = Arc::new(objects.clone());
+        }
+        self
     }
 
     /// The host as it will be once `plan` is applied.
@@ -45,51 +76,150 @@ impl View {
     }
 
     pub(super) fn assume(&mut self, set: &Set) {
-        self.ahead.insert(set.cell.clone(), set.to.clone());
+        self.ahead.insert(set.cell.clone(), set.clone());
     }
 
     /// What `cell` holds.
     pub fn value(&self, cell: &Cell) -> Result<Value> {
-        if let Some(value) = self.ahead.get(cell) {
-            return Ok(value.clone());
+        if let Some(set) = self.ahead.get(cell) {
+            return Ok(set.to.clone());
         }
         cell.kind().observe(self)
     }
 
     /// The bytes behind a value that only names them. They may be too many for memory.
     pub(super) fn open(&self, cell: &Cell) -> Result<Box<dyn Read + '_>> {
-        if let Some(content) = self.ahead.get(cell).and_then(Value::content) {
-            return match self.blobs.get(content) {
-                Some(bytes) => Ok(Box::new(&bytes[..])),
-                None => Ok(Box::new(self.journal.content(content)?)),
-            };
+        match self.ahead.get(cell).and_then(|set| set.to.content()) {
+            Some(content) => self.content(content),
+            None => cell.kind().open(self),
         }
-        cell.kind().open(self)
     }
 
+    fn content(&self, content: &Digest) -> Result<Box<dyn Read + '_>> {
+        match self.blobs.get(content) {
+            Some(bytes) => Ok(Box::new(&bytes[..])),
+            None => Ok(Box::new(self.journal.content(content)?)),
+        }
+    }
+
+    /// Whether there is anything at `path`; links are followed, below the root.
     pub fn exists(&self, path: &str) -> bool {
         match self.ahead.get(&Cell::Node(path.to_owned())) {
-            Some(value) => *value != Value::Absent,
+            Some(set) => set.to != Value::Absent,
             None => self.root.open(path, OFlags::PATH).is_ok(),
         }
     }
 
+    /// The text of the file at `path`, of at most 4 MiB; links are followed, below the root.
     pub fn read(&self, path: &str) -> Result<String> {
-        let mut text = String::new();
-        let mut file = self.open(&Cell::Node(path.to_owned()))?;
-        file.read_to_string(&mut text).map_err(|error| failed(path, error))?;
-        Ok(text)
+        let bytes = self.read_bytes(path, MAX_READ)?;
+        String::from_utf8(bytes)
+            .map_err(|_| Error::new(Kind::HostFailed, format!("cannot read {path}: not UTF-8")))
+    }
+
+    /// What is in the file at `path`; a file with more than `max` bytes is refused.
+    pub fn read_bytes(&self, path: &str, max: u64) -> Result<Vec<u8>> {
+        let mut file: Box<dyn Read> =
+            match self.ahead.get(&Cell::Node(path.to_owned())).and_then(|set| set.to.content()) {
+                Some(content) => self.content(content)?,
+                None => {
+                    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+                    Box::new(File::from(self.root.open(path, flags).map_err(|e| failed(path, e))?))
+                }
+            };
+        let mut bytes = Vec::new();
+        file.by_ref().take(max + 1).read_to_end(&mut bytes).map_err(|error| failed(path, error))?;
+        if bytes.len() as u64 > max {
+            let message = format!("cannot read {path}: it has more than {max} bytes");
+            return Err(Error::new(Kind::TooLarge, message));
+        }
+        Ok(bytes)
+    }
+
+    /// Where the link at `path` points to.
+    pub fn read_link(&self, path: &str) -> Result<String> {
+        let fd = self.root.open(path, OFlags::PATH | OFlags::NOFOLLOW);
+        let target = fd.and_then(|fd| rustix::fs::readlinkat(fd, "", Vec::new()));
+        Ok(target.map_err(|error| failed(path, error))?.to_string_lossy().into_owned())
+    }
+
+    /// The names in the directory at `path`, sorted; those that are not UTF-8 are left out. A
+    /// directory that is not there is empty.
+    pub fn list_dir(&self, path: &str) -> Result<Vec<String>> {
+        let dir = path.trim_end_matches('/');
+        let mut names = std::collections::BTreeSet::new();
+        match self.root.open(path, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Err(rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(failed(path, error)),
+            Ok(fd) => {
+                for entry in rustix::fs::Dir::new(fd).map_err(|error| failed(path, error))? {
+                    let entry = entry.map_err(|error| failed(path, error))?;
+                    let name = entry.file_name().to_str().unwrap_or(".");
+                    if name != "." && name != ".." {
+                        names.insert(name.to_owned());
+                    }
+                }
+            }
+        }
+        for (cell, set) in &self.ahead {
+            let Cell::Node(node) = cell else { continue };
+            if let Some((parent, name)) = node.rsplit_once('/')
+                && parent == dir
+            {
+                if set.to == Value::Absent {
+                    names.remove(name);
+                } else {
+                    names.insert(name.to_owned());
+                }
+            }
+        }
+        Ok(names.into_iter().collect())
+    }
+
+    /// The content that the task names `name`.
+    pub fn object(&self, name: &str) -> Result<Object> {
+        let Some(content) = self.objects.get(name) else {
+            let message = format!("there is no object {name:?}; upload it first");
+            return Err(Error::new(Kind::NotFound, message));
+        };
+        let digest = Digest::parse(&content.digest).ok_or_else(|| spoilt(name))?;
+        let Some(bytes) = &content.bytes else {
+            if !self.journal.has(&digest) {
+                let message = format!("the object {name:?} has not been fetched");
+                return Err(Error::new(Kind::Unavailable, message));
+            }
+            return Ok(Object { digest, size: content.size, bytes: None });
+        };
+        let bytes = base64::engine::general_purpose::STANDARD.decode(bytes);
+        let bytes = bytes.map_err(|error| spoilt(name).because(error))?;
+        if Digest::of(&bytes) != digest {
+            return Err(spoilt(name));
+        }
+        Ok(Object { digest, size: content.size, bytes: Some(bytes.into()) })
     }
 
     /// What OSAPI remembers of `cell`, if it has ever assigned it.
     pub fn record(&self, cell: &Cell) -> Option<Record> {
-        self.journal.record(cell)
+        match self.ahead.get(cell) {
+            Some(set) => set.record(&self.job),
+            None => self.journal.record(cell),
+        }
+    }
+
+    /// Every cell that OSAPI has assigned and not given back, in the order of cells.
+    pub fn records(&self) -> Vec<Record> {
+        let known = self.journal.records().into_iter();
+        let known = known.filter(|record| !self.ahead.contains_key(&record.cell));
+        let ahead = self.ahead.values().filter_map(|set| set.record(&self.job));
+        let mut records: Vec<_> = known.chain(ahead).collect();
+        records.sort_by(|a, b| a.cell.cmp(&b.cell));
+        records
     }
 
     /// Which of the cells that OSAPI has assigned hold something else now.
     pub fn drift(&self) -> Result<Vec<Drift>> {
         let mut drift = Vec::new();
-        for record in self.journal.records() {
+        for record in self.records() {
             let found = self.value(&record.cell)?;
             if found != record.value {
                 let (expected, found) = (record.value.public(), found.public());
@@ -104,14 +234,14 @@ impl View {
         self.journal.applied(job)
     }
 
-    pub(super) fn query(&self, query: Query, args: &[&str]) -> Result<String> {
-        if let Some(arg) = args.iter().find(|arg| arg.starts_with('-')) {
-            return Err(Error::new(Kind::InvalidInput, format!("{arg:?} looks like an option")));
-        }
-        let path = self.root.command(query.program)?;
-        let args: Vec<&str> = query.args.iter().chain(args).copied().collect();
-        let scratch = self.journal.scratch();
-        command::query(&path, &args, &scratch, Duration::from_secs(30))?.success(query.program)
+    /// The name of the account `uid`, or the number itself where nobody has it.
+    pub fn user_name(&self, uid: u32) -> Result<String> {
+        self.name("/etc/passwd", &uid.to_string())
+    }
+
+    /// The name of the group `gid`, or the number itself where nobody has it.
+    pub fn group_name(&self, gid: u32) -> Result<String> {
+        self.name("/etc/group", &gid.to_string())
     }
 
     /// The name that `table` gives `id`, or `id` itself where nobody has it.
@@ -142,7 +272,7 @@ impl View {
 }
 
 /// A cell that does not hold what OSAPI last gave it.
-#[derive(Debug, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 pub struct Drift {
     pub cell: Cell,
     pub expected: Value,
@@ -151,9 +281,22 @@ pub struct Drift {
     pub job: String,
 }
 
-pub(super) fn failed(
-    what: impl std::fmt::Debug,
-    error: impl std::error::Error + Send + Sync + 'static,
-) -> Error {
-    Error::new(Kind::HostFailed, format!("cannot read {what:?}: {error}")).because(error)
+fn spoilt(name: &str) -> Error {
+    Error::new(Kind::Internal, format!("the object {name:?} is not what its digest says"))
+}
+
+pub(super) fn failed(what: &str, error: impl Into<std::io::Error>) -> Error {
+    let error = error.into();
+    let kind = match error.kind() {
+        std::io::ErrorKind::NotFound => Kind::NotFound,
+        std::io::ErrorKind::PermissionDenied => {
+            let message = format!(
+                "cannot read {what} as {}: run the agent with CAP_DAC_READ_SEARCH",
+                machine::account()
+            );
+            return Error::new(Kind::AgentUnprivileged, message).because(error);
+        }
+        _ => Kind::HostFailed,
+    };
+    Error::new(kind, format!("cannot read {what}: {error}")).because(error)
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::cell::{Blobs, Cell, State, Value};
+use super::cell::{self, Blobs, Cell, State, Value};
 use super::plan::{Plan, Step};
 use super::view::View;
 
@@ -61,6 +61,38 @@ impl Want {
             }
             None => self,
         }
+    }
+
+    /// That the directories which hold `path` are there. One that is not is made, with mode 0755,
+    /// for the agent's own user, and goes again when the change is undone.
+    pub fn parents(mut self, host: &View, path: &str) -> Self {
+        let ends = path.match_indices('/').map(|(at, _)| &path[..at]);
+        for parent in ends.filter(|parent| !parent.is_empty()) {
+            if !host.exists(parent) {
+                self = self.create(cell::directory(parent));
+            }
+        }
+        self
+    }
+
+    /// Gives those of the directories that hold `path` back which OSAPI made for it and which
+    /// hold nothing else, innermost first. Comes after what is said of `path` itself.
+    pub fn release_parents(mut self, host: &View, path: &str) -> Self {
+        let ends = path.match_indices('/').map(|(at, _)| at).filter(|at| *at > 0);
+        let mut child = path;
+        for parent in ends.collect::<Vec<_>>().into_iter().rev().map(|at| &path[..at]) {
+            let cell = Cell::Node(parent.to_owned());
+            let is_ours = host.record(&cell).is_some_and(|record| record.origin == Value::Absent);
+            let name = child.rsplit('/').next().unwrap_or_default();
+            let holds_others =
+                host.list_dir(parent).map_or(true, |names| names.iter().any(|other| other != name));
+            if !is_ours || holds_others {
+                break;
+            }
+            self = self.release(host, cell);
+            child = parent;
+        }
+        self
     }
 
     /// If anything since the previous refresh had to change, somebody has to take notice.

@@ -13,13 +13,22 @@ use rustix::io::Errno;
 use super::{Cell, CellKind, Digest, Mode, State, Value};
 use crate::error::{Error, Kind, Result};
 use crate::host::hands::{self, Hands};
-use crate::host::view::{View, failed};
+use crate::host::view::{Object, View, failed};
 
+/// A file of the agent's own user, which everybody may read.
 pub fn file(path: impl Into<String>, content: impl Into<Vec<u8>>) -> State {
     let bytes: Arc<[u8]> = content.into().into();
-    let content = Digest::of(&bytes);
-    let value = Value::File { content, mode: Mode(0o644), owner: "root:root".to_owned() };
-    State { cell: Cell::Node(path.into()), value, bytes: Some(bytes) }
+    State { cell: Cell::Node(path.into()), value: value(Digest::of(&bytes)), bytes: Some(bytes) }
+}
+
+/// The same with content from the object store.
+pub fn object(path: impl Into<String>, content: &Object) -> State {
+    let (value, bytes) = (value(content.digest.clone()), content.bytes.clone());
+    State { cell: Cell::Node(path.into()), value, bytes }
+}
+
+fn value(content: Digest) -> Value {
+    Value::File { content, mode: Mode(0o644), owner: OWN.to_owned() }
 }
 
 pub fn link(path: impl Into<String>, target: impl Into<String>) -> State {
@@ -27,13 +36,16 @@ pub fn link(path: impl Into<String>, target: impl Into<String>) -> State {
 }
 
 pub fn directory(path: impl Into<String>) -> State {
-    let value = Value::Directory { mode: Mode(0o755), owner: "root:root".to_owned() };
+    let value = Value::Directory { mode: Mode(0o755), owner: OWN.to_owned() };
     State::plain(Cell::Node(path.into()), value)
 }
 
 pub fn nothing(path: impl Into<String>) -> State {
     State::plain(Cell::Node(path.into()), Value::Absent)
 }
+
+/// The agent's own account and group, whose names only a host can tell.
+const OWN: &str = ":";
 
 /// The path.
 pub(super) struct Node<'a>(pub(super) &'a str);
@@ -70,7 +82,7 @@ impl CellKind for Node<'_> {
     }
 
     fn open<'a>(&self, host: &'a View) -> Result<Box<dyn Read + 'a>> {
-        let fd = host.root.open(self.0, OFlags::RDONLY).map_err(|e| failed(self.0, e))?;
+        let fd = host.root.open(self.0, OFlags::RDONLY).map_err(|error| failed(self.0, error))?;
         Ok(Box::new(File::from(fd)))
     }
 
