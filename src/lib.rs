@@ -15,6 +15,7 @@
     clippy::unwrap_used
 )]
 
+pub mod cli;
 pub mod clock;
 pub mod controller;
 pub mod error;

@@ -1,1 +1,2 @@
 //! What needs no server of its own: the table against the contract, the laws, the store.
+mod cli;

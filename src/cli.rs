@@ -1,0 +1,98 @@
+//! The command line: the published one below `client`, and a short form of it beside.
+//!
+//! Its commands are read off the table of operations and talk to the API like any other client;
+//! there is no operation logic here, no database and no right that the caller does not have.
+//! stdout carries results; everything else goes to stderr.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::ArgMatches;
+
+mod call;
+mod command;
+mod words;
+
+pub use call::{Call, Patience};
+pub use command::command;
+
+/// What a person asked for.
+#[derive(Debug)]
+pub enum Invocation {
+    /// Something of this machine itself, which `main` has a function for.
+    Server(Server),
+    /// Something to ask the API for; [`run`] does it.
+    Client(Client),
+}
+
+/// The flags that every command has.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Globals {
+    pub debug: bool,
+    /// stdout gets exactly one JSON document.
+    pub json: bool,
+    /// The configuration file, where one was named.
+    pub file: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+pub struct Server {
+    pub globals: Globals,
+    pub command: ServerCommand,
+    /// What the agent shall call this host (`--agent-hostname`).
+    pub hostname: Option<String>,
+    /// Published flags that were given and have nothing to act on here, to be listed once.
+    pub without_effect: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ServerCommand {
+    /// `start`: the controller, with the agent as its child.
+    Start,
+    /// `controller start`
+    Controller,
+    /// `agent start`
+    Agent,
+    /// `settle`: finish or take back what a crash left, then end.
+    Settle,
+    /// `config validate`
+    ConfigValidate,
+    /// `version`
+    Version,
+}
+
+#[derive(Debug)]
+pub struct Client {
+    pub globals: Globals,
+    /// `--url` or its environment variable.
+    pub url: Option<String>,
+    pub task: Task,
+}
+
+#[derive(Debug)]
+pub enum Task {
+    /// An operation of the table.
+    Call(Call),
+    /// `audit verify`: the running controller's chain, or an exported file.
+    Verify(Option<PathBuf>),
+    /// A published verb without a meaning here, and what takes its place.
+    Elsewhere(&'static words::Elsewhere),
+}
+
+/// Reads the program's arguments. Help, and what is wrong with them, is printed here; the error
+/// is the exit status.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, ExitCode> {
+    command().try_get_matches_from(arguments).and_then(|matches| invocation(&matches)).map_err(
+        |error| {
+            // Nobody is left to tell if this fails.
+            drop(error.print());
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+        },
+    )
+}
+
+/// What arguments that [`command`] has matched ask for.
+pub fn invocation(matches: &ArgMatches) -> Result<Invocation, clap::Error> {
+    command::invocation(matches)
+}

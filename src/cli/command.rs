@@ -1,0 +1,424 @@
+//! The tree of commands.
+//!
+//! Every operation with words stands in it below `client`, with flags only, as published; and in
+//! a short form, which leaves out `client` and `node` and takes the obvious arguments by position.
+//! `osapi node …` is kept beside that for what would be ambiguous without, such as `node status`.
+
+use clap::builder::{BoolishValueParser, PossibleValuesParser};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use super::call;
+use super::words::{self, ABOUT, Elsewhere, LOCAL};
+use super::{Client, Globals, Invocation, Server, ServerCommand, Task};
+use crate::op::Access;
+use crate::ops::{self, Row};
+use crate::schema::{self, Field, Type};
+
+const URL_VARIABLE: &str = "OSAPI_CONTROLLER_CLIENT_URL";
+const FILE_VARIABLE: &str = "OSAPI_OSAPIFILE";
+
+/// How a row is written as a command.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Form {
+    /// As published: flags only.
+    Long,
+    Short,
+}
+
+#[derive(Clone, Copy)]
+enum Leaf {
+    Row(&'static Row, Form),
+    Local(&'static words::Local),
+    Elsewhere(&'static Elsewhere),
+    Verify,
+}
+
+#[derive(Default)]
+struct Node {
+    leaf: Option<Leaf>,
+    about: &'static str,
+    children: Vec<(&'static str, Node)>,
+}
+
+impl Node {
+    /// Puts `leaf` where `path` leads, unless something is there.
+    fn put(&mut self, path: &[&'static str], about: &'static str, leaf: Leaf) {
+        let Some((first, rest)) = path.split_first() else {
+            self.leaf.get_or_insert(leaf);
+            return;
+        };
+        let place = self.children.iter().position(|(word, _)| word == first);
+        let place = place.unwrap_or_else(|| {
+            let listed = ABOUT.iter().find(|(word, _)| word == first);
+            let about = listed.map_or(about, |(_, about)| *about);
+            self.children.push((*first, Self { about, ..Self::default() }));
+            self.children.len() - 1
+        });
+        self.children[place].1.put(rest, about, leaf);
+    }
+
+    fn find(&self, path: &[&str]) -> Option<Leaf> {
+        let Some((first, rest)) = path.split_first() else { return self.leaf };
+        self.children.iter().find(|(word, _)| word == first)?.1.find(rest)
+    }
+}
+
+/// The tree below `osapi`.
+fn tree() -> Node {
+    let mut root = Node::default();
+    for local in LOCAL {
+        root.put(&split(local.words), local.about, Leaf::Local(local));
+    }
+    for chapter in ops::chapters() {
+        for row in chapter.rows.iter().filter(|row| !row.command.is_empty()) {
+            let words = split(row.command);
+            root.put(&short(&words), chapter.about, Leaf::Row(row, Form::Short));
+        }
+    }
+    root.put(&["audit", "verify"], "The record of who asked for what", Leaf::Verify);
+    for elsewhere in words::ELSEWHERE {
+        root.put(&split(elsewhere.words), elsewhere.words, Leaf::Elsewhere(elsewhere));
+    }
+    for chapter in ops::chapters() {
+        for row in chapter.rows.iter().filter(|row| row.command.starts_with("node ")) {
+            root.put(&split(row.command), chapter.about, Leaf::Row(row, Form::Short));
+        }
+    }
+    for chapter in ops::chapters() {
+        for row in chapter.rows.iter().filter(|row| !row.command.is_empty()) {
+            let words: Vec<_> = ["client"].into_iter().chain(split(row.command)).collect();
+            root.put(&words, chapter.about, Leaf::Row(row, Form::Long));
+        }
+    }
+    root.put(&["client", "audit", "verify"], "", Leaf::Verify);
+    for elsewhere in words::ELSEWHERE.iter().filter(|elsewhere| elsewhere.is_client) {
+        let words: Vec<_> = ["client"].into_iter().chain(split(elsewhere.words)).collect();
+        root.put(&words, elsewhere.words, Leaf::Elsewhere(elsewhere));
+    }
+    root
+}
+
+fn split(words: &'static str) -> Vec<&'static str> {
+    words.split(' ').filter(|word| !word.is_empty()).collect()
+}
+
+/// Leaves out `node`, but not of `node status`: `osapi status` is the overview of this host.
+fn short(words: &[&'static str]) -> Vec<&'static str> {
+    match words {
+        ["node", "status"] => words.to_vec(),
+        ["node", rest @ ..] => rest.to_vec(),
+        all => all.to_vec(),
+    }
+}
+
+/// Everything that can be said to `osapi`.
+pub fn command() -> Command {
+    let root = Command::new("osapi")
+        .about("Read and change a Linux host")
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .arg(flag("debug", "Log more").short('d').global(true).display_order(900))
+        .arg(flag("json", "Print one JSON document").short('j').global(true).display_order(901))
+        .arg(
+            Arg::new("osapi-file")
+                .long("osapi-file")
+                .short('f')
+                .value_name("FILE")
+                .value_parser(clap::value_parser!(std::path::PathBuf))
+                .env(FILE_VARIABLE)
+                .hide_env_values(true)
+                .global(true)
+                .help("The configuration file")
+                .display_order(902),
+        );
+    below(root, tree(), &mut Vec::new())
+}
+
+fn below(command: Command, node: Node, path: &mut Vec<&'static str>) -> Command {
+    node.children.into_iter().fold(command, |command, (word, child)| {
+        path.push(word);
+        let below = subcommand(word, child, path);
+        path.pop();
+        command.subcommand(below)
+    })
+}
+
+fn subcommand(word: &'static str, node: Node, path: &mut Vec<&'static str>) -> Command {
+    let command = Command::new(word).about(node.about);
+    match node.leaf {
+        Some(Leaf::Row(row, form)) => operation(command, row, form),
+        Some(Leaf::Local(local)) => {
+            let flags = local.flags.iter().map(|flag| {
+                let arg = Arg::new(flag.name).long(flag.name).value_name("VALUE");
+                let arg = if flag.has_effect {
+                    arg.help("What the agent shall call this host")
+                } else {
+                    arg.hide(true)
+                };
+                flag.short.map_or(arg.clone(), |short| arg.short(short))
+            });
+            command.about(local.about).hide(local.is_hidden).args(flags)
+        }
+        Some(Leaf::Elsewhere(elsewhere)) => {
+            command.about(elsewhere.instead).hide(true).disable_help_flag(true).arg(
+                Arg::new("rest")
+                    .num_args(0..)
+                    .trailing_var_arg(true)
+                    .allow_hyphen_values(true)
+                    .hide(true),
+            )
+        }
+        Some(Leaf::Verify) => command
+            .about("Look for edits, gaps and cuts in the record, or in an export of it")
+            .arg(url())
+            .arg(
+                Arg::new("file")
+                    .value_name("FILE")
+                    .value_parser(clap::value_parser!(std::path::PathBuf))
+                    .help("An export; without it, the running controller is asked"),
+            ),
+        None => {
+            let is_hidden = node.children.iter().all(|(_, child)| child.is_elsewhere());
+            let command =
+                command.hide(is_hidden).subcommand_required(true).arg_required_else_help(true);
+            let command = match path.as_slice() {
+                ["client", "node"] => command.arg(target().global(true)),
+                _ => command,
+            };
+            below(command, node, path)
+        }
+    }
+}
+
+impl Node {
+    fn is_elsewhere(&self) -> bool {
+        match self.leaf {
+            Some(leaf) => matches!(leaf, Leaf::Elsewhere(_)),
+            None => self.children.iter().all(|(_, child)| child.is_elsewhere()),
+        }
+    }
+}
+
+fn operation(command: Command, row: &'static Row, form: Form) -> Command {
+    let mut command = command.about(row.about).arg(url());
+    let mut position = 1;
+    let fields = schema::fields(row);
+    let by_position = |name: &str| form == Form::Short && row.args.contains(&name);
+    for name in row.args.iter().filter(|name| by_position(name)) {
+        let Some(field) = fields.iter().find(|field| field.name == *name) else { continue };
+        let is_last_list = field.kind == Type::List;
+        let arg = Arg::new(positional(name))
+            .index(position)
+            .value_name(field.name.to_uppercase())
+            .help(field.about.clone());
+        let arg = if is_last_list {
+            arg.num_args(0..).trailing_var_arg(true).allow_hyphen_values(true)
+        } else if is_required(row, field) {
+            arg.required_unless_present(flagged(name))
+        } else {
+            arg
+        };
+        command = command.arg(arg);
+        position += 1;
+    }
+    for extra in words::extras(row.id) {
+        let arg = if extra.is_boolean {
+            flag(extra.name, extra.about).id(local(extra.name))
+        } else {
+            Arg::new(local(extra.name)).long(extra.name).help(extra.about)
+        };
+        let arg = if extra.choices.is_empty() {
+            arg
+        } else {
+            arg.value_parser(PossibleValuesParser::new(extra.choices.iter().copied()))
+        };
+        if form == Form::Short && extra.is_positional {
+            let place = Arg::new(positional(extra.name))
+                .index(position)
+                .value_name(extra.name.to_uppercase())
+                .help(extra.about)
+                .required_unless_present(local(extra.name));
+            position += 1;
+            command = command.arg(place).arg(arg.hide(true).conflicts_with(positional(extra.name)));
+        } else {
+            command = command.arg(arg.required(extra.is_required));
+        }
+    }
+    for field in fields {
+        let name = field.name.clone();
+        let is_positional = by_position(&name);
+        let arg = field_flag(row, field);
+        let arg = if is_positional {
+            arg.required(false).hide(true).conflicts_with(positional(&name))
+        } else {
+            arg
+        };
+        command = command.arg(arg);
+    }
+    for option in schema::options(row) {
+        let (id, long) = (chosen(&option.name), option.name.replace('_', "-"));
+        command = command.arg(value(Arg::new(id).long(long).help(option.about), option.kind));
+    }
+    if row.has_target() && form == Form::Short {
+        command = command.arg(target());
+    }
+    if waits(row) { command.args(waiting()) } else { command }
+}
+
+/// Whether a call of it may outlast the patience of who called.
+pub(super) fn waits(row: &Row) -> bool {
+    matches!(row.access(), Some(Access::Write | Access::Execute))
+}
+
+fn is_required(row: &Row, field: &Field) -> bool {
+    field.required && words::default_of(row.id, &field.name).is_none()
+}
+
+fn field_flag(row: &Row, field: Field) -> Arg {
+    let published = row.flags.iter().find(|(name, _)| *name == field.name);
+    let long = published.map_or_else(|| field.name.replace('_', "-"), |(_, flag)| (*flag).into());
+    let is_required = is_required(row, &field);
+    let arg = Arg::new(flagged(&field.name)).long(long).help(field.about);
+    let arg = match words::default_of(row.id, &field.name) {
+        Some(default) => arg.default_value(default),
+        None => arg,
+    };
+    let arg = if field.choices.is_empty() || field.kind != Type::Text {
+        arg
+    } else {
+        arg.value_parser(PossibleValuesParser::new(field.choices))
+    };
+    value(arg, field.kind).required(is_required)
+}
+
+/// How a value of this type is written.
+fn value(arg: Arg, kind: Type) -> Arg {
+    match kind {
+        Type::List | Type::Object => arg.action(ArgAction::Append),
+        Type::Boolean => boolean(arg),
+        // A number may be below zero.
+        Type::Integer => arg.allow_negative_numbers(true),
+        Type::Text => arg.allow_hyphen_values(true),
+    }
+}
+
+/// `--name`, `--name=false`.
+fn boolean(arg: Arg) -> Arg {
+    arg.num_args(0..=1)
+        .require_equals(true)
+        .default_missing_value("true")
+        .value_name("BOOL")
+        .hide_possible_values(true)
+        .value_parser(BoolishValueParser::new())
+}
+
+fn flag(name: &'static str, about: &'static str) -> Arg {
+    boolean(Arg::new(name).long(name).help(about))
+}
+
+fn url() -> Arg {
+    Arg::new("url")
+        .long("url")
+        .env(URL_VARIABLE)
+        .hide_env_values(true)
+        .help("Where the controller listens, such as unix:///run/osapi/osapi.sock")
+        .display_order(800)
+}
+
+fn target() -> Arg {
+    Arg::new("target")
+        .long("target")
+        .short('T')
+        .value_name("HOST")
+        .help("The host: a name, a machine id, a label as key:value, _any or _all [this host]")
+        .display_order(801)
+}
+
+fn waiting() -> [Arg; 3] {
+    [
+        flag("async", "Print the job's id and do not wait for the job").display_order(810),
+        Arg::new("wait")
+            .long("wait")
+            .value_name("SECONDS")
+            .value_parser(clap::value_parser!(u64).range(0..=86_400))
+            .conflicts_with("async")
+            .help("Wait for this long at most; the job goes on after that")
+            .display_order(811),
+        Arg::new("idempotency-key")
+            .long("idempotency-key")
+            .value_name("KEY")
+            .help("Calls that name the same key are carried out once")
+            .display_order(812),
+    ]
+}
+
+/// Ids of arguments: a field may be called like something of the command line itself.
+pub(super) fn flagged(field: &str) -> String {
+    format!("field {field}")
+}
+
+pub(super) fn positional(field: &str) -> String {
+    format!("argument {field}")
+}
+
+pub(super) fn chosen(option: &str) -> String {
+    format!("option {option}")
+}
+
+pub(super) fn local(extra: &str) -> String {
+    format!("extra {extra}")
+}
+
+pub(super) fn invocation(matches: &ArgMatches) -> Result<Invocation, clap::Error> {
+    let (mut path, mut leaf) = (Vec::new(), matches);
+    while let Some((word, below)) = leaf.subcommand() {
+        path.push(word);
+        leaf = below;
+    }
+    // Wherever they were written, the last command knows them.
+    let globals = Globals {
+        debug: leaf.get_one("debug").copied().unwrap_or_default(),
+        json: leaf.get_one("json").copied().unwrap_or_default(),
+        file: leaf.get_one("osapi-file").cloned(),
+    };
+    let found = tree().find(&path).ok_or_else(|| {
+        command().error(clap::error::ErrorKind::InvalidSubcommand, "there is no such command")
+    })?;
+    let client = |task| {
+        let url = leaf.try_get_one::<String>("url").ok().flatten().cloned();
+        Invocation::Client(Client { globals: globals.clone(), url, task })
+    };
+    Ok(match found {
+        Leaf::Local(local) => Invocation::Server(server(globals, local, leaf)),
+        Leaf::Elsewhere(elsewhere) => client(Task::Elsewhere(elsewhere)),
+        Leaf::Verify => client(Task::Verify(leaf.get_one("file").cloned())),
+        Leaf::Row(row, _) => {
+            let call = call::read(row, leaf).map_err(|error| {
+                command().error(clap::error::ErrorKind::ValueValidation, error.to_string())
+            })?;
+            if call.asked("pending") {
+                client(Task::Elsewhere(&words::PENDING))
+            } else {
+                client(Task::Call(call))
+            }
+        }
+    })
+}
+
+fn server(globals: Globals, local: &words::Local, matches: &ArgMatches) -> Server {
+    let given = |name: &str| matches.get_one::<String>(name).cloned();
+    let idle = local.flags.iter().filter(|flag| !flag.has_effect);
+    Server {
+        globals,
+        command: local.command,
+        hostname: match local.command {
+            ServerCommand::Agent => given(words::AGENT_HOSTNAME).filter(|name| !name.is_empty()),
+            _ => None,
+        },
+        without_effect: idle
+            .filter(|flag| given(flag.name).is_some())
+            .map(|flag| format!("--{}", flag.name))
+            .collect(),
+    }
+}

@@ -1,0 +1,197 @@
+//! The words of the command line that are no operation of the table.
+
+use crate::cli::ServerCommand;
+
+/// A command that a process of this machine carries out, without the API.
+pub(super) struct Local {
+    pub(super) words: &'static str,
+    pub(super) about: &'static str,
+    pub(super) command: ServerCommand,
+    pub(super) is_hidden: bool,
+    /// Published flags, with what they are for; those with no use here are accepted and named.
+    pub(super) flags: &'static [Flag],
+}
+
+pub(super) struct Flag {
+    pub(super) name: &'static str,
+    pub(super) short: Option<char>,
+    pub(super) has_effect: bool,
+}
+
+const fn idle(name: &'static str) -> Flag {
+    Flag { name, short: None, has_effect: false }
+}
+
+const fn local(words: &'static str, about: &'static str, command: ServerCommand) -> Local {
+    Local { words, about, command, is_hidden: false, flags: &[] }
+}
+
+pub(super) const AGENT_HOSTNAME: &str = "agent-hostname";
+
+pub(super) static LOCAL: &[Local] = &[
+    local("start", "Run the controller and the agent of this host", ServerCommand::Start),
+    Local {
+        flags: &[Flag { name: "port", short: Some('p'), has_effect: false }],
+        ..local("controller start", "Run the controller alone", ServerCommand::Controller)
+    },
+    Local {
+        flags: &[
+            Flag { name: AGENT_HOSTNAME, short: None, has_effect: true },
+            idle("agent-host"),
+            idle("agent-port"),
+            idle("agent-client-name"),
+            idle("agent-queue-group"),
+            idle("agent-max-jobs"),
+            idle("consumer-max-deliver"),
+            idle("consumer-ack-wait"),
+            idle("consumer-max-ack-pending"),
+            idle("consumer-replay-policy"),
+            idle("consumer-back-off"),
+        ],
+        ..local("agent start", "Run the agent alone", ServerCommand::Agent)
+    },
+    Local {
+        is_hidden: true,
+        ..local("settle", "Finish or take back what a crash left", ServerCommand::Settle)
+    },
+    local("config validate", "Check the configuration file", ServerCommand::ConfigValidate),
+    local("version", "Show the version of this program, as JSON", ServerCommand::Version),
+];
+
+/// A published command that has no meaning here.
+#[derive(Debug)]
+pub struct Elsewhere {
+    /// Its words; those of a client come without `client`.
+    pub words: &'static str,
+    pub is_client: bool,
+    /// What takes its place.
+    pub instead: &'static str,
+}
+
+const NO_BROKER: &str = "there is no broker here: the controller keeps its own store, and \
+                         `osapi start` is all there is to run";
+const NO_KEYS: &str = "the agent and the controller of one host know each other by the kernel's \
+                       word and have no keys; there is no fingerprint to show";
+const NO_ENROLMENT: &str = "the agent of this host is accepted by the kernel's word and needs no \
+                            enrolment; `osapi agent list` shows it";
+const NO_TOKENS: &str = "tokens come with TLS; on the socket the kernel says who asks, and \
+                         `controller.groups` in the configuration gives groups their roles";
+const COMPONENTS: &str = "`osapi health status` shows every component at once";
+
+const fn server(words: &'static str, instead: &'static str) -> Elsewhere {
+    Elsewhere { words, is_client: false, instead }
+}
+
+const fn client(words: &'static str, instead: &'static str) -> Elsewhere {
+    Elsewhere { words, is_client: true, instead }
+}
+
+pub(super) static ELSEWHERE: &[Elsewhere] = &[
+    server("nats server start", NO_BROKER),
+    server("token generate", NO_TOKENS),
+    server("token validate", NO_TOKENS),
+    client("agent accept", NO_ENROLMENT),
+    client("agent reject", NO_ENROLMENT),
+    client("agent status", COMPONENTS),
+    client("agent key fingerprint", NO_KEYS),
+    client("controller status", COMPONENTS),
+    client("controller key fingerprint", NO_KEYS),
+    client("nats status", COMPONENTS),
+    client(
+        "file stale",
+        "`osapi file status PATH` shows what a host has, `osapi file get NAME` what is stored",
+    ),
+];
+
+/// What `agent list --pending` asked for.
+pub(super) static PENDING: Elsewhere = client("agent list --pending", NO_ENROLMENT);
+
+/// One line for words that have commands below them.
+pub(super) const ABOUT: &[(&str, &str)] = &[
+    ("agent", "The agents, and this host's own"),
+    ("client", "Everything, in the words of the published command line"),
+    ("command", "Commands on a host"),
+    ("config", "The configuration file"),
+    ("controller", "The controller"),
+    ("file", "Stored files, and files on a host"),
+    ("key", "Keys"),
+    ("nats", "What became of the broker"),
+    ("node", "A host"),
+    ("server", "What became of the broker"),
+    ("token", "What became of tokens"),
+];
+
+/// A flag of the command line itself, which is no parameter of the operation.
+pub(super) struct Extra {
+    /// The operation it belongs to.
+    pub(super) row: &'static str,
+    pub(super) name: &'static str,
+    pub(super) about: &'static str,
+    pub(super) is_boolean: bool,
+    pub(super) is_required: bool,
+    pub(super) choices: &'static [&'static str],
+    /// Whether the short form takes it by position, after those of the row.
+    pub(super) is_positional: bool,
+}
+
+const EXTRA: Extra = Extra {
+    row: "",
+    name: "",
+    about: "",
+    is_boolean: false,
+    is_required: false,
+    choices: &[],
+    is_positional: false,
+};
+
+const fn output_of(row: &'static str, name: &'static str, about: &'static str) -> Extra {
+    Extra { row, name, about, is_boolean: true, ..EXTRA }
+}
+
+pub(super) static EXTRAS: &[Extra] = &[
+    output_of("agent.list", "pending", "List agents that wait to be accepted"),
+    output_of("command.exec.execute", "stdout", "Print what it printed, and end as it ended"),
+    output_of("command.exec.execute", "stderr", "Print its errors, and end as it ended"),
+    output_of("command.shell.execute", "stdout", "Print what it printed, and end as it ended"),
+    output_of("command.shell.execute", "stderr", "Print its errors, and end as it ended"),
+    Extra {
+        row: "audit.export",
+        name: "output",
+        about: "The file to write",
+        is_required: true,
+        is_positional: true,
+        ..EXTRA
+    },
+    Extra {
+        row: "audit.export",
+        name: "type",
+        about: "Where to write to",
+        choices: &["file"],
+        ..EXTRA
+    },
+    Extra {
+        row: "file.upload",
+        name: "file",
+        about: "The file to store",
+        is_required: true,
+        is_positional: true,
+        ..EXTRA
+    },
+];
+
+pub(super) fn extras(row: &str) -> impl Iterator<Item = &'static Extra> {
+    EXTRAS.iter().filter(move |extra| extra.row == row)
+}
+
+/// What the command line says where nothing was given and the API wants something: (operation,
+/// field, value).
+const DEFAULTS: &[(&str, &str, &str)] = &[
+    ("file.deploy.execute", "content_type", "raw"),
+    ("file.upload", "content_type", "raw"),
+    ("job.retry", "target_hostname", "_any"),
+];
+
+pub(super) fn default_of(row: &str, field: &str) -> Option<&'static str> {
+    let found = DEFAULTS.iter().find(|(r, f, _)| *r == row && *f == field);
+    found.map(|(_, _, value)| *value)
+}

@@ -1,0 +1,255 @@
+//! The command line says what the published one says, and what it prints can be read.
+
+use std::ffi::OsString;
+
+use osapi::cli::{self, Call, Invocation, Server, ServerCommand, Task};
+use osapi::error::Result;
+use osapi::ops::{self, Row};
+use osapi::schema::{self, Type};
+use serde_json::Value;
+
+fn parse(words: &[&str]) -> Result<Invocation, String> {
+    let arguments = std::iter::once("osapi").chain(words.iter().copied()).map(OsString::from);
+    let matches = cli::command().try_get_matches_from(arguments);
+    matches.and_then(|matches| cli::invocation(&matches)).map_err(|error| error.to_string())
+}
+
+fn call(words: &[&str]) -> Call {
+    match parse(words) {
+        Ok(Invocation::Client(cli::Client { task: Task::Call(call), .. })) => call,
+        other => panic!("{words:?}: {other:?}"),
+    }
+}
+
+fn server(words: &[&str]) -> Server {
+    match parse(words) {
+        Ok(Invocation::Server(server)) => server,
+        other => panic!("{words:?}: {other:?}"),
+    }
+}
+
+fn published() -> Value {
+    serde_json::from_str(include_str!("contract/cli.json")).unwrap()
+}
+
+fn rows() -> impl Iterator<Item = &'static Row> {
+    ops::all().filter(|row| !row.command.is_empty())
+}
+
+#[test]
+fn the_tree_of_commands_holds_together() {
+    cli::command().debug_assert();
+}
+
+#[test]
+fn what_a_machine_does_itself_has_its_published_words() {
+    let commands = [
+        ("start", ServerCommand::Start),
+        ("controller start", ServerCommand::Controller),
+        ("agent start", ServerCommand::Agent),
+        ("settle", ServerCommand::Settle),
+        ("config validate", ServerCommand::ConfigValidate),
+        ("version", ServerCommand::Version),
+    ];
+    for (words, command) in commands {
+        let words: Vec<_> = words.split(' ').collect();
+        assert_eq!(server(&words).command, command);
+    }
+    for entry in published()["server"].as_array().unwrap() {
+        let command = entry["command"].as_str().unwrap();
+        if command == "job" {
+            continue;
+        }
+        let mut words: Vec<String> = command.split(' ').map(str::to_owned).collect();
+        for flag in entry["flags"].as_array().unwrap() {
+            words.push(format!("--{}=1", flag["name"].as_str().unwrap()));
+            if let Some(short) = flag["short"].as_str() {
+                words.pop();
+                words.extend([format!("-{short}"), "1".into()]);
+            }
+        }
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        assert!(parse(&words).is_ok(), "{words:?}: {:?}", parse(&words));
+    }
+}
+
+#[test]
+fn flags_without_a_use_are_named_and_not_forgotten() {
+    let agent = server(&["agent", "start", "--agent-port", "1", "--agent-hostname", "web"]);
+    assert_eq!(agent.without_effect, ["--agent-port"]);
+    assert_eq!(agent.hostname.as_deref(), Some("web"));
+    assert_eq!(server(&["controller", "start", "-p", "8080"]).without_effect, ["--port"]);
+}
+
+#[test]
+fn what_concerns_every_command_stands_before_or_after_it() {
+    for words in [
+        &["-d", "-f", "/x", "--json", "start"][..],
+        &["start", "--debug", "--osapi-file=/x", "-j"],
+        &["--debug=true", "start", "-j=true", "-f", "/x"],
+    ] {
+        let globals = server(words).globals;
+        assert!(globals.debug && globals.json, "{words:?}");
+        assert_eq!(globals.file.as_deref(), Some("/x".as_ref()));
+    }
+    assert!(!server(&["start", "--json=false"]).globals.json);
+}
+
+#[test]
+fn published_verbs_without_a_meaning_say_what_takes_their_place() {
+    for words in [
+        "nats server start",
+        "token generate -r admin -u me",
+        "client agent accept --hostname x --fingerprint y",
+        "client agent list --pending",
+        "agent key fingerprint",
+        "client nats status",
+        "client file stale",
+    ] {
+        let split: Vec<_> = words.split(' ').collect();
+        if words.contains("agent list") && ops::find("agent.list").is_none() {
+            continue;
+        }
+        match parse(&split) {
+            Ok(Invocation::Client(cli::Client { task: Task::Elsewhere(elsewhere), .. })) => {
+                assert!(!elsewhere.instead.is_empty());
+            }
+            other => panic!("{words}: {other:?}"),
+        }
+    }
+    assert!(parse(&["client", "node", "quantum", "get"]).is_err());
+}
+
+/// A value that the field takes.
+fn sample(row: &Row, field: &schema::Field) -> String {
+    match (field.choices.first(), field.kind) {
+        (Some(choice), _) => choice.clone(),
+        (_, Type::Boolean) => "true".into(),
+        (_, Type::Integer) => "7".into(),
+        (_, Type::Object) => "a=b".into(),
+        _ if row.id.starts_with("job.") => "0198f0a0-0000-7000-8000-000000000000".into(),
+        _ => "x".into(),
+    }
+}
+
+#[test]
+fn the_short_form_says_what_the_long_form_says() {
+    for row in rows() {
+        let fields = schema::fields(row);
+        let flag = |field: &schema::Field| {
+            let listed = row.flags.iter().find(|(name, _)| *name == field.name);
+            listed.map_or_else(|| field.name.replace('_', "-"), |(_, flag)| (*flag).to_owned())
+        };
+        let extras: &[&str] = match row.id {
+            "file.upload" => &["--file=/f"],
+            "audit.export" => &["--output=/f"],
+            _ => &[],
+        };
+        let mut long: Vec<String> = vec!["client".into()];
+        long.extend(row.command.split(' ').map(str::to_owned));
+        let mut short: Vec<String> = match row.command {
+            "node status" => vec!["node".into(), "status".into()],
+            other => other.trim_start_matches("node ").split(' ').map(str::to_owned).collect(),
+        };
+        for field in &fields {
+            let given = format!("--{}={}", flag(field), sample(row, field));
+            long.push(given.clone());
+            if !row.args.contains(&field.name.as_str()) {
+                short.push(given);
+            }
+        }
+        long.extend(extras.iter().map(|extra| (*extra).to_owned()));
+        short.extend(extras.iter().map(|extra| (*extra).to_owned()));
+        for name in row.args {
+            let field = fields.iter().find(|field| field.name == *name);
+            let field = field.unwrap_or_else(|| panic!("{} has no field {name}", row.id));
+            short.push(sample(row, field));
+        }
+        let long: Vec<_> = long.iter().map(String::as_str).collect();
+        let short: Vec<_> = short.iter().map(String::as_str).collect();
+        let (long, short) = (call(&long), call(&short));
+        assert_eq!(long, short);
+        assert_eq!(long.row.id, row.id);
+        assert_eq!(long.question().unwrap(), short.question().unwrap());
+    }
+}
+
+/// Commands that only this product has.
+const ADDED: &[&str] = &[];
+
+#[test]
+fn every_operation_has_its_published_words_and_flags() {
+    let published = published();
+    for row in rows() {
+        let entries = published["client"].as_array().unwrap();
+        let Some(entry) = entries.iter().find(|entry| entry["command"] == row.command) else {
+            assert!(ADDED.contains(&row.command), "{} is not published", row.command);
+            continue;
+        };
+        assert_eq!(entry["api"], format!("{} {}", row.method.as_str(), row.route()));
+        let mut words = vec!["client".to_owned()];
+        words.extend(row.command.split(' ').map(str::to_owned));
+        for flag in entry["flags"].as_array().unwrap() {
+            let name = flag["name"].as_str().unwrap();
+            if (row.id, name) == ("agent.list", "pending") {
+                continue;
+            }
+            let value = match (flag["type"].as_str().unwrap(), flag["choices"][0].as_str()) {
+                (_, Some(choice)) => choice.to_owned(),
+                ("boolean", _) => "true".into(),
+                ("integer", _) => "7".into(),
+                ("list", _) => "a=b".into(),
+                _ if name == "signal" => "TERM".into(),
+                _ if name == "content-type" => "raw".into(),
+                _ => "x".into(),
+            };
+            words.push(format!("--{name}={value}"));
+        }
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        let call = call(&words);
+        assert_eq!(call.row.id, row.id);
+        for flag in entry["flags"].as_array().unwrap() {
+            let name = flag["name"].as_str().unwrap();
+            let field =
+                flag["field"].as_str().map_or_else(|| name.replace('-', "_"), str::to_owned);
+            assert!(
+                call.params.contains_key(&field)
+                    || call.extras.contains_key(name)
+                    || name == "pending",
+                "{}: --{name} has no effect",
+                row.command,
+            );
+        }
+    }
+}
+
+#[test]
+fn lists_are_split_at_commas_and_booleans_need_no_value() {
+    if ops::find("command.exec.execute").is_none() {
+        return;
+    }
+    let long = call(&[
+        "client",
+        "node",
+        "command",
+        "exec",
+        "--command=ls",
+        "--args",
+        r#"-l,"a,b""#,
+        "--args=c",
+        "--stdout",
+        "--stderr=false",
+        "-T",
+        "_all",
+    ]);
+    assert_eq!(long.params["args"], serde_json::json!(["-l", "a,b", "c"]));
+    assert!(long.asked("stdout") && !long.asked("stderr"));
+    assert_eq!(long.target, "_all");
+}
+
+#[test]
+fn what_is_in_a_path_cannot_leave_it() {
+    let call = call(&["client", "node", "sysctl", "update", "--key=../a/b?c", "--value=1"]);
+    let uri = call.question().unwrap().uri;
+    assert_eq!(uri, "/api/node/%5Fany/sysctl/%2E%2E%2Fa%2Fb%3Fc");
+}
