@@ -1,9 +1,7 @@
 //! Durable state behind one narrow trait, and large content behind a second.
 //!
-//! A backend is either redb inside the controller or one NATS JetStream stream shared by the
-//! controllers of a fleet. Everything that must survive is a *record*: a key, a value and the
-//! revision that wrote it. Whatever need not survive, such as heartbeats and the answers of
-//! reads, never comes here.
+//! Everything that must survive is a *record*: a key, a value and the revision that wrote it.
+//! Whatever need not survive, such as heartbeats and the answers of reads, never comes here.
 //!
 //! - A [`Step`] takes effect as a whole or not at all, and is durable when [`Store::commit`]
 //!   returns. Its audit notes are durable no later than its records.
@@ -13,8 +11,14 @@
 //!   may miss values in between.
 //! - A commit that fails with `Unavailable` may still have taken effect. Expectations make it safe
 //!   to commit the same step again: a second effect fails with `Conflict`.
+//! - Where there is no room, a commit fails with `Full` and has no effect; deletions go on, reads
+//!   go on, and commits resume by themselves once there is room again.
+//! - Lifetimes run on a time of the store's own that no wall clock moves: setting the host's clock
+//!   expires nothing.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -39,11 +43,20 @@ pub enum Expect {
     Revision(Revision),
 }
 
+/// By key where records are listed, by number where links of the audit log are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Order {
+    Ascending,
+    Descending,
+}
+
 /// Writes that belong together, and what the audit log says about them.
 #[derive(Clone, Debug, Default)]
 pub struct Step {
     pub(crate) writes: Vec<Write>,
     pub(crate) notes: Vec<audit::Note>,
+    pub(crate) is_lazy: bool,
+    pub(crate) is_owed: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -72,8 +85,8 @@ impl Step {
         self
     }
 
-    /// Lets every record of this step expire. Whole seconds; reads may still return a record for
-    /// a second longer, and watchers hear of its end.
+    /// Lets every record of this step so far expire. Reads never return a record that has; those
+    /// who watch hear of its end with the next commit.
     pub fn expires(mut self, lifetime: Duration) -> Self {
         for write in &mut self.writes {
             write.lifetime = Some(lifetime);
@@ -83,6 +96,22 @@ impl Step {
 
     pub fn note(mut self, note: audit::Note) -> Self {
         self.notes.push(note);
+        self
+    }
+
+    /// Rides along with the next commit, or causes one after at most a second. Whoever waits for
+    /// it waits that long; whoever does not may drop the future after its first poll, and the step
+    /// goes its way. Such steps wait in a queue of their own: `Busy` when it is full, and for
+    /// refused requests already when it is half full. What was dropped is counted in the log.
+    pub fn lazy(mut self) -> Self {
+        self.is_lazy = true;
+        self
+    }
+
+    /// Ends what was accepted before, such as the outcome of a job. It may use the room that is
+    /// kept back from what is new.
+    pub fn owed(mut self) -> Self {
+        self.is_owed = true;
         self
     }
 }
@@ -113,13 +142,131 @@ pub trait Store: Send + Sync {
     /// revision of the last write.
     async fn commit(&self, step: Step) -> Result<Revision>;
     async fn get(&self, key: &str) -> Result<Option<Entry>>;
-    /// Up to `limit` records under `prefix` whose keys sort behind `after`, in order of key.
-    async fn list(&self, prefix: &str, after: &str, limit: usize) -> Result<Vec<Entry>>;
-    /// Yields what `prefix` holds with a revision above `since`, then what changes. Ends when the
-    /// store closes.
+    /// Up to `limit` records under `prefix` that come behind the key `after` in `order`; an empty
+    /// `after` stands for the end that `order` begins at.
+    async fn list(
+        &self,
+        prefix: &str,
+        after: &str,
+        limit: usize,
+        order: Order,
+    ) -> Result<Vec<Entry>>;
+    /// Yields what `prefix` holds with a revision above `since`, then `Current`, then what
+    /// changes. A deletion is heard of by whoever resumes within an hour. Ends when the store
+    /// closes or cannot be read; go on from the last revision seen.
     async fn watch(&self, prefix: &str, since: Revision) -> Result<BoxStream<'static, Event>>;
-    /// Up to `limit` links of this controller's audit chain above `after`, oldest first.
-    async fn audit(&self, after: u64, limit: usize) -> Result<Vec<audit::Link>>;
+    /// Up to `limit` links of both audit chains that come behind the number `after` in `order`; 0
+    /// stands for the end that `order` begins at. Numbers may have gaps: refusals are dropped
+    /// sooner than the rest.
+    async fn audit(&self, after: u64, limit: usize, order: Order) -> Result<Vec<audit::Stored>>;
+    /// Where the audit chains begin and end. From memory.
+    async fn ends(&self) -> Result<audit::Ends>;
+    /// Where the chain of requests ends. From memory.
+    async fn head(&self) -> Result<audit::Head> {
+        Ok(self.ends().await?.head)
+    }
+    /// How much room there is and how the store fares. From memory.
+    fn room(&self) -> Room;
+    /// Says that a commit is about to come; hold it until that commit has returned, or until
+    /// there will be none. Take it only when the commit is a matter of microseconds, such as
+    /// after a request's body has arrived: commits gather for those who are on their way.
+    fn expect(&self) -> Coming;
+}
+
+/// What a store and its objects may take. Every bound has the documented default.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// All of the database, in bytes: records and audit log.
+    pub database: u64,
+    /// The part of it that the audit log may take, in bytes. A tenth of that is for refused
+    /// requests, which can so never push out anything else.
+    pub audit: u64,
+    /// How long the audit log is kept.
+    pub audit_age: Duration,
+    /// All objects, in bytes.
+    pub objects: u64,
+    /// Below this many free bytes on the file system nothing new is accepted.
+    pub free: u64,
+    /// Kept on the disk, in bytes, to be given up when it is full, so that deletions work.
+    pub reserve: u64,
+    /// How many steps may wait for a commit.
+    pub queue: usize,
+    /// How many lazy steps may.
+    pub lazy: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            database: 64 << 20,
+            audit: 50 << 20,
+            audit_age: Duration::from_hours(30 * 24),
+            objects: 1 << 30,
+            free: 2 << 20,
+            reserve: 1 << 20,
+            queue: 8192,
+            lazy: 4096,
+        }
+    }
+}
+
+/// How much room there is, and how the store fares.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Room {
+    /// Bytes that records take, their share of the indexes included.
+    pub records: u64,
+    /// Bytes that the audit log takes.
+    pub audit: u64,
+    /// What both together may take. Records may fill what the log leaves of it.
+    pub bound: u64,
+    /// The last commit found no room, or the next one would find none.
+    pub is_full: bool,
+    /// The last commit failed for another reason than room, so that nothing can be put on record.
+    pub is_audit_broken: bool,
+    pub figures: Figures,
+}
+
+impl Room {
+    /// Bytes that records may still take before new ones are refused.
+    pub fn left(&self) -> u64 {
+        (self.bound - self.bound / 16).saturating_sub(self.records + self.audit)
+    }
+}
+
+/// What a store has done since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Figures {
+    /// Transactions that became durable.
+    pub commits: u64,
+    /// How long they took, in seconds, all together.
+    pub commit_seconds: f64,
+    /// Steps that became durable with them.
+    pub steps: u64,
+    /// Bytes of keys, values and links that these brought.
+    pub bytes: u64,
+    /// Transactions that failed.
+    pub failures: u64,
+    /// How often the database was opened again after that.
+    pub reopened: u64,
+    /// Notes that found no place in the queue of lazy steps, or no room.
+    pub lost_notes: u64,
+}
+
+/// A commit that is about to come; see [`Store::expect`].
+#[derive(Debug)]
+pub struct Coming(Arc<AtomicUsize>);
+
+impl Coming {
+    pub(crate) fn among(all: &Arc<AtomicUsize>) -> Self {
+        all.fetch_add(1, Ordering::Relaxed);
+        Self(all.clone())
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 pub(crate) fn is_under(key: &str, prefix: &str) -> bool {
@@ -132,18 +279,54 @@ pub type Reader = Pin<Box<dyn AsyncRead + Send>>;
 #[derive(Clone, Debug, Eq, PartialEq, serde::Deserialize, serde::Serialize)]
 pub struct Object {
     pub name: String,
+    /// In bytes.
     pub size: u64,
-    /// `SHA-256=` and the hash in URL-safe base64.
+    /// SHA-256 in hexadecimal.
     pub digest: String,
+    /// What whoever uploaded it says that it is, such as `raw`.
+    pub content_type: String,
+    /// When it was uploaded, in milliseconds since 1970.
+    pub at: u64,
+}
+
+/// What the audit log says of a change to the objects, made at the moment when it is known
+/// whether anything changed. Becomes durable together with the change.
+pub type Noting = Box<dyn FnOnce(bool) -> audit::Note + Send>;
+
+/// Content on its way in.
+pub struct Upload {
+    pub name: String,
+    pub content_type: String,
+    pub content: Reader,
+    /// Replaces other content of that name; without it that is a `Conflict`.
+    pub force: bool,
+    pub note: Option<Noting>,
 }
 
 /// Whole files by name. A reader that has started sees the content it started with to the end,
 /// or fails; it never sees a mixture.
 #[async_trait]
 pub trait Objects: Send + Sync {
-    /// Replaces what `name` held before, once all of `content` has arrived.
-    async fn put(&self, name: &str, content: Reader) -> Result<Object>;
+    /// Takes effect once all of the content has arrived and is durable. Says whether anything
+    /// changed: the same content and type under the same name are no change.
+    async fn put(&self, upload: Upload) -> Result<(Object, bool)>;
+    async fn find(&self, name: &str) -> Result<Option<Object>>;
     async fn get(&self, name: &str) -> Result<Option<(Object, Reader)>>;
+    /// Up to `most` bytes of the content with that digest from `offset` on; empty at its end.
+    /// `NotFound` when no object has it any more.
+    async fn part(&self, digest: &str, offset: u64, most: usize) -> Result<Bytes>;
+    /// In order of name.
     async fn list(&self) -> Result<Vec<Object>>;
-    async fn delete(&self, name: &str) -> Result<()>;
+    /// Says whether there was one.
+    async fn delete(&self, name: &str, note: Option<Noting>) -> Result<bool>;
+    /// Bytes that the objects take, each content once.
+    fn bytes(&self) -> u64;
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }

@@ -1,18 +1,28 @@
-//! The audit log as a hash chain: one link per group of steps that became durable together.
+//! The audit log as hash chains: one link per group of steps that became durable together.
 //!
-//! Each controller writes a chain of its own, so that writers never wait for each other. A link
-//! names the hash of the one before it; whoever keeps the latest hash elsewhere can tell whether
-//! anything before it was changed or removed.
+//! A writer keeps two chains: one of what was asked and done, one of what was refused. Refusals
+//! cost whoever is refused nothing, so they have a bound of their own and go first; being apart,
+//! they can neither push out other entries nor leave a hole among them. Both count their links
+//! with one number, which is why either may have gaps.
+//!
+//! A link names the hash of the one before it in its chain. Retention drops the oldest links and
+//! leaves a *stub*, the head of what was dropped, from which the rest verifies; every link says
+//! which stub its chain had when it was written. Whoever keeps a head elsewhere can tell whether
+//! anything before it was changed, removed, moved or cut off.
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::hex;
 use crate::error::Result;
 use crate::job::{decode, encode};
+use crate::link;
+
+mod verify;
+
+pub use verify::{Check, Fault, Verdict, verify};
 
 /// What the log says.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -24,6 +34,14 @@ pub enum Note {
     End(End),
     /// What happened without a request, such as a step of the wall clock.
     Event(Value),
+}
+
+impl Note {
+    /// A request that was turned away and made no job.
+    pub fn is_refusal(&self) -> bool {
+        let Self::Entry(entry) = self else { return false };
+        entry.job.is_none() && entry.code.is_some_and(|code| (400..500).contains(&code))
+    }
 }
 
 /// One request. Where code and duration are missing, an [`End`] says them later.
@@ -76,38 +94,160 @@ pub struct End {
     pub kind: Option<crate::error::Kind>,
 }
 
+/// Which of a writer's two chains a link is in.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Chain {
+    #[default]
+    Requests,
+    Refusals,
+}
+
+impl Chain {
+    pub const ALL: [Self; 2] = [Self::Requests, Self::Refusals];
+
+    fn is_requests(&self) -> bool {
+        *self == Self::Requests
+    }
+
+    /// What heads of this chain call its writer.
+    pub fn of(self, writer: &str) -> String {
+        match self {
+            Self::Requests => writer.to_owned(),
+            Self::Refusals => format!("{writer}.refusals"),
+        }
+    }
+}
+
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Link {
+    /// Counts the links of both chains.
     pub number: u64,
-    /// SHA-256 of the link before, as stored; empty in the first.
+    #[serde(default, skip_serializing_if = "Chain::is_requests")]
+    pub chain: Chain,
+    /// SHA-256 of the link before in this chain, as stored, in hexadecimal; of the writer's name
+    /// in the first.
     pub previous: String,
-    /// How many entries the chain has before this link, kept or not.
+    /// How many entries this chain has before this link, kept or not.
     pub entries: u64,
+    /// The number of the last link of this chain that had been dropped by then; 0 for none.
+    pub dropped: u64,
+    /// When it was written, in milliseconds since 1970.
+    pub at: u64,
     pub notes: Vec<Note>,
 }
 
-/// The end of a chain, where the next link goes.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Head {
-    pub(crate) number: u64,
-    hash: String,
-    entries: u64,
+/// A link and the very bytes that its hash is of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    pub link: Link,
+    pub bytes: Bytes,
+}
+
+impl Stored {
+    pub fn parse(bytes: Bytes) -> Result<Self> {
+        Ok(Self { link: decode(&bytes)?, bytes })
+    }
+}
+
+/// A place in a chain: behind the link of that number.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Head {
+    /// Names the chain.
+    pub writer: String,
+    /// Of the last link before this place; 0 where there is none.
+    pub number: u64,
+    /// SHA-256 of that link as stored, in hexadecimal.
+    pub hash: String,
+    /// How many entries the chain has up to there, kept or not.
+    pub entries: u64,
 }
 
 impl Head {
-    /// The head after `stored`, the last link there is.
-    pub(crate) fn after(stored: &[u8]) -> Result<Self> {
-        let link: Link = decode(stored)?;
-        Ok(Self { number: link.number, hash: hash(stored), entries: link.entries + count(&link) })
+    /// Where a new chain begins.
+    pub fn first(writer: String) -> Self {
+        let hash = hash(writer.as_bytes());
+        Self { writer, number: 0, hash, entries: 0 }
     }
 
-    /// The next link and the head behind it, which counts once the link is durable.
-    pub(crate) fn link(&self, notes: Vec<Note>) -> Result<(Self, Bytes)> {
-        let (number, previous, entries) = (self.number + 1, self.hash.clone(), self.entries);
-        let link = Link { number, previous, entries, notes };
+    /// The place behind `stored`, a link of this chain.
+    pub(crate) fn after(&self, link: &Link, stored: &[u8]) -> Self {
+        Self {
+            writer: self.writer.clone(),
+            number: link.number,
+            hash: hash(stored),
+            entries: link.entries.saturating_add(count(link)),
+        }
+    }
+}
+
+impl From<&Head> for link::Head {
+    fn from(head: &Head) -> Self {
+        Self { writer: head.writer.clone(), number: head.number, hash: head.hash.clone() }
+    }
+}
+
+/// Where a writer's chains begin, that is what retention has left of them, and where they end.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Ends {
+    pub stub: Head,
+    pub head: Head,
+    pub refusals_stub: Head,
+    pub refusals_head: Head,
+}
+
+impl Ends {
+    /// What agents keep.
+    pub fn heads(&self) -> [link::Head; 2] {
+        [(&self.head).into(), (&self.refusals_head).into()]
+    }
+}
+
+/// Everything that is needed to verify the log elsewhere.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Export {
+    pub ends: Ends,
+    /// The links of both chains as stored, in order of number.
+    pub links: Vec<String>,
+}
+
+/// A chain as its writer has it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Tail {
+    pub(crate) chain: Chain,
+    pub(crate) stub: Head,
+    pub(crate) head: Head,
+    /// What the links that are kept take.
+    pub(crate) bytes: u64,
+}
+
+impl Tail {
+    pub(crate) fn new(chain: Chain, writer: &str) -> Self {
+        let start = Head::first(chain.of(writer));
+        Self { chain, stub: start.clone(), head: start, bytes: 0 }
+    }
+
+    /// Goes on by one link and returns it as it is to be stored.
+    pub(crate) fn add(&mut self, number: u64, at: u64, notes: Vec<Note>) -> Result<Bytes> {
+        let link = Link {
+            number,
+            chain: self.chain,
+            previous: self.head.hash.clone(),
+            entries: self.head.entries,
+            dropped: self.stub.number,
+            at,
+            notes,
+        };
         let stored = encode(&link)?;
-        let entries = entries + count(&link);
-        Ok((Self { number, hash: hash(&stored), entries }, stored))
+        self.head = self.head.after(&link, &stored);
+        self.bytes += stored.len() as u64;
+        Ok(stored)
+    }
+
+    /// Lets go of `stored`, the oldest link.
+    pub(crate) fn drop_oldest(&mut self, link: &Link, stored: &[u8]) {
+        self.stub = self.stub.after(link, stored);
+        self.bytes = self.bytes.saturating_sub(stored.len() as u64);
     }
 }
 
@@ -115,15 +255,6 @@ fn count(link: &Link) -> u64 {
     link.notes.iter().filter(|note| matches!(note, Note::Entry(_))).count() as u64
 }
 
-/// Whether each link follows from the one before it.
-pub fn is_unbroken(links: &[Link]) -> bool {
-    links.windows(2).all(|pair| {
-        let stored = encode(&pair[0]);
-        stored.is_ok_and(|stored| pair[1].previous == hash(&stored))
-            && pair[1].number == pair[0].number + 1
-    })
-}
-
 fn hash(stored: &[u8]) -> String {
-    URL_SAFE_NO_PAD.encode(Sha256::digest(stored))
+    hex(&Sha256::digest(stored))
 }

@@ -4,24 +4,26 @@
 //! only then answers, so that the cost of a flush is shared by everyone who waited for the last.
 //! Reads are short transactions on the caller's thread: the file is small and stays cached.
 
+use std::ops::Bound;
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use redb::{
-    Database, ReadableDatabase, ReadableTable, StorageBackend, Table, TableDefinition,
-    WriteTransaction,
-};
+use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
 use tokio::sync::{mpsc as channel, oneshot};
 
-use super::audit::{Head, Link};
-use super::{Entry, Event, Expect, Revision, Step, Store, Write, is_under};
+use super::audit::{Chain, Ends, Stored, Tail};
+use super::{
+    Bounds, Coming, Entry, Event, Expect, Order, Revision, Room, Step, Store, Write, audit,
+    is_under,
+};
+use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
-use crate::job::decode;
 
 /// key -> (revision, end of life in ms or MAX, value)
 const RECORDS: TableDefinition<&str, (u64, u64, &[u8])> = TableDefinition::new("records");
@@ -44,6 +46,7 @@ const TOMBSTONE: Duration = Duration::from_hours(1);
 #[derive(Clone)]
 pub struct RedbStore {
     db: Arc<Database>,
+    shared: Arc<Shared>,
     writer: mpsc::Sender<Command>,
 }
 
@@ -62,35 +65,66 @@ struct Writer {
     db: Arc<Database>,
     watchers: Vec<Watcher>,
     revision: Revision,
-    head: Head,
+    tail: Tail,
+    shared: Arc<Shared>,
+}
+
+/// What readers see without asking the database.
+struct Shared {
+    clock: Clock,
+    bounds: Bounds,
+    coming: Arc<AtomicUsize>,
+    room: Mutex<Room>,
+    ends: Mutex<Ends>,
 }
 
 impl RedbStore {
-    pub fn open(path: &Path) -> Result<Self> {
-        Self::start(Database::builder().set_cache_size(CACHE).create(path).map_err(storage)?)
+    pub fn open(dir: &Path, clock: Clock, bounds: Bounds) -> Result<Self> {
+        let path = dir.join("controller-1.redb");
+        let db = Database::builder().set_cache_size(CACHE).create(path).map_err(storage)?;
+        Self::start(db, clock, bounds)
     }
 
-    pub fn with_backend(backend: impl StorageBackend) -> Result<Self> {
-        Self::start(Database::builder().create_with_backend(backend).map_err(storage)?)
-    }
-
-    fn start(db: Database) -> Result<Self> {
+    fn start(db: Database, clock: Clock, bounds: Bounds) -> Result<Self> {
         let txn = db.begin_write().map_err(storage)?;
-        let (revision, head) = {
+        let (revision, tail) = {
             let tables = Tables::open(&txn)?;
             let revision = tables.changes.last().map_err(storage)?.map_or(0, |row| row.0.value());
-            let link = tables.audit.last().map_err(storage)?;
-            (revision, link.map(|row| Head::after(row.1.value())).transpose()?.unwrap_or_default())
+            let mut tail = Tail::new(Chain::Requests, "controller");
+            for row in tables.audit.iter().map_err(storage)? {
+                let bytes = row.map_err(storage)?.1.value().to_vec();
+                tail.head = tail.head.after(&Stored::parse(bytes.clone().into())?.link, &bytes);
+                tail.bytes += bytes.len() as u64;
+            }
+            (revision, tail)
         };
         txn.commit().map_err(storage)?;
         let db = Arc::new(db);
-        let mut writer = Writer { db: db.clone(), watchers: Vec::new(), revision, head };
+        let shared = Arc::new(Shared {
+            room: Mutex::new(Room { bound: bounds.database, ..Room::default() }),
+            clock,
+            bounds,
+            coming: Arc::default(),
+            ends: Mutex::new(ends(&tail)),
+        });
+        let mut writer =
+            Writer { db: db.clone(), watchers: Vec::new(), revision, tail, shared: shared.clone() };
         let (sender, commands) = mpsc::channel();
         std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || writer.run(&commands))
             .map_err(storage)?;
-        Ok(Self { db, writer: sender })
+        Ok(Self { db, shared, writer: sender })
+    }
+}
+
+fn ends(tail: &Tail) -> Ends {
+    let none = audit::Head::first(Chain::Refusals.of(&tail.stub.writer));
+    Ends {
+        stub: tail.stub.clone(),
+        head: tail.head.clone(),
+        refusals_stub: none.clone(),
+        refusals_head: none,
     }
 }
 
@@ -108,17 +142,34 @@ impl Store for RedbStore {
         Ok(row.and_then(|row| live(key, row.value())))
     }
 
-    async fn list(&self, prefix: &str, after: &str, limit: usize) -> Result<Vec<Entry>> {
+    async fn list(
+        &self,
+        prefix: &str,
+        after: &str,
+        limit: usize,
+        order: Order,
+    ) -> Result<Vec<Entry>> {
         let table = self.db.begin_read().map_err(storage)?.open_table(RECORDS).map_err(storage)?;
         let mut entries = Vec::new();
-        for row in table.range(prefix.max(after)..).map_err(storage)? {
+        let mut take = |row: std::result::Result<Row<'_>, redb::StorageError>| -> Result<bool> {
             let (key, row) = row.map_err(storage)?;
-            let key = key.value();
-            if entries.len() == limit || !key.starts_with(prefix) {
-                break;
+            if entries.len() < limit && is_under(key.value(), prefix) {
+                entries.extend(live(key.value(), row.value()));
             }
-            if is_under(key, prefix) && key > after {
-                entries.extend(live(key, row.value()));
+            Ok(entries.len() < limit)
+        };
+        let rows = match (order, after) {
+            (Order::Descending, after) if !after.is_empty() => table.range(..after),
+            (Order::Ascending, after) => {
+                table.range::<&str>((Bound::Excluded(after), Bound::Unbounded))
+            }
+            _ => table.range::<&str>(..),
+        };
+        let mut rows = rows.map_err(storage)?;
+        while let Some(row) = if order == Order::Ascending { rows.next() } else { rows.next_back() }
+        {
+            if !take(row)? {
+                break;
             }
         }
         Ok(entries)
@@ -131,11 +182,44 @@ impl Store for RedbStore {
         Ok(stream::unfold(later, async |mut later| Some((later.recv().await?, later))).boxed())
     }
 
-    async fn audit(&self, after: u64, limit: usize) -> Result<Vec<Link>> {
+    async fn audit(&self, after: u64, limit: usize, order: Order) -> Result<Vec<Stored>> {
         let table = self.db.begin_read().map_err(storage)?.open_table(AUDIT).map_err(storage)?;
-        let rows = table.range(after + 1..).map_err(storage)?.take(limit);
-        rows.map(|row| decode(row.map_err(storage)?.1.value())).collect()
+        let parse = |row: std::result::Result<_, redb::StorageError>| {
+            let (_, bytes): (redb::AccessGuard<'_, u64>, redb::AccessGuard<'_, &[u8]>) =
+                row.map_err(storage)?;
+            Stored::parse(Bytes::copy_from_slice(bytes.value()))
+        };
+        match (order, after) {
+            (Order::Ascending, _) => {
+                table.range(after + 1..).map_err(storage)?.take(limit).map(parse).collect()
+            }
+            (Order::Descending, 0) => {
+                table.iter().map_err(storage)?.rev().take(limit).map(parse).collect()
+            }
+            (Order::Descending, _) => {
+                table.range(..after).map_err(storage)?.rev().take(limit).map(parse).collect()
+            }
+        }
     }
+
+    async fn ends(&self) -> Result<Ends> {
+        Ok(lock(&self.shared.ends).clone())
+    }
+
+    fn room(&self) -> Room {
+        Room { bound: self.shared.bounds.database, ..*lock(&self.shared.room) }
+    }
+
+    fn expect(&self) -> Coming {
+        Coming::among(&self.shared.coming)
+    }
+}
+
+type Row<'a> =
+    (redb::AccessGuard<'a, &'static str>, redb::AccessGuard<'a, (u64, u64, &'static [u8])>);
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl Writer {
@@ -186,7 +270,7 @@ impl Writer {
         // Values come from outside. Without this, whoever chooses them and can crash the process
         // at the right moment might make a torn commit look whole.
         txn.set_two_phase_commit(true);
-        let (mut revision, mut head) = (self.revision, self.head.clone());
+        let (mut revision, mut tail) = (self.revision, self.tail.clone());
         let (mut results, mut events, mut notes) = (Vec::new(), Vec::new(), Vec::new());
         {
             let mut tables = Tables::open(&txn)?;
@@ -208,13 +292,15 @@ impl Writer {
                 }
             }
             if !notes.is_empty() {
-                let (next, link) = head.link(notes)?;
-                tables.audit.insert(next.number, link.as_ref()).map_err(storage)?;
-                head = next;
+                let number = tail.head.number + 1;
+                let link = tail.add(number, self.shared.clock.wall(), notes)?;
+                tables.audit.insert(number, link.as_ref()).map_err(storage)?;
             }
         }
         txn.commit().map_err(storage)?;
-        (self.revision, self.head) = (revision, head);
+        *lock(&self.shared.ends) = ends(&tail);
+        lock(&self.shared.room).figures.commits += 1;
+        (self.revision, self.tail) = (revision, tail);
         Ok((results, events))
     }
 
