@@ -15,6 +15,7 @@
     clippy::unwrap_used
 )]
 
+pub mod agent;
 pub mod cli;
 pub mod clock;
 pub mod controller;

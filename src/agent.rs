@@ -1,0 +1,236 @@
+//! The privileged half: takes tasks, has them carried out, reports what came of them.
+//!
+//! It remembers only what it holds: what it has taken and not yet reported. After a restart it
+//! holds nothing and is handed everything unfinished again; whether a task was begun or done
+//! before is for the [`Executor`]'s journal to say.
+//!
+//! Each class of work has a connection and threads of its own: changes happen one after the
+//! other, acts and what only looks in a few workers each. A worker that is free asks for work
+//! itself, so a task goes from the socket to the thread that does it and on to the socket without
+//! being passed on; and where all are busy nothing more of that class is asked for, which leaves
+//! the rest where it can still be called off.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Builder;
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::error::{Error, Kind, Result};
+use crate::host::Executor;
+use crate::job::Report;
+use crate::link::{About, Ask, Link};
+use crate::op::Access;
+
+mod carry;
+mod heads;
+mod lane;
+mod link;
+mod machine;
+mod policy;
+mod presence;
+mod report;
+
+pub mod facts;
+
+pub use machine::machine_id;
+pub use policy::Policy;
+
+use heads::Heads;
+use lane::Lane;
+use link::Trouble;
+use report::Outbox;
+
+/// How many reads, and how many acts, run beside each other.
+const BESIDE: usize = 4;
+/// How much of one class is held at a time.
+const ROOM: usize = 64;
+/// How long one question for work may wait.
+const POLL: Duration = Duration::from_secs(10);
+
+/// What an agent works with.
+pub struct Setup {
+    pub executor: Arc<Executor>,
+    /// Where it keeps what is its own, apart from the executor's journal.
+    pub state: PathBuf,
+    pub clock: Clock,
+    /// The id of the host it works for: tasks for any other are refused.
+    pub machine_id: String,
+    pub policy: Policy,
+    pub facts: facts::Settings,
+}
+
+/// A running agent.
+pub struct Agent<L> {
+    shared: Arc<Shared<L>>,
+}
+
+struct Shared<L> {
+    setup: Setup,
+    links: Box<dyn Fn() -> L + Send + Sync>,
+    /// What became of work that is stored before it is answered, and of work that is not: a read
+    /// waits for no commit.
+    lasting: Outbox<L>,
+    passing: Outbox<L>,
+    held: Mutex<Held>,
+    rested: Condvar,
+    trouble: Trouble,
+    heads: Heads,
+    about: Mutex<About>,
+    is_stopping: AtomicBool,
+}
+
+/// The jobs that were taken and not yet reported.
+#[derive(Default)]
+struct Held {
+    jobs: BTreeSet<String>,
+    /// How many of them were begun.
+    begun: usize,
+}
+
+impl<L: Link + 'static> Agent<L> {
+    /// Starts to work. `links` makes connections, of which each class of work has its own.
+    pub fn start(setup: Setup, links: impl Fn() -> L + Send + Sync + 'static) -> Result<Self> {
+        let shared = Arc::new(Shared {
+            lasting: Outbox::new(links()),
+            passing: Outbox::new(links()),
+            held: Mutex::default(),
+            rested: Condvar::new(),
+            trouble: Trouble::default(),
+            heads: Heads::open(&setup.state, setup.clock.clone())?,
+            about: Mutex::new(facts::about(&setup)),
+            is_stopping: AtomicBool::new(false),
+            links: Box::new(links),
+            setup,
+        });
+        let lane = |class| Arc::new(Lane::new(class, (shared.links)()));
+        let [looks, changes, acts] = [Access::Read, Access::Write, Access::Execute].map(lane);
+        shared.spawn("changes", move |agent| {
+            // What an earlier agent left half done comes first. That may take minutes, during
+            // which one can look.
+            agent.settle();
+            changes.work(&agent);
+        })?;
+        for _ in 0..BESIDE {
+            let (looks, acts) = (looks.clone(), acts.clone());
+            shared.spawn("looks", move |agent| looks.work(&agent))?;
+            shared.spawn("acts", move |agent| acts.work(&agent))?;
+        }
+        shared.spawn("reports", |agent| agent.lasting.send_always(&agent))?;
+        shared.spawn("answers", |agent| agent.passing.send_always(&agent))?;
+        shared.spawn("presence", |agent| presence::tell(&agent))?;
+        Ok(Self { shared })
+    }
+
+    /// Begins nothing more, and returns when what was begun is reported, or after `patience`:
+    /// what runs by then is left to the journal.
+    pub fn stop(&self, patience: Duration) {
+        let agent = &self.shared;
+        agent.is_stopping.store(true, Ordering::SeqCst);
+        let held = lock(&agent.held);
+        let busy = |held: &mut Held| held.begun > 0;
+        let (held, _) = agent
+            .rested
+            .wait_timeout_while(held, patience, busy)
+            .unwrap_or_else(PoisonError::into_inner);
+        if held.begun > 0 {
+            tracing::warn!(tasks = held.begun, "stopping in the middle; the journal has the rest");
+        }
+        drop(held);
+        agent.heads.save();
+    }
+}
+
+impl<L: Link + 'static> Shared<L> {
+    fn spawn(
+        self: &Arc<Self>,
+        name: &str,
+        work: impl FnOnce(Arc<Self>) + Send + 'static,
+    ) -> Result<()> {
+        let agent = self.clone();
+        let spawned = Builder::new().name(name.to_owned()).spawn(move || work(agent));
+        spawned.map(drop).map_err(|error| {
+            Error::new(Kind::Unavailable, format!("cannot start a thread: {error}"))
+        })
+    }
+}
+
+impl<L> Shared<L> {
+    fn executor(&self) -> &Executor {
+        &self.setup.executor
+    }
+
+    fn clock(&self) -> &Clock {
+        &self.setup.clock
+    }
+
+    /// Ends what an earlier agent left half done.
+    fn settle(&self) {
+        match catch_unwind(AssertUnwindSafe(|| self.executor().settle())) {
+            Ok(Ok(jobs)) => jobs.iter().for_each(|job| {
+                tracing::warn!(OSAPI_JOB_ID = job, "settled what an earlier agent had begun");
+            }),
+            // Every change tries again before it begins.
+            Ok(Err(error)) => tracing::error!(%error, "cannot settle what was left half done"),
+            Err(_) => tracing::error!("settling what was left half done panicked"),
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::SeqCst)
+    }
+
+    fn about(&self) -> About {
+        lock(&self.about).clone()
+    }
+
+    fn holds(&self) -> Vec<String> {
+        lock(&self.held).jobs.iter().cloned().collect()
+    }
+
+    /// Whether `job` was not held before.
+    fn hold(&self, job: &str) -> bool {
+        lock(&self.held).jobs.insert(job.to_owned())
+    }
+
+    /// Whether a task that is held may begin.
+    fn begin(&self) -> bool {
+        let mut held = lock(&self.held);
+        // Under the lock, so that `stop` either waits for it or is seen here.
+        let may = !self.is_stopping();
+        held.begun += usize::from(may);
+        may
+    }
+
+    /// Says that what was begun has no answer, and will have none here.
+    fn give_up(&self) {
+        let mut held = lock(&self.held);
+        held.begun = held.begun.saturating_sub(1);
+        drop(held);
+        self.rested.notify_all();
+    }
+
+    fn let_go<'a>(&self, reports: impl Iterator<Item = &'a Report>) {
+        let mut held = lock(&self.held);
+        for report in reports {
+            held.jobs.remove(&report.job);
+            held.begun = held.begun.saturating_sub(1);
+        }
+        drop(held);
+        self.rested.notify_all();
+    }
+
+    /// A question for work of `classes`.
+    fn next(&self, classes: Vec<Access>, wait: Duration) -> Ask {
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        Ask::Next { holds: self.holds(), classes, about: None, wait_ms }
+    }
+}
+
+/// What a panic leaves locked is whole: nothing here panics between two steps of one change.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

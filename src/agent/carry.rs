@@ -1,0 +1,209 @@
+//! One task, from the check whether this agent may do it to the report of what came of it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::Shared;
+use super::lane::Taken;
+use crate::error::{Error, Kind, Result};
+use crate::job::{Outcome, Report, Task};
+use crate::link::Link;
+use crate::op::{Access, Agent, Op};
+use crate::ops;
+
+/// How soon to try again what has no answer yet, because the journal could not take it.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How often a task may panic before that is its answer. What it had begun is then for the
+/// journal to settle.
+const PANICS: u32 = 3;
+/// The largest outcome, in bytes of JSON.
+pub(super) const MAX_OUTCOME: usize = 768 * 1024;
+
+/// A report, and about how many bytes of JSON it has.
+pub(super) struct Sized {
+    pub(super) report: Report,
+    pub(super) size: usize,
+}
+
+/// Carries a task out. None where the agent stops before there is an answer: what has none may
+/// be half done, and nothing may be built on that.
+///
+/// There is no limit in time here: every step has one of its own, and an answer that is given
+/// before the host has come to rest would be a guess.
+pub(super) fn out<L: Link + 'static>(agent: &Shared<L>, taken: Taken) -> Option<Sized> {
+    let Taken { mut task, at } = taken;
+    let begun = agent.clock().wall();
+    let left = task.left_ms;
+    let mut panics = 0;
+    let outcome = loop {
+        task.left_ms = left.saturating_sub(agent.clock().uptime().saturating_sub(at));
+        match catch_unwind(AssertUnwindSafe(|| attempt(agent, &task))) {
+            Ok(Ok(outcome)) => break outcome,
+            Ok(Err(error)) => {
+                let (job, op) = (&task.job, &task.op);
+                tracing::error!(OSAPI_JOB_ID = job, OSAPI_OP = op, %error, "no answer yet");
+            }
+            Err(_) if panics + 1 < PANICS => panics += 1,
+            Err(_) => {
+                break Err(Error::new(Kind::Internal, format!("{} panicked", task.op))).into();
+            }
+        }
+        if agent.is_stopping() {
+            return None;
+        }
+        std::thread::sleep(AGAIN);
+    };
+    let (outcome, size) = fit(outcome);
+    tell(&task, &outcome);
+    let ended = agent.clock().wall().max(begun);
+    Some(Sized { report: Report { job: task.job, begun, ended, outcome }, size })
+}
+
+/// An error means that there is no answer yet.
+fn attempt<L: Link + 'static>(agent: &Shared<L>, task: &Task) -> Result<Outcome> {
+    let op = match admit(agent, task) {
+        Ok(op) => op,
+        Err(error) => return Ok(Err(error).into()),
+    };
+    let only_looks = match op.run.access() {
+        Access::Read => true,
+        Access::Write => task.options.dry_run,
+        Access::Execute => false,
+    };
+    if only_looks && task.left_ms == 0 {
+        return Ok(Err(Error::new(Kind::Expired, "it was not begun by its deadline")).into());
+    }
+    agent.executor().run(op, task)
+}
+
+/// Whether this agent takes such a task at all: whoever hands it out is not trusted further.
+fn admit<L>(agent: &Shared<L>, task: &Task) -> Result<&'static Op<Agent>> {
+    let own = &agent.setup.machine_id;
+    if task.host != *own {
+        let message = format!("the task is for {}, and this is {own}", task.host);
+        return Err(Error::new(Kind::Denied, message));
+    }
+    let op = ops::agent(&task.op).ok_or_else(|| {
+        Error::new(Kind::Unsupported, format!("this agent has no operation {:?}", task.op))
+    })?;
+    agent.setup.policy.check(op)?;
+    op.run.check(&task.params)?;
+    Ok(op)
+}
+
+fn tell(task: &Task, outcome: &Outcome) {
+    let (job, op, host) = (&task.job, &task.op, &task.host);
+    match outcome {
+        Outcome::Failed { error } => tracing::info!(
+            OSAPI_JOB_ID = job,
+            OSAPI_OP = op,
+            OSAPI_HOST = host,
+            kind = %error.kind,
+            "{op} failed: {}",
+            error.message
+        ),
+        Outcome::Done { result } if result.get("changed") == Some(&json!(true)) => tracing::info!(
+            OSAPI_JOB_ID = job,
+            OSAPI_OP = op,
+            OSAPI_HOST = host,
+            "{op} changed the host"
+        ),
+        Outcome::Done { .. } => {
+            tracing::debug!(OSAPI_JOB_ID = job, OSAPI_OP = op, OSAPI_HOST = host, "{op} is done");
+        }
+    }
+}
+
+/// Cuts what is too large to be stored, and says so with `truncated`.
+fn fit(outcome: Outcome) -> (Outcome, usize) {
+    let size = size_of(&outcome);
+    if size <= MAX_OUTCOME {
+        return (outcome, size);
+    }
+    let outcome = match outcome {
+        Outcome::Done { mut result } => {
+            while size_of(&result) > MAX_OUTCOME - 1024 && halve_largest(&mut result) {}
+            if let Some(result) = result.as_object_mut() {
+                result.insert("truncated".to_owned(), json!(true));
+            }
+            Outcome::Done { result }
+        }
+        Outcome::Failed { mut error } => {
+            // Every character takes at most six bytes of JSON.
+            error.message = error.message.chars().take(8 * 1024).collect();
+            error.message.push_str(" [truncated]");
+            error.problems.truncate(64);
+            error.not_restored.truncate(1024);
+            Outcome::Failed { error }
+        }
+    };
+    let size = size_of(&outcome);
+    (outcome, size)
+}
+
+fn size_of(value: &impl serde::Serialize) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // Counting does not fail, and what cannot be encoded fails when it is sent.
+    let _ = serde_json::to_writer(&mut count, value);
+    count.0
+}
+
+/// Halves the list or text that takes the most room; false where there is nothing to halve.
+fn halve_largest(value: &mut Value) -> bool {
+    match value {
+        Value::String(text) if text.len() > 1 => {
+            text.truncate(text.floor_char_boundary(text.len() / 2));
+            true
+        }
+        Value::Array(list) => {
+            let largest = (0..list.len()).max_by_key(|&index| size_of(&list[index]));
+            let Some(largest) = largest else { return false };
+            let total: usize = list.iter().map(size_of).sum();
+            // One entry that is most of the list is to blame rather than their number.
+            if size_of(&list[largest]) * 2 > total && halve_largest(&mut list[largest]) {
+                return true;
+            }
+            list.truncate(list.len() / 2);
+            true
+        }
+        Value::Object(map) => {
+            let largest = map.values_mut().max_by_key(|value| size_of(value));
+            largest.is_some_and(halve_largest)
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_large_is_cut_and_says_so() {
+        let entries: Vec<_> =
+            (0..40_000).map(|n| json!({ "name": format!("entry {n}") })).collect();
+        for large in [json!({ "list": entries, "n": 1 }), json!({ "text": "ä".repeat(800_000) })] {
+            let (outcome, size) = fit(Outcome::Done { result: large.clone() });
+            assert!(size <= MAX_OUTCOME && size > MAX_OUTCOME / 4, "{size}");
+            let Outcome::Done { result } = outcome else { panic!("it failed") };
+            assert_eq!(result["truncated"], true);
+            assert_eq!(result["n"], large["n"]);
+        }
+        let error = Error::new(Kind::HostFailed, "\u{1}".repeat(2_000_000)).body();
+        assert!(fit(Outcome::Failed { error }).1 <= MAX_OUTCOME);
+        let small = Outcome::Done { result: json!({ "a": 1 }) };
+        assert_eq!(fit(small.clone()).0, small);
+    }
+}

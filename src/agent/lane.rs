@@ -1,0 +1,94 @@
+//! The work of one class: asked for by whichever of its workers is free, in order.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use super::link::Asker;
+use super::{POLL, ROOM, Shared, carry, lock};
+use crate::error::Kind;
+use crate::job::{Outcome, Report, Task};
+use crate::link::{Answer, Link, Sealed};
+use crate::op::Access;
+
+pub(super) struct Lane<L> {
+    class: Access,
+    link: Mutex<Asker<L>>,
+    /// Taken, and not yet begun by anybody.
+    queue: Mutex<VecDeque<Taken>>,
+}
+
+/// A task, and when it was taken on the clock of the boot, in milliseconds.
+pub(super) struct Taken {
+    pub(super) task: Task,
+    pub(super) at: u64,
+}
+
+impl<L: Link + 'static> Lane<L> {
+    pub(super) fn new(class: Access, link: L) -> Self {
+        Self { class, link: Mutex::new(Asker::new(link)), queue: Mutex::default() }
+    }
+
+    /// Works until the agent stops.
+    pub(super) fn work(&self, agent: &Shared<L>) {
+        while let Some(taken) = self.next(agent) {
+            if !agent.begin() {
+                return;
+            }
+            let Some(report) = carry::out(agent, taken) else { return agent.give_up() };
+            let size = report.size;
+            match self.class {
+                Access::Read => agent.passing.push(agent, report.report, size, true),
+                // Whoever has more to do does not wait until this is stored.
+                _ => agent.lasting.push(agent, report.report, size, lock(&self.queue).is_empty()),
+            }
+        }
+    }
+
+    /// The next task; None once the agent stops.
+    fn next(&self, agent: &Shared<L>) -> Option<Taken> {
+        while !agent.is_stopping() {
+            if let Some(taken) = lock(&self.queue).pop_front() {
+                return Some(taken);
+            }
+            // One asks for all; the others wait here.
+            let mut link = lock(&self.link);
+            if let Some(taken) = lock(&self.queue).pop_front() {
+                return Some(taken);
+            }
+            match link.ask(agent, &mut agent.next(vec![self.class], POLL)) {
+                Ok(Answer::Tasks { tasks, heads }) => {
+                    agent.heads.keep(heads);
+                    let tasks = tasks.into_iter().take(ROOM);
+                    lock(&self.queue).extend(tasks.filter_map(|task| take(agent, &task)));
+                }
+                Ok(_) => tracing::error!("a question for work was answered with something else"),
+                Err(error) => agent.trouble.wait(&error),
+            }
+        }
+        None
+    }
+}
+
+/// Opens a task and holds it; None where it is held already or cannot be opened.
+fn take<L: Link + 'static>(agent: &Shared<L>, sealed: &Sealed) -> Option<Taken> {
+    let at = agent.clock().uptime();
+    match serde_json::from_str::<Task>(&sealed.body) {
+        Ok(task) => agent.hold(&task.job).then_some(Taken { task, at }),
+        Err(error) => {
+            let job = serde_json::from_str::<serde_json::Value>(&sealed.body);
+            let job = job.ok().and_then(|task| Some(task.get("job")?.as_str()?.to_owned()));
+            tracing::error!(%error, job, "cannot read a task");
+            if let Some(job) = job.filter(|job| agent.hold(job)) {
+                let message = format!("this agent cannot read the task: {error}");
+                let error = crate::error::Error::new(Kind::Unsupported, message);
+                let now = agent.clock().wall();
+                let outcome = Outcome::from(Err(error));
+                let report = Report { job, begun: now, ended: now, outcome };
+                if agent.begin() {
+                    agent.lasting.push(agent, report, 0, false);
+                }
+            }
+            None
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! The sign of life: what the agent says of itself, however busy all its workers are.
+
+use std::time::{Duration, Instant};
+
+use super::link::Asker;
+use super::{Shared, facts, lock};
+use crate::link::{Answer, Link};
+
+/// How long between two signs of life.
+const BEAT: Duration = Duration::from_secs(10);
+/// How often the agent says the same of itself again.
+const REPEAT: Duration = Duration::from_secs(60);
+
+/// Goes on until the process ends.
+pub(super) fn tell<L: Link + 'static>(agent: &Shared<L>) {
+    let mut link = Asker::new((agent.links)());
+    let mut collected = Instant::now();
+    let mut told = None::<Instant>;
+    loop {
+        let before = agent.about();
+        let mut about = before.clone();
+        if collected.elapsed() >= agent.setup.facts.interval {
+            about.facts = facts::collect(&agent.executor().view());
+            about.hostname = facts::hostname(&agent.setup);
+            collected = Instant::now();
+        }
+        facts::judge(&agent.setup, &mut about.conditions);
+        let is_new = about != before || told.is_none_or(|told| told.elapsed() >= REPEAT);
+        if is_new {
+            *lock(&agent.about) = about.clone();
+        }
+
+        let mut ask = agent.next(Vec::new(), Duration::ZERO);
+        if let crate::link::Ask::Next { about: field, .. } = &mut ask
+            && is_new
+        {
+            *field = Some(Box::new(about));
+        }
+        match link.ask(agent, &mut ask) {
+            Ok(answer) => {
+                if is_new {
+                    told = Some(Instant::now());
+                }
+                if let Answer::Tasks { heads, .. } = answer {
+                    agent.heads.keep(heads);
+                }
+            }
+            Err(error) => {
+                told = None;
+                agent.trouble.wait(&error);
+                continue;
+            }
+        }
+        agent.heads.save();
+        std::thread::sleep(BEAT);
+    }
+}
