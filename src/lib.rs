@@ -16,6 +16,7 @@
 )]
 
 pub mod agent;
+pub mod api;
 pub mod cli;
 pub mod clock;
 pub mod controller;
@@ -29,3 +30,4 @@ pub mod permission;
 pub mod provider;
 pub mod schema;
 pub mod store;
+pub mod sys;

@@ -1,0 +1,210 @@
+//! Who is at the other end of a connection, by the kernel's word alone.
+//!
+//! Credentials are those of the moment of connecting. An `Authorization` header on the socket is
+//! not looked at: existing clients send one always, and whoever can forge a token cannot forge a
+//! peer.
+
+#![expect(clippy::disallowed_methods, reason = "names of accounts, for the record")]
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::net::UnixStream;
+
+use crate::error::{Error, Kind, Result};
+use crate::permission::{Caller, Permission, Role};
+use crate::sys;
+
+/// How long an account's name is believed.
+const NAMES_KEPT: Duration = Duration::from_mins(1);
+const MOST_NAMES: usize = 1_024;
+
+/// Who may do what over the socket, as configured.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// The role of each group's members, by the group's name or number. Several add up.
+    pub groups: BTreeMap<String, String>,
+    /// Roles beside or instead of the built-in ones of the same name.
+    pub roles: BTreeMap<String, BTreeSet<Permission>>,
+    /// Whether the account that runs this process is an admin, as it is under `osapi start`.
+    pub own_is_admin: bool,
+    /// The group whose members may read `/metrics` without `health:read`.
+    pub metrics_group: Option<String>,
+}
+
+/// [`Access`] with all names looked up.
+pub struct Gate {
+    /// (group, role)
+    groups: Vec<(u32, String)>,
+    roles: BTreeMap<String, BTreeSet<Permission>>,
+    /// Root, and the own account where it is an admin.
+    admins: Vec<u32>,
+    metrics_group: Option<u32>,
+    names: Mutex<HashMap<u32, (Instant, String)>>,
+}
+
+/// A caller, and what only this carrier knows of it.
+#[derive(Clone)]
+pub struct Peer {
+    pub caller: Arc<Caller>,
+    pub uid: u32,
+    /// Whether it may read `/metrics`, whatever its permissions.
+    pub reads_metrics: bool,
+}
+
+impl Gate {
+    /// Fails where a role is named that there is none of. A group that does not exist has no
+    /// members and is only warned about.
+    pub fn new(access: Access) -> Result<Self> {
+        let Access { groups, roles, own_is_admin, metrics_group } = access;
+        let built_in = Role::ALL.map(|role| (role.as_str().to_owned(), role.permissions()));
+        let roles: BTreeMap<_, _> = built_in.into_iter().chain(roles).collect();
+        let mut resolved = Vec::new();
+        for (group, role) in groups {
+            if !roles.contains_key(&role) {
+                let message = format!("cannot give group {group} the role {role}: no such role");
+                return Err(Error::new(Kind::InvalidInput, message));
+            }
+            resolved.extend(group_id(&group).map(|gid| (gid, role)));
+        }
+        let own = own_is_admin.then(|| rustix::process::geteuid().as_raw());
+        Ok(Self {
+            groups: resolved,
+            roles,
+            admins: [0].into_iter().chain(own).collect(),
+            metrics_group: metrics_group.as_deref().and_then(group_id),
+            names: Mutex::default(),
+        })
+    }
+
+    /// Who connected.
+    pub fn peer(&self, stream: &UnixStream) -> Result<Peer> {
+        let unknown = |error| {
+            Error::new(Kind::Unauthenticated, "cannot tell who is connected").because(error)
+        };
+        let credentials = stream.peer_cred().map_err(unknown)?;
+        let mut groups = sys::peer_groups(stream.as_fd()).map_err(unknown)?;
+        groups.push(credentials.gid());
+        Ok(self.admit(credentials.uid(), &groups))
+    }
+
+    fn admit(&self, uid: u32, groups: &[u32]) -> Peer {
+        let mut held: Vec<&str> = if self.admins.contains(&uid) {
+            vec![Role::Admin.as_str()]
+        } else {
+            let member = |(gid, _): &&(u32, String)| groups.contains(gid);
+            self.groups.iter().filter(member).map(|(_, role)| role.as_str()).collect()
+        };
+        held.sort_unstable();
+        held.dedup();
+        let permissions = if self.admins.contains(&uid) {
+            // Whatever a custom role of that name says: root can do it all anyway.
+            Role::Admin.permissions()
+        } else {
+            held.iter().filter_map(|role| self.roles.get(*role)).flatten().copied().collect()
+        };
+        let caller = Caller {
+            name: self.name(uid),
+            uid: Some(uid),
+            roles: held.into_iter().map(str::to_owned).collect(),
+            permissions,
+            source: "unix".to_owned(),
+        };
+        let reads_metrics = caller.may(Some(Permission::HealthRead))
+            || self.metrics_group.is_some_and(|gid| groups.contains(&gid));
+        Peer { caller: Arc::new(caller), uid, reads_metrics }
+    }
+
+    fn name(&self, uid: u32) -> String {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, name)) = names.get(&uid).filter(|(at, _)| at.elapsed() < NAMES_KEPT) {
+            return name.clone();
+        }
+        let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let name = account(&accounts, uid).unwrap_or_else(|| format!("uid {uid}"));
+        if names.len() >= MOST_NAMES {
+            names.clear();
+        }
+        names.insert(uid, (Instant::now(), name.clone()));
+        name
+    }
+}
+
+fn account(accounts: &str, uid: u32) -> Option<String> {
+    accounts.lines().find_map(|line| {
+        let mut parts = line.split(':');
+        let name = parts.next()?;
+        let is_it = parts.nth(1)?.parse() == Ok(uid);
+        (is_it && !name.is_empty() && !name.contains(char::is_control)).then(|| name.to_owned())
+    })
+}
+
+fn group_id(name: &str) -> Option<u32> {
+    if let Ok(gid) = name.parse() {
+        return Some(gid);
+    }
+    match sys::group_id(name) {
+        Ok(Some(gid)) => Some(gid),
+        Ok(None) => {
+            tracing::warn!("the configured group {name} does not exist; nobody is let in by it");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot look up the configured group {name}");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate() -> Gate {
+        let groups = [("70001", "read"), ("70002", "nurse"), ("70003", "admin")];
+        let roles = [("nurse".to_owned(), [Permission::PowerExecute].into())];
+        Gate::new(Access {
+            groups: groups.map(|(group, role)| (group.to_owned(), role.to_owned())).into(),
+            roles: roles.into(),
+            own_is_admin: false,
+            metrics_group: Some("70009".to_owned()),
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn root_is_an_admin_and_others_are_what_their_groups_say() {
+        let gate = gate();
+        assert_eq!(gate.admit(0, &[]).caller.permissions, Role::Admin.permissions());
+        assert_eq!(gate.admit(12_345, &[70_003]).caller.permissions, Role::Admin.permissions());
+        let both = gate.admit(12_345, &[5, 70_001, 70_002]).caller;
+        assert_eq!(both.permissions.len(), Role::Read.permissions().len() + 1);
+        assert_eq!(both.roles, ["nurse", "read"]);
+        let nobody = gate.admit(12_345, &[0, 1, 2]);
+        assert!(nobody.caller.permissions.is_empty() && nobody.caller.roles.is_empty());
+        assert_eq!(nobody.caller.name, "uid 12345");
+    }
+
+    #[test]
+    fn metrics_are_for_health_readers_and_one_group() {
+        let gate = gate();
+        assert!(gate.admit(12_345, &[70_009]).reads_metrics);
+        assert!(gate.admit(12_345, &[70_001]).reads_metrics);
+        assert!(!gate.admit(12_345, &[70_002]).reads_metrics);
+    }
+
+    #[test]
+    fn a_role_that_does_not_exist_is_refused() {
+        let groups = [("70001".to_owned(), "boss".to_owned())].into();
+        assert!(Gate::new(Access { groups, ..Access::default() }).is_err());
+    }
+
+    #[test]
+    fn accounts_are_found_by_number() {
+        let accounts = "root:x:0:0::/root:/bin/sh\nada:x:1000:1000:A:/home/ada:/bin/sh\n";
+        assert_eq!(account(accounts, 1000).as_deref(), Some("ada"));
+        assert_eq!(account(accounts, 100), None);
+    }
+}

@@ -1,0 +1,110 @@
+//! What the C library has and no safe crate does. The only `unsafe` there is.
+
+#![expect(unsafe_code, reason = "system calls that no safe crate has")]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// `<asm-generic/socket.h>`; since Linux 4.13.
+const SO_PEERGROUPS: libc::c_int = libc::SO_PEERGROUPS;
+/// `NGROUPS_MAX`: no process has more.
+const MOST_GROUPS: usize = 65_536;
+
+/// The supplementary groups of whoever is at the other end of a Unix socket, as the kernel
+/// recorded them when it connected.
+pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut groups = vec![0_u32; 64];
+    loop {
+        let room = groups.len() * size_of::<u32>();
+        let mut length = libc::socklen_t::try_from(room).unwrap_or(libc::socklen_t::MAX);
+        // SAFETY: the kernel writes at most `length` bytes to `groups`, which has that many, and
+        // the new length to `length`; both outlive the call.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        let written = length as usize / size_of::<u32>();
+        if result == 0 {
+            groups.truncate(written);
+            return Ok(groups);
+        }
+        let error = io::Error::last_os_error();
+        // The kernel says how much room it needs.
+        if error.raw_os_error() != Some(libc::ERANGE)
+            || written <= groups.len()
+            || written > MOST_GROUPS
+        {
+            return Err(error);
+        }
+        groups.resize(written, 0);
+    }
+}
+
+/// Calls listen(2) again on a socket that was inherited.
+///
+/// Until then the kernel tells those who connect that the process which made the socket is at
+/// the other end, which is PID 1 where systemd did.
+pub fn listen_again(socket: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
+    // SAFETY: takes and returns plain integers; the descriptor is borrowed and so is open.
+    match unsafe { libc::listen(socket.as_raw_fd(), backlog) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The number of the group `name`, as the system's name service has it. May block, so it is for
+/// the start only.
+pub fn group_id(name: &str) -> io::Result<Option<u32>> {
+    let name = CString::new(name)?;
+    let mut text = vec![0_u8; 64 * 1024];
+    let mut entry = std::mem::MaybeUninit::<libc::group>::uninit();
+    let mut found = std::ptr::null_mut();
+    // SAFETY: `name` ends with NUL; `entry`, `text` (with its true length) and `found` outlive
+    // the call, and `entry` is read only where `found` says that it was filled.
+    let result = unsafe {
+        libc::getgrnam_r(
+            name.as_ptr(),
+            entry.as_mut_ptr(),
+            text.as_mut_ptr().cast(),
+            text.len(),
+            &raw mut found,
+        )
+    };
+    match (result, found.is_null()) {
+        (0, true) => Ok(None),
+        // SAFETY: `found` points to `entry`, which getgrnam_r has filled.
+        (0, false) => Ok(Some(unsafe { (*found).gr_gid })),
+        (error, _) => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn the_kernel_tells_the_groups_of_a_peer() {
+        let (one, _other) = UnixStream::pair().unwrap();
+        let mut told = peer_groups(one.as_fd()).unwrap();
+        let mut own: Vec<u32> =
+            rustix::process::getgroups().unwrap().iter().map(|gid| gid.as_raw()).collect();
+        told.sort_unstable();
+        own.sort_unstable();
+        assert_eq!(told, own);
+    }
+
+    #[test]
+    fn group_zero_is_root() {
+        assert_eq!(group_id("root").unwrap(), Some(0));
+        assert_eq!(group_id("no-such-group-here").unwrap(), None);
+    }
+}
