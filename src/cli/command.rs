@@ -298,7 +298,7 @@ fn value(arg: Arg, kind: Type) -> Arg {
         Type::List | Type::Object => arg.action(ArgAction::Append),
         Type::Boolean => boolean(arg),
         // A number may be below zero.
-        Type::Integer => arg.allow_negative_numbers(true),
+        Type::Integer | Type::Number => arg.allow_negative_numbers(true),
         Type::Text => arg.allow_hyphen_values(true),
     }
 }
