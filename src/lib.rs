@@ -31,3 +31,4 @@ pub mod provider;
 pub mod schema;
 pub mod store;
 pub mod sys;
+pub mod types;

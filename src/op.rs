@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::error::{Error, Kind, Result};
 use crate::host::{Act, Done, View, Want};
 use crate::permission::Permission;
+use crate::types::refuse_facts;
 
 /// A noun of the API and everything that can be done to it.
 pub struct Domain<R: 'static = Agent> {
@@ -47,7 +48,9 @@ pub struct Op<R: 'static = Agent> {
     pub flags: &'static [(&'static str, &'static str)],
     /// Fields taken by position in the short form of the command, in order.
     pub args: &'static [&'static str],
-    /// What a person's table shows, in order, as pointers into a row; empty: every field.
+    /// What a person's table shows, in order, as (header, pointer into a row); empty: every
+    /// field. `*` in a pointer stands for each entry of a list, which then gets a line of its
+    /// own; `A:B` shows A as a share of B, in percent.
     pub columns: &'static [(&'static str, &'static str)],
     pub rows: Rows,
     /// How long one attempt may run on a host.
@@ -224,7 +227,7 @@ impl<P: Params, O: Output> AgentOp for Read<P, O> {
     }
 
     fn show(&self, host: &View, params: &Value) -> Result<Value> {
-        encode((self.0)(host, &parse(params)?)?)
+        encode((self.0)(host, &take(params)?)?)
     }
 
     fn tell(&self, _: &Value, _: Done) -> Result<Value> {
@@ -238,11 +241,11 @@ impl<P: Params, O: Output> AgentOp for Write<P, O> {
     }
 
     fn intend(&self, host: &View, params: &Value) -> Result<Intent> {
-        (self.0)(host, &parse(params)?).map(Intent::Want)
+        (self.0)(host, &take(params)?).map(Intent::Want)
     }
 
     fn show(&self, host: &View, params: &Value) -> Result<Value> {
-        encode((self.1)(host, &parse(params)?)?)
+        encode((self.1)(host, &take(params)?)?)
     }
 
     fn tell(&self, _: &Value, _: Done) -> Result<Value> {
@@ -256,7 +259,7 @@ impl<P: Params, O: Output> AgentOp for Execute<P, O> {
     }
 
     fn intend(&self, host: &View, params: &Value) -> Result<Intent> {
-        (self.0)(host, &parse(params)?).map(Intent::Act)
+        (self.0)(host, &take(params)?).map(Intent::Act)
     }
 
     fn show(&self, _: &View, _: &Value) -> Result<Value> {
@@ -264,7 +267,7 @@ impl<P: Params, O: Output> AgentOp for Execute<P, O> {
     }
 
     fn tell(&self, params: &Value, done: Done) -> Result<Value> {
-        encode((self.1)(&parse(params)?, done))
+        encode((self.1)(&take(params)?, done))
     }
 }
 
@@ -278,7 +281,7 @@ impl<P: Params, O: Output> Shape for Read<P, O> {
     }
 
     fn check(&self, params: &Value) -> Result<()> {
-        parse::<P>(params).map(drop)
+        take::<P>(params).map(drop)
     }
 }
 
@@ -292,7 +295,7 @@ impl<P: Params, O: Output> Shape for Write<P, O> {
     }
 
     fn check(&self, params: &Value) -> Result<()> {
-        parse::<P>(params).map(drop)
+        take::<P>(params).map(drop)
     }
 }
 
@@ -306,8 +309,14 @@ impl<P: Params, O: Output> Shape for Execute<P, O> {
     }
 
     fn check(&self, params: &Value) -> Result<()> {
-        parse::<P>(params).map(drop)
+        take::<P>(params).map(drop)
     }
+}
+
+/// Parses `params` for a host, which resolves no reference to a fact.
+fn take<P: Params>(params: &Value) -> Result<P> {
+    refuse_facts(params)?;
+    parse(params)
 }
 
 /// Parses `params` as an operation takes them.
