@@ -46,7 +46,8 @@ impl fmt::Display for Sysctl<'_> {
 impl View {
     pub fn sysctl(&self, key: &str) -> Result<String> {
         let path = path(key);
-        if !self.exists(&path) {
+        // A directory of parameters is none itself.
+        if !self.exists(&path) || self.exists(&format!("{path}/")) {
             return Err(Error::new(Kind::NotFound, format!("this kernel has no {key}")));
         }
         Ok(words(&self.read(&path)?))
