@@ -15,10 +15,12 @@ use serde::Serialize;
 
 use crate::op::Domain;
 
+pub mod node;
 pub mod sysctl;
 
 /// The order is that of the manual and of the command line's help.
 pub static DOMAINS: &[&Domain] = &[
+    &node::DOMAIN,
     &sysctl::DOMAIN,
 ];
 
