@@ -16,12 +16,14 @@ use serde::Serialize;
 use crate::op::Domain;
 
 pub mod node;
+pub mod process;
 pub mod sysctl;
 
 /// The order is that of the manual and of the command line's help.
 pub static DOMAINS: &[&Domain] = &[
     &node::DOMAIN,
     &sysctl::DOMAIN,
+    &process::DOMAIN,
 ];
 
 /// How much JSON a list in an answer may come to, in bytes. The whole outcome has a bound of

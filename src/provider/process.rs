@@ -1,0 +1,552 @@
+//! The processes of a host, and signals to them.
+//!
+//! A process is listed as soon as it has a number; what of it cannot be read is left out of its
+//! entry. OSAPI's own processes, what they started and init get no signals: whoever could end
+//! them could end the audit as well.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Result};
+use crate::host::{Act, View};
+use crate::op::{Domain, Execute, Method, Nothing, Op, Read};
+use crate::permission::Permission;
+use crate::types::rfc3339;
+
+pub static DOMAIN: Domain = Domain {
+    name: "process",
+    about: "Processes",
+    ops: &[
+        Op {
+            id: "node.process.list",
+            about: "List the processes",
+            path: "/node/{hostname}/process",
+            permission: Some(Permission::ProcessRead),
+            command: "node process list",
+            columns: &[
+                ("PID", "/processes/*/pid"),
+                ("NAME", "/processes/*/name"),
+                ("USER", "/processes/*/user"),
+                ("STATE", "/processes/*/state"),
+                ("CPU%", "/processes/*/cpu_percent"),
+                ("COMMAND", "/processes/*/command"),
+            ],
+            run: &Read(|host, _: &Nothing| list(host)),
+            ..Op::COMMON
+        },
+        Op {
+            id: "node.process.get",
+            about: "Show a process",
+            path: "/node/{hostname}/process/{pid}",
+            permission: Some(Permission::ProcessRead),
+            command: "node process get",
+            args: &["pid"],
+            columns: &[
+                ("PID", "/process/pid"),
+                ("NAME", "/process/name"),
+                ("USER", "/process/user"),
+                ("STATE", "/process/state"),
+                ("CPU%", "/process/cpu_percent"),
+                ("COMMAND", "/process/command"),
+            ],
+            run: &Read(get),
+            ..Op::COMMON
+        },
+        Op {
+            id: "node.process.signal",
+            about: "Send a signal to a process",
+            method: Method::Post,
+            path: "/node/{hostname}/process/{pid}/signal",
+            permission: Some(Permission::ProcessExecute),
+            command: "node process signal",
+            args: &["pid", "signal"],
+            columns: &[("PID", "/pid"), ("SIGNAL", "/signal"), ("CHANGED", "/changed")],
+            run: &Execute(signal, |params, _| {
+                let Signalling { pid: Pid(pid), signal } = *params;
+                Signalled { pid, signal, changed: true }
+            }),
+            ..Op::COMMON
+        },
+    ],
+};
+
+/// How many ticks the kernel's tables count in a second, on every architecture there is a
+/// distribution for.
+const TICKS: u64 = 100;
+
+/// How much of a command line is shown, in bytes.
+const MAX_COMMAND: usize = 4096;
+
+/// How much of one of the kernel's files is read, in bytes. Command lines may be long.
+const MAX_READ: u64 = 4 * 1024 * 1024;
+
+/// How many generations are looked up. A loop cannot be, but a table that is read while it
+/// changes may look like one.
+const MAX_ANCESTORS: usize = 64;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ByPid {
+    /// The number of the process, at least 1.
+    pid: Pid,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Signalling {
+    /// The number of the process. 1 and OSAPI's own processes are refused.
+    pid: Pid,
+    /// The signal, without `SIG`.
+    signal: Signal,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[schemars(inline)]
+enum Signal {
+    Term,
+    Kill,
+    Hup,
+    Int,
+    Usr1,
+    Usr2,
+}
+
+impl Signal {
+    const fn number(self) -> i32 {
+        match self {
+            Self::Term => libc::SIGTERM,
+            Self::Kill => libc::SIGKILL,
+            Self::Hup => libc::SIGHUP,
+            Self::Int => libc::SIGINT,
+            Self::Usr1 => libc::SIGUSR1,
+            Self::Usr2 => libc::SIGUSR2,
+        }
+    }
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+struct Processes {
+    /// Every process, by number.
+    processes: Vec<Process>,
+    /// True if there are more than an answer has room for.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    truncated: bool,
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+struct ProcessAnswer {
+    process: Process,
+}
+
+#[derive(Debug, Default, JsonSchema, PartialEq, Serialize)]
+struct Process {
+    pid: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    name: Option<String>,
+    /// The account with whose rights it runs; its number where it has no name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    user: Option<String>,
+    /// `running`, `sleep`, `blocked` (waits for a disk), `stop`, `zombie` or `idle`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    state: Option<String>,
+    /// Share of one processor since it started, in percent; more than 100 for several threads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "f64")]
+    cpu_percent: Option<f64>,
+    /// Share of the memory of the host that it occupies, in percent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "f32")]
+    mem_percent: Option<f32>,
+    /// Memory that it occupies, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "i64")]
+    mem_rss: Option<i64>,
+    /// Its command line, of which at most 4 KiB are shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    command: Option<String>,
+    /// When it started, as RFC 3339 has it, in UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    start_time: Option<String>,
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+struct Signalled {
+    pid: i64,
+    signal: Signal,
+    /// Always true: the process was told.
+    changed: bool,
+}
+
+fn list(host: &View) -> Result<Processes> {
+    let mut pids: Vec<i64> =
+        host.list_dir("/proc")?.iter().filter_map(|name| name.parse().ok()).collect();
+    pids.sort_unstable();
+    let around = Around::of(host);
+    let found = pids.into_iter().filter_map(|pid| around.process(host, pid)).collect();
+    let (processes, truncated) = super::fitting(found);
+    Ok(Processes { processes, truncated })
+}
+
+fn get(host: &View, ByPid { pid: Pid(pid) }: &ByPid) -> Result<ProcessAnswer> {
+    let process = Around::of(host).process(host, *pid).ok_or_else(|| gone(*pid))?;
+    Ok(ProcessAnswer { process })
+}
+
+fn signal(host: &View, Signalling { pid: Pid(number), signal }: &Signalling) -> Result<Act> {
+    let number = *number;
+    if number <= 1 {
+        let message = format!("cannot signal process {number}: the system runs on it");
+        return Err(Error::new(Kind::InvalidInput, message));
+    }
+    let pid = i32::try_from(number).map_err(|_| gone(number))?;
+    let Some(stat) = Stat::of(host, number) else {
+        return Err(match exists(host, number) {
+            true => Error::new(Kind::HostFailed, format!("cannot tell when process {pid} began")),
+            false => gone(number),
+        });
+    };
+    if is_own(host, number) {
+        let message = format!("process {pid} is OSAPI's own and gets no signals through it");
+        return Err(Error::new(Kind::Denied, message));
+    }
+    Ok(Act::Signal { pid, start: stat.start, signal: signal.number() })
+}
+
+/// Whether `pid` is a process of OSAPI: this one, one of the same program, or what one of
+/// either has started.
+fn is_own(host: &View, pid: i64) -> bool {
+    let own = i64::from(host.pid());
+    let program = |pid: i64| {
+        let target = host.read_link(&format!("/proc/{pid}/exe")).ok()?;
+        // So the kernel calls the program of a process that has been upgraded since it began.
+        Some(target.strip_suffix(" (deleted)").unwrap_or(&target).to_owned())
+    };
+    let own_program = program(own);
+    let mut ancestor = pid;
+    for _ in 0..MAX_ANCESTORS {
+        if ancestor <= 1 {
+            break;
+        }
+        if ancestor == own || (own_program.is_some() && program(ancestor) == own_program) {
+            return true;
+        }
+        let Some(stat) = Stat::of(host, ancestor) else { break };
+        ancestor = stat.parent;
+    }
+    // Handed to the service manager, a command is no child of the agent.
+    let group = text(host, &format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    group.contains("/osapi-job-")
+}
+
+/// What has to be known of the host to make sense of its processes, as far as it can be.
+struct Around {
+    /// Seconds since 1970 at which the host started.
+    boot: Option<u64>,
+    /// Seconds since then.
+    uptime: Option<f64>,
+    /// Bytes.
+    memory: Option<u64>,
+    users: BTreeMap<String, String>,
+}
+
+impl Around {
+    fn of(host: &View) -> Self {
+        let boot = text(host, "/proc/stat");
+        let boot = boot.and_then(|text| {
+            text.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok())
+        });
+        let uptime = text(host, "/proc/uptime");
+        let uptime = uptime.and_then(|text| text.split(' ').next()?.parse().ok());
+        let memory = text(host, "/proc/meminfo");
+        let memory = memory.and_then(|text| kibibytes(&text, "MemTotal"));
+        let accounts = text(host, "/etc/passwd").unwrap_or_default();
+        let users = accounts.lines().rev().filter_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            Some((fields.nth(1)?.to_owned(), name.to_owned()))
+        });
+        Self { boot, uptime, memory, users: users.collect() }
+    }
+
+    /// None for a process that has ended.
+    fn process(&self, host: &View, pid: i64) -> Option<Process> {
+        let stat = Stat::of(host, pid);
+        let status = text(host, &format!("/proc/{pid}/status"));
+        let command = text(host, &format!("/proc/{pid}/cmdline"));
+        if stat.is_none() && status.is_none() && !exists(host, pid) {
+            return None;
+        }
+        let uid = status.as_deref().and_then(|status| {
+            status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1))
+        });
+        let user = uid.map(|uid| self.users.get(uid).map_or(uid, String::as_str).to_owned());
+        // A thread of the kernel occupies none and does not say so.
+        let rss = status.as_deref().map(|status| kibibytes(status, "VmRSS").unwrap_or(0));
+        let mut process = Process {
+            pid,
+            user,
+            mem_rss: rss.and_then(|rss| rss.try_into().ok()),
+            mem_percent: rss.zip(self.memory).map(|(rss, total)| percent(rss, total)),
+            ..Process::default()
+        };
+        let Some(Stat { name, state, ticks, start, .. }) = stat else {
+            process.command = command.map(|command| shown(&command, ""));
+            return Some(process);
+        };
+        process.state = Some(state_name(state));
+        process.start_time = self.boot.map(|boot| rfc3339(boot + start / TICKS));
+        process.cpu_percent = self.uptime.map(|uptime| {
+            let age = uptime - seconds(start);
+            if age > 0.0 { round(seconds(ticks) / age * 100.0) } else { 0.0 }
+        });
+        process.command = command.map(|command| shown(&command, &name));
+        process.name = Some(name);
+        Some(process)
+    }
+}
+
+/// What the kernel says of a process on one line.
+struct Stat {
+    name: String,
+    state: char,
+    parent: i64,
+    /// Ticks it has run for.
+    ticks: u64,
+    /// Ticks after the boot at which it started; tells it from a later one of the same number.
+    start: u64,
+}
+
+impl Stat {
+    fn of(host: &View, pid: i64) -> Option<Self> {
+        let line = text(host, &format!("/proc/{pid}/stat"))?;
+        // The name may contain anything, brackets and blanks included.
+        let (head, tail) = line.rsplit_once(')')?;
+        let name = head.split_once('(')?.1.to_owned();
+        let fields: Vec<&str> = tail.split_whitespace().collect();
+        let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
+        Some(Self {
+            name,
+            state: fields.first()?.chars().next()?,
+            parent: fields.get(1)?.parse().ok()?,
+            ticks: number(11)?.saturating_add(number(12)?),
+            start: number(19)?,
+        })
+    }
+}
+
+fn state_name(letter: char) -> String {
+    let name = match letter {
+        'R' => "running",
+        'S' => "sleep",
+        'D' => "blocked",
+        'T' | 't' => "stop",
+        'Z' | 'X' => "zombie",
+        'I' => "idle",
+        'W' => "wait",
+        'P' => "parked",
+        _ => return letter.to_string(),
+    };
+    name.to_owned()
+}
+
+/// A command line as a person reads it, or the name of who has none.
+fn shown(command: &str, name: &str) -> String {
+    let words = command.trim_end_matches('\0').replace('\0', " ");
+    if words.is_empty() {
+        return format!("[{name}]");
+    }
+    let end = words.floor_char_boundary(MAX_COMMAND);
+    words[..end].to_owned()
+}
+
+/// The text of one of the kernel's files, if it can be read; names may be in any encoding.
+fn text(host: &View, path: &str) -> Option<String> {
+    let bytes = host.read_bytes(path, MAX_READ).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// An amount of memory in bytes from a table that has it in KiB.
+fn kibibytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+fn exists(host: &View, pid: i64) -> bool {
+    host.exists(&format!("/proc/{pid}"))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "nobody counts ticks beyond 2^52")]
+fn seconds(ticks: u64) -> f64 {
+    ticks as f64 / TICKS as f64
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "two digits of it are shown"
+)]
+fn percent(part: u64, whole: u64) -> f32 {
+    if whole == 0 { 0.0 } else { round(part as f64 / whole as f64 * 100.0) as f32 }
+}
+
+fn round(share: f64) -> f64 {
+    (share * 100.0).round() / 100.0
+}
+
+fn gone(pid: i64) -> Error {
+    Error::new(Kind::NotFound, format!("there is no process {pid}"))
+}
+
+/// The number of one process. Zero and less mean several to the kernel.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(try_from = "i64")]
+#[schemars(extend("minimum" = 1))]
+struct Pid(i64);
+
+impl TryFrom<i64> for Pid {
+    type Error = &'static str;
+
+    fn try_from(pid: i64) -> Result<Self, Self::Error> {
+        (pid >= 1).then_some(Self(pid)).ok_or("pid: not at least 1")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::disallowed_methods, reason = "makes up processes under a temporary root")]
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::op::Intent;
+    use crate::provider::tests::Fake;
+
+    fn stat(name: &str, parent: i64, start: u64) -> String {
+        format!("9 ({name}) S {parent} 9 9 0 -1 4 1 0 0 0 300 200 0 0 20 0 1 0 {start} 0 0\n")
+    }
+
+    /// A host with init, a shell and a daemon, and this process as its agent.
+    fn host() -> Fake {
+        let fake = Fake::with(&[
+            ("/proc/stat", "cpu 1 2\nbtime 1700000000\n"),
+            ("/proc/uptime", "110.00 1\n"),
+            ("/proc/meminfo", "MemTotal: 1000 kB\n"),
+            ("/etc/passwd", "root:x:0:0::/:/bin/sh\nann:x:7:7::/:/bin/sh\n"),
+            ("/proc/1/stat", &stat("init", 0, 1)),
+            ("/proc/20/stat", &stat("a) (b", 1, 1000)),
+            ("/proc/20/status", "Name:\ta\nUid:\t0\t7\t0\t0\nVmRSS:\t  250 kB\n"),
+            ("/proc/20/cmdline", "/bin/a\0-x\0y z\0"),
+        ]);
+        let agent = std::process::id();
+        fake.put(&format!("/proc/{agent}/stat"), &stat("osapi", 1, 5));
+        program(&fake, i64::from(agent), "/usr/bin/osapi (deleted)");
+        program(&fake, 20, "/bin/a");
+        fake
+    }
+
+    fn program(fake: &Fake, pid: i64, path: &str) {
+        std::fs::create_dir_all(fake.at(&format!("/proc/{pid}"))).unwrap();
+        std::os::unix::fs::symlink(path, fake.at(&format!("/proc/{pid}/exe"))).unwrap();
+    }
+
+    fn send(fake: &Fake, pid: i64) -> Result<Act, Kind> {
+        let signal = crate::ops::agent("node.process.signal").unwrap();
+        let params = json!({ "pid": pid, "signal": "TERM" });
+        match signal.run.intend(&fake.view(), &params).map_err(|error| error.kind())? {
+            Intent::Act(act) => Ok(act),
+            _ => panic!("does nothing"),
+        }
+    }
+
+    #[test]
+    fn a_process_is_shown_with_what_the_kernel_says() {
+        let process = get(&host().view(), &ByPid { pid: Pid(20) }).unwrap().process;
+        let expected = Process {
+            pid: 20,
+            name: Some("a) (b".to_owned()),
+            user: Some("ann".to_owned()),
+            state: Some("sleep".to_owned()),
+            cpu_percent: Some(5.0),
+            mem_percent: Some(25.0),
+            mem_rss: Some(256_000),
+            command: Some("/bin/a -x y z".to_owned()),
+            start_time: Some("2023-11-14T22:13:30Z".to_owned()),
+        };
+        assert_eq!(process, expected);
+    }
+
+    #[test]
+    fn nothing_that_cannot_be_read_hides_a_process() {
+        let fake = host();
+        fake.put("/proc/30/unreadable", "");
+        fake.put("/proc/31/stat", "31 (cut off");
+        fake.put("/proc/32/cmdline", "x\0");
+        std::fs::write(fake.at("/proc/32/stat"), stat("caf\u{e9}", 1, 1).replace('é', "?"))
+            .unwrap();
+        let pids: Vec<i64> = list(&fake.view()).unwrap().processes.iter().map(|p| p.pid).collect();
+        let mut expected = vec![1, 20, 30, 31, 32, i64::from(std::process::id())];
+        expected.sort_unstable();
+        assert_eq!(pids, expected);
+    }
+
+    #[test]
+    fn a_command_line_is_cut_between_characters() {
+        assert_eq!(shown("", "kthreadd"), "[kthreadd]");
+        assert_eq!(shown(&"ü".repeat(4096), "").len(), MAX_COMMAND);
+        assert_eq!(shown(&format!("x{}", "ü".repeat(4096)), "").len(), MAX_COMMAND - 1);
+    }
+
+    #[test]
+    fn a_signal_names_the_start_of_its_process() {
+        let expected = Act::Signal { pid: 20, start: 1000, signal: libc::SIGTERM };
+        assert_eq!(send(&host(), 20), Ok(expected));
+    }
+
+    #[test]
+    fn who_is_not_there_is_not_found() {
+        for pid in [2, 4_194_305, i64::MAX] {
+            assert_eq!(send(&host(), pid), Err(Kind::NotFound), "{pid}");
+            let error = get(&host().view(), &ByPid { pid: Pid(pid) }).unwrap_err();
+            assert_eq!(error.kind(), Kind::NotFound, "{pid}");
+        }
+    }
+
+    #[test]
+    fn init_and_groups_get_no_signals() {
+        for pid in [1, 0, -1, -20, i64::MIN] {
+            assert_eq!(send(&host(), pid), Err(Kind::InvalidInput), "{pid}");
+        }
+    }
+
+    #[test]
+    fn osapi_gets_no_signals_through_itself() {
+        let fake = host();
+        let agent = i64::from(std::process::id());
+        fake.put("/proc/40/stat", &stat("sh", agent, 50));
+        fake.put("/proc/41/stat", &stat("sleep", 40, 50));
+        fake.put("/proc/42/stat", &stat("osapi", 1, 50));
+        program(&fake, 42, "/usr/bin/osapi");
+        fake.put("/proc/43/stat", &stat("apt", 1, 50));
+        fake.put("/proc/43/cgroup", "0::/system.slice/osapi-job-1.1.apt.service\n");
+        for pid in [agent, 40, 41, 42, 43] {
+            assert_eq!(send(&fake, pid), Err(Kind::Denied), "{pid}");
+        }
+    }
+
+    #[test]
+    fn only_the_published_signals_are_sent() {
+        let signal = crate::ops::agent("node.process.signal").unwrap();
+        for name in ["STOP", "term", "9", "SIGTERM", ""] {
+            let error = signal.run.check(&json!({ "pid": 20, "signal": name })).unwrap_err();
+            assert_eq!(error.kind(), Kind::InvalidInput, "{name}");
+        }
+    }
+}
