@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::op::Domain;
 
+pub mod command;
 pub mod node;
 pub mod process;
 pub mod sysctl;
@@ -24,6 +25,7 @@ pub static DOMAINS: &[&Domain] = &[
     &node::DOMAIN,
     &sysctl::DOMAIN,
     &process::DOMAIN,
+    &command::DOMAIN,
 ];
 
 /// How much JSON a list in an answer may come to, in bytes. The whole outcome has a bound of
