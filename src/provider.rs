@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::op::Domain;
 
 pub mod command;
+pub mod file;
 pub mod node;
 pub mod process;
 pub mod sysctl;
@@ -26,6 +27,7 @@ pub static DOMAINS: &[&Domain] = &[
     &sysctl::DOMAIN,
     &process::DOMAIN,
     &command::DOMAIN,
+    &file::DOMAIN,
 ];
 
 /// How much JSON a list in an answer may come to, in bytes. The whole outcome has a bound of
