@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::op::Domain;
 
+pub mod change;
 pub mod command;
 pub mod file;
 pub mod node;
@@ -28,6 +29,7 @@ pub static DOMAINS: &[&Domain] = &[
     &process::DOMAIN,
     &command::DOMAIN,
     &file::DOMAIN,
+    &change::DOMAIN,
 ];
 
 /// How much JSON a list in an answer may come to, in bytes. The whole outcome has a bound of
