@@ -6,7 +6,7 @@
 use std::fmt;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Problem, Result};
@@ -171,6 +171,14 @@ impl TryFrom<String> for Line {
             && !text.contains(char::is_control);
         is_line.then_some(Self(text)).ok_or("not one line of 1 to 1024 printable characters")
     }
+}
+
+/// Parses a parameter that may be left out, but may not be null: the published contract knows no
+/// null, and a field that somebody set to it was meant to say something.
+pub fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// Refuses references to facts, which no host resolves yet, wherever they are in `params`.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::host::{Act, Done, Run, View};
 use crate::op::{Domain, Execute, Method, Op};
-use crate::types::FilePath;
+use crate::types::{FilePath, present};
 
 pub static DOMAIN: Domain = Domain {
     name: "command",
@@ -54,7 +54,7 @@ pub struct Exec {
     #[serde(default)]
     args: Vec<Argument>,
     /// The directory it starts in, an absolute path; `/` if not given.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "present")]
     #[schemars(with = "FilePath")]
     cwd: Option<FilePath>,
     /// Seconds after which it is killed with all it started, 1 to 300.
@@ -68,7 +68,7 @@ pub struct Shell {
     /// The script, of at most 131,071 bytes.
     command: Script,
     /// The directory it starts in, an absolute path; `/` if not given.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "present")]
     #[schemars(with = "FilePath")]
     cwd: Option<FilePath>,
     /// Seconds after which it is killed with all it started, 1 to 300.
@@ -288,7 +288,8 @@ mod tests {
             json!({ "command": "x", "timeout": 301 }),
             json!({ "command": "x", "timeout": -1 }),
             json!({ "command": "x", "timeout": "1" }),
-            json!({ "command": "x", "cwd": null, "shell": true }),
+            json!({ "command": "x", "cwd": null }),
+            json!({ "command": "x", "shell": true }),
         ] {
             assert!(parse::<Exec>(&params).is_err(), "{params}");
         }

@@ -159,20 +159,22 @@ fn create(host: &View, params: &Assignment) -> Result<Want> {
         Kind::NotFound => Error::new(Kind::InvalidInput, error.to_string()),
         _ => error,
     })?;
-    Ok(assign(params))
+    Ok(assign(host, params))
 }
 
 fn update(host: &View, params: &Assignment) -> Result<Want> {
-    managed(host, &params.key).map(|_| assign(params)).ok_or_else(|| unmanaged(&params.key))
+    managed(host, &params.key).map(|_| assign(host, params)).ok_or_else(|| unmanaged(&params.key))
 }
 
 fn delete(host: &View, ByKey { key: Key(key) }: &ByKey) -> Result<Want> {
-    Ok(Want::new().release(host, Cell::Node(path(key))).release(host, Cell::Sysctl(key.clone())))
+    let want = Want::new().release(host, Cell::Node(path(key)));
+    Ok(want.release_parents(host, &path(key)).release(host, Cell::Sysctl(key.clone())))
 }
 
-fn assign(params: &Assignment) -> Want {
+fn assign(host: &View, params: &Assignment) -> Want {
     let Key(key) = &params.key;
-    Want::new().own(file(path(key), content(params))).set(sysctl(key, params.value.as_str()))
+    let want = Want::new().parents(host, &path(key)).own(file(path(key), content(params)));
+    want.set(sysctl(key, params.value.as_str()))
 }
 
 fn content(Assignment { key: Key(key), value }: &Assignment) -> String {
@@ -235,7 +237,7 @@ mod tests {
     const KERNEL: &str = "/proc/sys/vm/swappiness";
 
     fn host() -> Fake {
-        let fake = Fake::with(&[(KERNEL, "60\n"), ("/etc/sysctl.d/README", "")]);
+        let fake = Fake::with(&[(KERNEL, "60\n"), ("/etc/sysctl.conf", "")]);
         fake.put("/etc/passwd", "root:x:0:0::/:/bin/sh\n");
         fake.put("/etc/group", "root:x:0:\n");
         fake
