@@ -19,6 +19,7 @@ pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod controller;
 pub mod error;
 pub mod host;

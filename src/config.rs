@@ -1,0 +1,347 @@
+//! What an operator may decide: one file, whatever lies beside it in `osapi.yaml.d`, and the
+//! environment, as one documented value.
+//!
+//! The manual, the commented sample and the list of known keys are read off [`Config`]. A key that
+//! nobody knows is an error and not ignored; those of the published configuration that have no
+//! meaning here are accepted, and named once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::permission::{Permission, Role};
+
+mod document;
+mod inert;
+mod read;
+mod units;
+
+pub use document::{manual, sample};
+pub use inert::Inert;
+pub use read::{Loaded, load};
+pub use units::{Size, Span};
+
+/// Where the configuration is unless told otherwise.
+pub const FILE: &str = "/etc/osapi/osapi.yaml";
+
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct Config {
+    /// Logs what helps to find a fault. The flag `-d` does the same.
+    pub debug: bool,
+    pub controller: Controller,
+    pub agent: Agent,
+}
+
+/// The unprivileged half: accepts requests, remembers jobs, hands out work.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct Controller {
+    /// Where clients connect. Default: `/run/osapi/osapi.sock` for root, else `osapi/osapi.sock`
+    /// below `$XDG_RUNTIME_DIR`, else `/tmp/osapi-UID/osapi.sock`.
+    pub socket: Option<PathBuf>,
+    /// Where jobs, files and the audit log are kept. Default: `/var/lib/osapi/controller` for
+    /// root, else `~/.local/state/osapi/controller`.
+    pub state_dir: Option<PathBuf>,
+    /// The user that the agent runs as, by name or number; any other is refused. Default: the
+    /// controller's own.
+    pub agent_user: Option<String>,
+    pub client: Client,
+    pub api: Api,
+    /// The role of each group's members, as in `wheel: admin`. A role is `read`, `write`, `admin`
+    /// or one of `controller.api.security.roles`.
+    pub groups: BTreeMap<String, String>,
+    pub limits: Limits,
+    pub metrics: Metrics,
+}
+
+/// The command line as a client.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct Client {
+    /// Where the command line finds the API, as `unix:///PATH`. Default: the user's own socket,
+    /// else the system's.
+    pub url: Option<String>,
+}
+
+/// How requests are answered.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct Api {
+    /// How long a request waits for what it asked for. The job goes on when the wait runs out.
+    pub job_timeout: Span,
+    pub security: Security,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { job_timeout: Span(Duration::from_secs(30)), security: Security::default() }
+    }
+}
+
+/// Who may do what.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct Security {
+    /// Roles of one's own, or in place of the built-in one of the same name.
+    pub roles: BTreeMap<String, RolePermissions>,
+}
+
+/// What a role's members may do.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct RolePermissions {
+    /// Such as `file:write`.
+    pub permissions: BTreeSet<Permission>,
+}
+
+/// How much is kept. Whatever is full drops its oldest; only what may not be dropped is refused.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct Limits {
+    pub jobs: JobLimits,
+    pub reads: ReadLimits,
+    pub audit: AuditLimits,
+    pub objects: ObjectLimits,
+    pub database: DatabaseLimits,
+}
+
+/// Finished jobs that changed something, or might have.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct JobLimits {
+    /// How old they get.
+    pub age: Span,
+    /// How many there are.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub count: usize,
+}
+
+impl Default for JobLimits {
+    fn default() -> Self {
+        Self { age: Span(Duration::from_secs(30 * 86_400)), count: 10_000 }
+    }
+}
+
+/// Jobs that only looked, which are kept in memory.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct ReadLimits {
+    /// How old they get.
+    pub age: Span,
+    /// How many there are.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub count: usize,
+}
+
+impl Default for ReadLimits {
+    fn default() -> Self {
+        Self { age: Span(Duration::from_secs(600)), count: 1000 }
+    }
+}
+
+/// The audit log.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct AuditLimits {
+    /// How long it goes back.
+    pub age: Span,
+    /// How much it may hold.
+    pub size: Size,
+}
+
+impl Default for AuditLimits {
+    fn default() -> Self {
+        Self { age: Span(Duration::from_secs(30 * 86_400)), size: Size(50 << 20) }
+    }
+}
+
+/// Uploaded files.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct ObjectLimits {
+    /// How much they may hold together.
+    pub size: Size,
+}
+
+impl Default for ObjectLimits {
+    fn default() -> Self {
+        Self { size: Size(1 << 30) }
+    }
+}
+
+/// The file that jobs and the audit log are in.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct DatabaseLimits {
+    /// How large it may get.
+    pub size: Size,
+}
+
+impl Default for DatabaseLimits {
+    fn default() -> Self {
+        Self { size: Size(64 << 20) }
+    }
+}
+
+/// Figures for Prometheus, at `/metrics` on the socket.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct Metrics {
+    /// The group whose members may read them without the permission `health:read`.
+    pub group: Option<String>,
+}
+
+/// The privileged half: carries work out on this host.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct Agent {
+    /// Where the agent finds the controller, and the controller waits for it. Default:
+    /// `agent.sock` beside the clients' socket.
+    pub socket: Option<PathBuf>,
+    /// Where the agent keeps its journal. Default: `/var/lib/osapi/agent` for root, else
+    /// `~/.local/state/osapi/agent`.
+    pub state_dir: Option<PathBuf>,
+    /// The user that the controller runs as, by name or number; any other is refused. Default:
+    /// the agent's own.
+    pub controller_user: Option<String>,
+    /// The name this host goes by. Default: its own.
+    #[schemars(length(max = 255))]
+    pub hostname: String,
+    /// Groups this host belongs to, at most five, as in `group: web.prod`. Dots make a hierarchy.
+    pub labels: BTreeMap<String, String>,
+    /// What may be done to this host, whoever asks: any of `read`, `write`, `execute` and ids of
+    /// operations, such as `node.file.deploy`. Empty: everything.
+    pub policy: Vec<String>,
+    pub facts: Facts,
+    pub conditions: Conditions,
+    pub undo: Undo,
+}
+
+/// What the agent tells of the host.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct Facts {
+    /// How often facts are collected.
+    pub interval: Span,
+}
+
+impl Default for Facts {
+    fn default() -> Self {
+        Self { interval: Span(Duration::from_secs(60)) }
+    }
+}
+
+/// From when on the host counts as under pressure.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct Conditions {
+    /// In percent of memory in use.
+    #[schemars(range(min = 1, max = 100))]
+    pub memory_pressure_threshold: u8,
+    /// In runnable processes for each processor.
+    #[schemars(range(min = 0.01, max = 10_000))]
+    pub high_load_multiplier: f64,
+    /// In percent of any file system in use.
+    #[schemars(range(min = 1, max = 100))]
+    pub disk_pressure_threshold: u8,
+}
+
+impl Default for Conditions {
+    fn default() -> Self {
+        Self {
+            memory_pressure_threshold: 90,
+            high_load_multiplier: 2.0,
+            disk_pressure_threshold: 90,
+        }
+    }
+}
+
+/// What is kept to take changes back.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct Undo {
+    /// How long a change can be undone.
+    pub age: Span,
+    /// How much is kept for that.
+    pub size: Size,
+}
+
+impl Default for Undo {
+    fn default() -> Self {
+        Self { age: Span(Duration::from_secs(30 * 86_400)), size: Size(256 << 20) }
+    }
+}
+
+impl Config {
+    /// What is wrong beyond the form of single values, each with the key it is about.
+    pub(crate) fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        let mut wrong = |key: String, what: String| problems.push((key, what));
+        let security = &self.controller.api.security;
+        for (group, role) in &self.controller.groups {
+            let built_in = Role::ALL.iter().any(|known| known.as_str() == role);
+            if !built_in && !security.roles.contains_key(role) {
+                let key = format!("controller.groups.{group}");
+                wrong(
+                    key,
+                    format!(
+                        "there is no role {role:?}; use read, write, admin or one of controller.api.security.roles"
+                    ),
+                );
+            }
+        }
+        if self.agent.labels.len() > 5 {
+            let message = format!("{} labels are more than 5", self.agent.labels.len());
+            wrong("agent.labels".to_owned(), message);
+        }
+        for (label, value) in &self.agent.labels {
+            let is_segment = |text: &str| {
+                let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+                !text.is_empty() && text.bytes().all(plain)
+            };
+            if !is_segment(label) || !value.split('.').all(is_segment) {
+                let message = format!(
+                    "label {label:?} with {value:?} has other characters than letters, digits, \
+                     `_` and `-`, and dots between the parts of the value"
+                );
+                wrong(format!("agent.labels.{label}"), message);
+            }
+        }
+        if let Err(error) = crate::agent::Policy::new(&self.agent.policy) {
+            wrong("agent.policy".to_owned(), error.to_string());
+        }
+        for (key, path) in [
+            ("controller.socket", &self.controller.socket),
+            ("controller.state_dir", &self.controller.state_dir),
+            ("agent.socket", &self.agent.socket),
+            ("agent.state_dir", &self.agent.state_dir),
+        ] {
+            if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
+                let path = path.display();
+                wrong(key.to_owned(), format!("{path} is relative; write the whole path"));
+            }
+        }
+        problems
+    }
+}
