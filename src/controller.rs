@@ -1,37 +1,252 @@
 //! The unprivileged half: accepts requests, remembers jobs, answers agents, waits for hosts.
+//!
+//! A durable job is two commits: the job with its intent noted, and each host's outcome with its
+//! end noted. What lies between is in memory, and memory is fed by the store's watch alone, so
+//! that a restart arrives at the same. What only looks is never stored: it lives in a bounded map
+//! and dies with the process, as the connection of its caller does.
+//!
+//! Everything here runs on one thread. Locks are held for the length of a few lines and never
+//! across a wait.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use schemars::{Schema, SchemaGenerator};
 use serde_json::Value;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use uuid::Uuid;
 
+use self::figures::Counted;
+use self::hosts::Hosts;
+use self::ids::Ids;
+use self::index::Index;
+use self::lanes::Lanes;
+use self::notes::Notes;
+use self::retention::Time;
+use crate::clock::Clock;
 use crate::error::Result;
 use crate::op::{self, Domain, Op, Output, Params, Shape};
 use crate::permission::Caller;
+use crate::store::{Coming, Objects, Reader, Store};
+
+mod desk;
+mod figures;
+mod follow;
+mod hosts;
+mod ids;
+mod index;
+mod lanes;
+mod notes;
+mod retention;
+mod rows;
+mod status;
+mod submit;
+mod wait;
+
+pub use desk::AgentDesk;
+pub use figures::Figures;
+pub use notes::Trail;
+pub use status::Status;
+pub use submit::{Key, Submit, Submitted, Target};
+pub use wait::{HostResult, Results};
 
 pub static DOMAINS: &[&Domain<Local>] = &[];
 
-/// How the controller carries a row out.
-pub type Local = &'static dyn ControllerOp;
-
 pub type Shared = Arc<Controller>;
 
-pub struct Controller {}
+pub struct Setup {
+    pub store: Arc<dyn Store>,
+    pub objects: Arc<dyn Objects>,
+    pub clock: Clock,
+    /// Names this controller among others; marks the jobs that are in its memory only.
+    pub name: String,
+    pub limits: Limits,
+    /// How long a call waits for hosts where the caller did not say.
+    pub job_timeout: Duration,
+}
+
+/// How much is kept, and how much is taken on.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Stored jobs, and how old they get.
+    pub jobs: usize,
+    pub job_age: Duration,
+    /// Jobs in memory that only looked, and how old they get.
+    pub reads: usize,
+    pub read_age: Duration,
+    /// Unfinished stored jobs of one host.
+    pub unfinished: usize,
+    /// How long a change may wait for its host to begin it.
+    pub patience: Duration,
+    /// A job as it is stored, in bytes.
+    pub record: usize,
+    /// An outcome as it is stored, in bytes.
+    pub outcome: usize,
+    /// The largest object that travels within a job, in bytes.
+    pub inline: u64,
+    /// How long a job may be open before a restart no longer starts reading at it.
+    pub parked_after: Duration,
+    /// How many revisions behind the newest a restart may have to start reading.
+    pub lag: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            jobs: 10_000,
+            job_age: Duration::from_hours(30 * 24),
+            reads: 1_000,
+            read_age: Duration::from_mins(10),
+            unfinished: 2_000,
+            patience: Duration::from_hours(1),
+            record: 1 << 20,
+            outcome: 768 << 10,
+            inline: 16 << 10,
+            parked_after: Duration::from_mins(10),
+            lag: 4_000,
+        }
+    }
+}
+
+pub struct Controller {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) objects: Arc<dyn Objects>,
+    clock: Clock,
+    mark: u16,
+    limits: Limits,
+    job_timeout: Duration,
+    /// By the clock of the boot, in milliseconds.
+    started: u64,
+    ids: Mutex<Ids>,
+    lanes: Mutex<Lanes>,
+    hosts: Mutex<Hosts>,
+    index: Mutex<Index>,
+    notes: Mutex<Notes>,
+    counted: Mutex<Counted>,
+    /// The index has become complete.
+    indexed: Notify,
+    /// Jobs that are on their way to be parked.
+    parking: Mutex<HashSet<Uuid>>,
+    time: Mutex<Time>,
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+impl Controller {
+    /// Returns once memory has caught up with the store.
+    pub async fn start(setup: Setup) -> Result<Shared> {
+        let Setup { store, objects, clock, name, limits, job_timeout } = setup;
+        let newest = follow::newest(&*store).await?;
+        let controller = Arc::new(Self {
+            store,
+            objects,
+            mark: ids::mark(&name),
+            limits,
+            job_timeout,
+            started: clock.uptime(),
+            ids: Mutex::new(Ids::after(newest)),
+            lanes: Mutex::default(),
+            hosts: Mutex::default(),
+            index: Mutex::default(),
+            notes: Mutex::default(),
+            counted: Mutex::default(),
+            indexed: Notify::new(),
+            parking: Mutex::default(),
+            time: Mutex::default(),
+            tasks: Mutex::default(),
+            clock,
+        });
+        follow::begin(&controller).await?;
+        Ok(controller)
+    }
+
+    /// Ends the work in the background and makes durable what was still to be noted. Jobs are not
+    /// affected; the next start goes on with them.
+    pub async fn stop(&self) {
+        for task in lock(&self.tasks).drain(..) {
+            task.abort();
+        }
+        self.flush_notes().await;
+    }
+
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// How long a call waits for hosts where the caller did not say.
+    pub fn job_timeout(&self) -> Duration {
+        self.job_timeout
+    }
+
+    /// Says that a commit is about to come; see [`Store::expect`].
+    pub fn expect(&self) -> Coming {
+        self.store.expect()
+    }
+
+    fn lanes(&self) -> MutexGuard<'_, Lanes> {
+        lock(&self.lanes)
+    }
+
+    fn hosts(&self) -> MutexGuard<'_, Hosts> {
+        lock(&self.hosts)
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        lock(&self.index)
+    }
+}
+
+/// What a panic has left behind is as good as what any other line might have.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How the controller carries a row out.
+pub type Local = &'static dyn ControllerOp;
 
 /// One call of a row that the controller answers itself.
 pub struct Call {
     pub controller: Shared,
     pub caller: Arc<Caller>,
+    pub trail: Trail,
+    /// The file of an upload.
+    pub content: Option<Reader>,
 }
 
 /// An operation of the controller itself: jobs, agents, audit, health.
+///
+/// One that changes something has noted that in the step that changed it, when it succeeds.
 pub trait ControllerOp: Shape {
     fn run(&self, call: Call, params: Value) -> BoxFuture<'static, Result<Value>>;
+
+    /// Whether it takes a file beside its parameters.
+    fn takes_file(&self) -> bool {
+        false
+    }
+
+    /// The HTTP status that goes with `output`, where it is not that of the row.
+    fn status(&self, _output: &Value) -> Option<u16> {
+        None
+    }
 }
 
 /// A function of the controller itself.
 pub struct Here<P, O>(pub fn(Call, P) -> BoxFuture<'static, Result<O>>);
+
+/// The same with a file beside its parameters.
+pub struct Upload<P, O>(pub fn(Call, P) -> BoxFuture<'static, Result<O>>);
+
+/// The same where the output decides the status.
+pub struct Judged<P, O>(
+    pub fn(Call, P) -> BoxFuture<'static, Result<O>>,
+    pub fn(&Value) -> Option<u16>,
+);
 
 impl Op<Local> {
     /// What nearly every row of the controller has.
@@ -39,14 +254,69 @@ impl Op<Local> {
         Self::common(&Here(|_: Call, _: op::Nothing| Box::pin(async { Ok(()) })));
 }
 
+fn call<P: Params + Send, O: Output>(
+    run: fn(Call, P) -> BoxFuture<'static, Result<O>>,
+    call: Call,
+    params: Value,
+) -> BoxFuture<'static, Result<Value>> {
+    Box::pin(async move { op::encode(run(call, op::parse(&params)?).await?) })
+}
+
 impl<P: Params + Send, O: Output> ControllerOp for Here<P, O> {
-    fn run(&self, call: Call, params: Value) -> BoxFuture<'static, Result<Value>> {
-        let run = self.0;
-        Box::pin(async move { op::encode(run(call, op::parse(&params)?).await?) })
+    fn run(&self, with: Call, params: Value) -> BoxFuture<'static, Result<Value>> {
+        call(self.0, with, params)
+    }
+}
+
+impl<P: Params + Send, O: Output> ControllerOp for Upload<P, O> {
+    fn run(&self, with: Call, params: Value) -> BoxFuture<'static, Result<Value>> {
+        call(self.0, with, params)
+    }
+
+    fn takes_file(&self) -> bool {
+        true
+    }
+}
+
+impl<P: Params + Send, O: Output> ControllerOp for Judged<P, O> {
+    fn run(&self, with: Call, params: Value) -> BoxFuture<'static, Result<Value>> {
+        call(self.0, with, params)
+    }
+
+    fn status(&self, output: &Value) -> Option<u16> {
+        (self.1)(output)
     }
 }
 
 impl<P: Params, O: Output> Shape for Here<P, O> {
+    fn params(&self, generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<P>()
+    }
+
+    fn output(&self, generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<O>()
+    }
+
+    fn check(&self, params: &Value) -> Result<()> {
+        op::parse::<P>(params).map(drop)
+    }
+}
+
+impl<P: Params, O: Output> Shape for Upload<P, O> {
+    fn params(&self, generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<P>()
+    }
+
+    fn output(&self, generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<O>()
+    }
+
+    fn check(&self, params: &Value) -> Result<()> {
+        op::parse::<P>(params).map(drop)
+    }
+}
+
+impl<P: Params, O: Output> Shape for Judged<P, O> {
     fn params(&self, generator: &mut SchemaGenerator) -> Schema {
         generator.subschema_for::<P>()
     }

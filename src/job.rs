@@ -100,6 +100,30 @@ pub struct Task {
     pub left_ms: u64,
 }
 
+impl Record {
+    /// This job's work for `host`, which may begin within `left_ms`, as the agent opens it.
+    pub fn seal(&self, host: &str, left_ms: u64) -> Result<String> {
+        let Self { job, params, options, objects } = self;
+        let task = Sealing { job: &job.id, host, op: &job.op, params, options, objects, left_ms };
+        serde_json::to_string(&task)
+            .map_err(|error| Error::new(Kind::Internal, "cannot encode a task").because(error))
+    }
+}
+
+/// A [`Task`] made of what a record holds, without copying it.
+#[derive(Serialize)]
+struct Sealing<'a> {
+    job: &'a str,
+    host: &'a str,
+    op: &'a str,
+    params: &'a Value,
+    #[serde(skip_serializing_if = "Options::is_default")]
+    options: &'a Options,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    objects: &'a BTreeMap<String, Content>,
+    left_ms: u64,
+}
+
 /// How a change is to be carried out, whatever it is about.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -139,6 +163,16 @@ pub struct Report {
     pub ended: u64,
     #[serde(flatten)]
     pub outcome: Outcome,
+}
+
+impl Outcome {
+    /// The kind of the error, where there was one.
+    pub fn kind(&self) -> Option<Kind> {
+        match self {
+            Self::Done { .. } => None,
+            Self::Failed { error } => Some(error.kind),
+        }
+    }
 }
 
 impl From<Result<Value>> for Outcome {

@@ -1,0 +1,325 @@
+//! Answering one agent connection: what to do next, what is done, what it needs.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::status::Status;
+use super::{Controller, Shared, ids};
+use crate::error::{Error, Kind, Result};
+use crate::job::{Outcome, Record, Report, encode};
+use crate::link::{About, Answer, Ask, Desk, Head, Sealed, Tell};
+use crate::op::Access;
+use crate::ops;
+use crate::store::{Expect, Step, audit};
+
+/// How many tasks of a class one answer carries.
+const ROOM: usize = 64;
+/// How many bytes of tasks one answer carries. Escaped within the frame they may double.
+const BYTES: usize = 3 << 19;
+/// How long a question for work may wait; it is also the sign of life.
+const LONGEST: Duration = Duration::from_secs(30);
+/// How often new heads of the audit log are handed out at most.
+const HEADS_EVERY: Duration = Duration::from_secs(5);
+const PART: usize = 512 << 10;
+
+/// The controller's end of one agent connection. Who is there, the kernel has told.
+pub struct AgentDesk {
+    controller: Shared,
+    pid: i32,
+    host: Option<String>,
+    heads: Option<(Instant, Vec<Head>)>,
+}
+
+impl Controller {
+    /// Answers one connection of the agent that runs as `uid` in process `pid`.
+    pub fn agent(self: &Arc<Self>, uid: u32, pid: i32) -> AgentDesk {
+        tracing::debug!(uid, pid, "an agent has connected");
+        AgentDesk { controller: self.clone(), pid, host: None, heads: None }
+    }
+}
+
+impl Drop for AgentDesk {
+    fn drop(&mut self) {
+        if let Some(host) = &self.host {
+            let uptime = self.controller.clock.uptime();
+            self.controller.hosts().disconnected(host, self.pid, uptime);
+        }
+    }
+}
+
+#[async_trait]
+impl Desk for AgentDesk {
+    async fn answer(&mut self, ask: Ask) -> Result<Answer> {
+        match ask {
+            Ask::Next { holds, classes, about, wait_ms } => {
+                let host = self.hear(about).await?;
+                let wait = Duration::from_millis(wait_ms).min(LONGEST);
+                let holds = holds.iter().filter_map(|id| Uuid::parse_str(id).ok()).collect();
+                let tasks = self.next(&host, &holds, &classes, wait).await?;
+                Ok(Answer::Tasks { tasks, heads: self.heads().await? })
+            }
+            Ask::Finish(reports) => {
+                let host = self.who()?;
+                self.controller.finish(&host, reports).await?;
+                Ok(Answer::Done)
+            }
+            Ask::Tell(told) => {
+                let host = self.who()?;
+                self.controller.tell(&host, told);
+                Ok(Answer::Done)
+            }
+            Ask::Fetch { object, offset } => {
+                let host = self.who()?;
+                self.controller.fetch(&host, &object, offset).await
+            }
+        }
+    }
+}
+
+impl AgentDesk {
+    /// The host that this connection speaks for.
+    fn who(&mut self) -> Result<String> {
+        if let Some(host) = &self.host {
+            return Ok(host.clone());
+        }
+        let known = self.controller.hosts().agent_of(self.pid);
+        let host = known.ok_or_else(|| {
+            Error::new(Kind::Unavailable, "ask for work first, and say who you are")
+        })?;
+        self.speak_for(&host);
+        Ok(host)
+    }
+
+    fn speak_for(&mut self, host: &str) {
+        if self.host.is_none() {
+            self.host = Some(host.to_owned());
+            self.controller.hosts().connected(host);
+        }
+    }
+
+    /// Notes that the agent is there. A host is known from the first time it says who it is.
+    async fn hear(&mut self, about: Option<Box<About>>) -> Result<String> {
+        let controller = self.controller.clone();
+        let now = (controller.clock.uptime(), controller.clock.wall());
+        let Some(about) = about else {
+            let host = self.who()?;
+            controller.hosts().still_there(&host, now);
+            return Ok(host);
+        };
+        if self.host.as_ref().is_some_and(|host| *host != about.machine_id) {
+            let message = "a connection speaks for one host only";
+            return Err(Error::new(Kind::Denied, message));
+        }
+        controller.enrol(&about).await?;
+        let host = about.machine_id.clone();
+        controller.hosts().hear(&host, Arc::from(about), self.pid, now);
+        // Whoever spoke for this host before is gone, whether or not its connection is.
+        controller.lanes().wake(&host);
+        self.speak_for(&host);
+        Ok(host)
+    }
+
+    /// Waits for work of `classes` that is not held.
+    async fn next(
+        &self,
+        host: &str,
+        holds: &HashSet<Uuid>,
+        classes: &[Access],
+        wait: Duration,
+    ) -> Result<Vec<Sealed>> {
+        let controller = &self.controller;
+        let until = Instant::now() + wait;
+        let generation = controller.hosts().generation(host);
+        let arrivals = controller.lanes().arrivals(host, classes);
+        loop {
+            let arrived: Vec<_> =
+                arrivals.iter().map(|arrived| Box::pin(arrived.notified())).collect();
+            if controller.hosts().generation(host) != generation {
+                return Ok(Vec::new());
+            }
+            let tasks = controller.hand_out(host, holds, classes)?;
+            if !tasks.is_empty() || arrived.is_empty() || wait.is_zero() {
+                return Ok(tasks);
+            }
+            let arrived = futures_util::future::select_all(arrived);
+            if tokio::time::timeout_at(until, arrived).await.is_err() {
+                let now = (controller.clock.uptime(), controller.clock.wall());
+                controller.hosts().still_there(host, now);
+                return Ok(Vec::new());
+            }
+        }
+    }
+
+    /// The ends of the audit log, where they have moved since they were handed out last.
+    async fn heads(&mut self) -> Result<Vec<Head>> {
+        if self.heads.as_ref().is_some_and(|(at, _)| at.elapsed() < HEADS_EVERY) {
+            return Ok(Vec::new());
+        }
+        let heads = self.controller.store.ends().await?.heads().to_vec();
+        if self.heads.as_ref().is_some_and(|(_, last)| *last == heads) {
+            return Ok(Vec::new());
+        }
+        self.heads = Some((Instant::now(), heads.clone()));
+        Ok(heads)
+    }
+}
+
+impl Controller {
+    fn hand_out(
+        &self,
+        host: &str,
+        holds: &HashSet<Uuid>,
+        classes: &[Access],
+    ) -> Result<Vec<Sealed>> {
+        let (mut tasks, mut bytes, mut failed) = (Vec::new(), 0, None);
+        self.lanes().next(host, holds, classes, ROOM, |open| {
+            let left = self.clock.left(&open.record.job.deadline);
+            match open.record.seal(host, left) {
+                Ok(body) if tasks.is_empty() || bytes + body.len() <= BYTES => {
+                    bytes += body.len();
+                    tasks.push(Sealed { body });
+                    true
+                }
+                Ok(_) => false,
+                Err(error) => {
+                    failed = Some(error);
+                    false
+                }
+            }
+        });
+        failed.map_or(Ok(tasks), Err)
+    }
+
+    /// Stores outcomes, each once: a second report of the same is as good as the first. They
+    /// share one commit.
+    async fn finish(&self, host: &str, reports: Vec<Report>) -> Result<()> {
+        let finished = reports.into_iter().map(|report| self.finish_one(host, report));
+        let results = futures_util::future::join_all(finished).await;
+        results.into_iter().collect()
+    }
+
+    async fn finish_one(&self, host: &str, report: Report) -> Result<()> {
+        let Ok(id) = Uuid::parse_str(&report.job) else {
+            let message = format!("{:?} is not the id of a job", report.job);
+            return Err(Error::new(Kind::InvalidInput, message));
+        };
+        if ids::mark_of(id) != ids::STORED {
+            // If it is gone, so is whoever asked.
+            let report = self.bounded(report)?.0;
+            let open = self.lanes().get(id);
+            if let Some(open) = open {
+                self.count_finished(&open.record.job.op, Status::of(report.outcome.kind()));
+                self.lanes().finish(id, host, report);
+            }
+            return Ok(());
+        }
+        let open = self.lanes().get(id);
+        let stored;
+        let record = match &open {
+            Some(open) => &open.record,
+            None => match self.stored(&report.job).await {
+                Ok((record, _)) => {
+                    stored = record;
+                    &stored
+                }
+                // Deleted meanwhile: nobody wants to know any more.
+                Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+                Err(error) => return Err(error),
+            },
+        };
+        // The lane is asked first: a job may be for very many hosts.
+        let is_missing = self.lanes().is_missing(id, host);
+        if !is_missing && !record.job.hosts.iter().any(|name| name == host) {
+            let message = format!("job {id} is not for {host}");
+            return Err(Error::new(Kind::Denied, message));
+        }
+        let step = self.ending(host, record, id, report)?;
+        match self.commit(step).await {
+            Err(error) if error.kind() != Kind::Conflict => return Err(error),
+            _ => self.lanes().reported(id, host),
+        }
+        Ok(())
+    }
+
+    /// The step that ends a job on one host.
+    fn ending(&self, host: &str, record: &Record, id: Uuid, report: Report) -> Result<Step> {
+        let at = self.clock.wall();
+        let (report, value) = self.bounded(report)?;
+        let kind = report.outcome.kind();
+        let success = ops::find(&record.job.op).map_or(200, |row| row.status);
+        let code = match kind {
+            None | Some(Kind::Unsupported) => success,
+            Some(kind) => kind.status(),
+        };
+        let (entry, ms) = (record.job.id.clone(), at.saturating_sub(record.job.created));
+        let end = audit::End { entry, at, host: host.to_owned(), code, ms, kind };
+        let mut step = Step::new();
+        if self.lanes().is_last_of_parked(id, host) {
+            step = step.delete(format!("parked.{id}"), Expect::Anything);
+        }
+        let step = step.put(format!("job.{id}.{host}"), value, Expect::Absent);
+        Ok(step.note(audit::Note::End(end)).owed())
+    }
+
+    /// An outcome that is too large to be kept is replaced by one that says so.
+    fn bounded(&self, mut report: Report) -> Result<(Report, bytes::Bytes)> {
+        let mut value = encode(&report)?;
+        if value.len() > self.limits.outcome {
+            let did = match report.outcome {
+                Outcome::Done { .. } => "it was done",
+                Outcome::Failed { .. } => "it failed",
+            };
+            let message = format!(
+                "{did}, but its outcome is {} bytes, more than the {} that are kept; ask for less",
+                value.len(),
+                self.limits.outcome
+            );
+            let error = Error::new(Kind::HostFailed, message).body();
+            report.outcome = Outcome::Failed { error };
+            value = encode(&report)?;
+        }
+        Ok((report, value))
+    }
+
+    /// Keeps what a running job said last for whoever asks meanwhile.
+    fn tell(&self, host: &str, told: Vec<Tell>) {
+        for Tell { job, data } in told {
+            let Some(id) = Uuid::parse_str(&job).ok() else { continue };
+            let lanes = self.lanes();
+            if let Some(open) = lanes.get(id).filter(|_| lanes.is_missing(id, host)) {
+                open.so_far.send_modify(|so_far| so_far.told = Some(data));
+            }
+        }
+    }
+
+    /// A part of an object, by digest, or by name as it was when a job of `host` was made.
+    async fn fetch(&self, host: &str, object: &str, offset: u64) -> Result<Answer> {
+        let is_digest = object.len() == 64 && object.bytes().all(|b| b.is_ascii_hexdigit());
+        let pinned = self.lanes().pinned(host, object);
+        let digest = match pinned {
+            Some(digest) => digest,
+            None if is_digest => object.to_owned(),
+            None => {
+                let found = self.objects.find(object).await?;
+                let missing = || Error::new(Kind::NotFound, format!("no file {object:?}"));
+                found.ok_or_else(missing)?.digest
+            }
+        };
+        let part = self.objects.part(&digest, offset, PART).await.map_err(|error| {
+            if error.kind() == Kind::NotFound {
+                let message =
+                    format!("the file {object:?} is no longer what the job was made with");
+                return Error::new(Kind::Conflict, message);
+            }
+            error
+        })?;
+        Ok(Answer::Part(STANDARD.encode(part)))
+    }
+}

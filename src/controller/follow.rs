@@ -1,0 +1,321 @@
+//! Keeping memory up to date with the store, and restarts short.
+//!
+//! A start reads from the *floor* on: a revision below which every job is finished, or *parked*,
+//! which is listed by name under `parked.<id>`. Both are written as steps that ride along with
+//! others; lost or late, they only make a restart read more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use serde_json::json;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::index::{Finished, job_of};
+use super::lanes::{Ended, Open};
+use super::status::Status;
+use super::{Controller, Shared, ids, lock, rows};
+use crate::error::{Error, Kind, Result};
+use crate::job::{Record, Report, decode};
+use crate::link;
+use crate::op::Access;
+use crate::ops;
+use crate::store::{Entry, Event, Expect, Order, Revision, Step, Store};
+
+/// How far the floor rises at least when it is written.
+const FLOOR_EVERY: Revision = 1_000;
+/// How many jobs one step parks.
+const PARK: usize = 128;
+/// How often time is looked at.
+const TICK: Duration = Duration::from_secs(10);
+/// A step of the wall clock that is worth a note, in milliseconds.
+const CLOCK_STEP_MS: u64 = 60_000;
+/// How long a host may still tell of work it was handed, after its deadline, in milliseconds.
+const GRACE_MS: u64 = 3_600_000;
+/// How many of the newest jobs are looked at for the newest id.
+const NEWEST: usize = 1;
+
+/// The greatest id that is stored.
+pub(super) async fn newest(store: &dyn Store) -> Result<Option<Uuid>> {
+    let entries = store.list("job", "", NEWEST, Order::Descending).await?;
+    Ok(entries.first().and_then(|entry| job_of(&entry.key)))
+}
+
+/// Starts the work in the background; returns once memory has caught up.
+pub(super) async fn begin(controller: &Shared) -> Result<()> {
+    rows::prepare();
+    for entry in controller.store.list("host", "", usize::MAX, Order::Ascending).await? {
+        controller.apply_host(entry.key.strip_prefix("host.").unwrap_or_default(), &entry);
+    }
+    controller.read_clock().await?;
+    for entry in controller.store.list("parked", "", usize::MAX, Order::Ascending).await? {
+        let id = entry.key.strip_prefix("parked.").and_then(|id| Uuid::parse_str(id).ok());
+        if let Some(id) = id {
+            controller.load(id, true).await?;
+        }
+    }
+    let floor = match controller.store.get("floor").await? {
+        Some(entry) => decode(&entry.value)?,
+        None => 0,
+    };
+    let (current, is_current) = oneshot::channel();
+    controller.spawn(controller.clone().follow(floor, current));
+    let stopped = |_| Error::new(Kind::Unavailable, "cannot follow the store");
+    is_current.await.map_err(stopped)?;
+    controller.spawn(controller.clone().index_all());
+    controller.spawn(controller.clone().tick());
+    Ok(())
+}
+
+impl Controller {
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        lock(&self.tasks).push(tokio::spawn(work).abort_handle());
+    }
+
+    pub(super) fn commit(&self, step: Step) -> BoxFuture<'_, Result<Revision>> {
+        lock(&self.counted).steps += 1;
+        self.store.commit(step)
+    }
+
+    async fn index_all(self: Arc<Self>) {
+        while let Err(error) = self.build_index().await {
+            tracing::error!(%error, "cannot read the stored jobs");
+            tokio::time::sleep(TICK).await;
+        }
+        self.indexed.notify_waiters();
+    }
+
+    /// Keeps memory up to date for as long as the store lives.
+    async fn follow(self: Arc<Self>, mut floor: Revision, current: oneshot::Sender<()>) {
+        let (mut seen, mut current) = (floor, Some(current));
+        loop {
+            match self.store.watch("", seen).await {
+                Ok(events) => {
+                    let mut events = events.ready_chunks(256);
+                    while let Some(chunk) = events.next().await {
+                        for event in chunk {
+                            if matches!(event, Event::Current) {
+                                current.take().map(|current| current.send(()));
+                            }
+                            seen = self.apply(event).await.unwrap_or(seen).max(seen);
+                        }
+                        if current.is_none() {
+                            floor = self.raise(floor, seen);
+                            self.retain_some().await;
+                        }
+                    }
+                }
+                Err(error) => tracing::error!(%error, "cannot follow the store"),
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn apply(&self, event: Event) -> Option<Revision> {
+        match event {
+            Event::Current => None,
+            Event::Put(entry) => {
+                if let Err(error) = self.apply_put(&entry).await {
+                    tracing::error!(%error, key = entry.key, "cannot take over a record");
+                }
+                Some(entry.revision)
+            }
+            Event::Delete { key, revision } => {
+                if let Some(machine_id) = key.strip_prefix("host.") {
+                    self.hosts().remove(machine_id);
+                } else if let Some(id) = key.strip_prefix("parked.") {
+                    self.lanes().unparked(Uuid::parse_str(id).unwrap_or_default());
+                } else if key.len() == "job.".len() + 36
+                    && let Some(id) = job_of(&key)
+                {
+                    self.lanes().remove(id);
+                    self.index().remove(id);
+                }
+                Some(revision)
+            }
+        }
+    }
+
+    async fn apply_put(&self, entry: &Entry) -> Result<()> {
+        if let Some(machine_id) = entry.key.strip_prefix("host.") {
+            self.apply_host(machine_id, entry);
+        } else if let Some(id) = entry.key.strip_prefix("parked.") {
+            if let Ok(id) = Uuid::parse_str(id) {
+                self.lanes().parked(id);
+            }
+        } else if let Some(id) = job_of(&entry.key) {
+            match entry.key.get("job.".len() + 37..) {
+                None => self.apply_job(id, entry).await?,
+                Some(host) => self.apply_report(id, host, entry).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn apply_job(&self, id: Uuid, entry: &Entry) -> Result<()> {
+        let is_expected = self.lanes().is_expected(id);
+        if is_expected {
+            self.lanes().admit(id, entry.revision);
+            return Ok(());
+        }
+        let record: Record = decode(&entry.value)?;
+        let is_open = self.lanes().get(id).is_some();
+        let was_rewritten = record.job.cancelled.is_some() || !record.job.retried.is_empty();
+        if is_open {
+            self.lanes().rewritten(id, entry.revision, record.job.cancelled);
+            self.note_ended();
+        } else if was_rewritten {
+            // Its outcomes may be older than this, and so not come round any more.
+            self.load(id, false).await?;
+        } else {
+            self.open(id, record, entry.revision);
+        }
+        Ok(())
+    }
+
+    fn open(&self, id: Uuid, record: Record, revision: Revision) {
+        // An operation of another version is the host's to refuse.
+        let class = ops::agent(&record.job.op)
+            .map_or(Access::Write, |row| link::class(row, &record.options));
+        let is_late = self.is_due(&record.job);
+        let mut lanes = self.lanes();
+        lanes.expect(Open::new(id, record, class, true));
+        lanes.admit(id, revision);
+        if is_late {
+            // Its host may have begun in time, and is to say so.
+            lanes.presume_held(id);
+        }
+    }
+
+    /// Takes up a stored job with what has become of it so far, whether or not it goes on.
+    async fn load(&self, id: Uuid, is_parked: bool) -> Result<()> {
+        let (record, revision) = match self.stored(&id.to_string()).await {
+            Ok(found) => found,
+            Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let reports = self.reports(&id.to_string()).await?;
+        let is_over = record.job.cancelled.is_some() || reports.len() >= record.job.hosts.len();
+        if is_over {
+            if is_parked {
+                self.ride(Step::new().delete(format!("parked.{id}"), Expect::Anything));
+            }
+            return self.reindex(id).await;
+        }
+        self.open(id, record, revision);
+        for (host, report) in reports {
+            self.lanes().finish(id, &host, report);
+        }
+        if is_parked {
+            self.lanes().parked(id);
+        }
+        Ok(())
+    }
+
+    async fn apply_report(&self, id: Uuid, host: &str, entry: &Entry) -> Result<()> {
+        let open = self.lanes().get(id);
+        let Some(open) = open else {
+            // Late: what read as expired or cancelled has an outcome after all.
+            let is_known = self.index().get(id).is_some();
+            return if is_known { self.reindex(id).await } else { Ok(()) };
+        };
+        let report: Report = decode(&entry.value)?;
+        self.count_finished(&open.record.job.op, Status::of(report.outcome.kind()));
+        self.lanes().finish(id, host, report);
+        self.note_ended();
+        Ok(())
+    }
+
+    /// Moves jobs that are over from the lanes' care to the index's.
+    fn note_ended(&self) {
+        let ended = self.lanes().ended();
+        for Ended { open, is_parked } in ended {
+            let finished =
+                Finished { status: self.status(&open), created: open.record.job.created };
+            self.index().put(open.id, finished);
+            if is_parked {
+                self.ride(Step::new().delete(format!("parked.{}", open.id), Expect::Anything));
+            }
+        }
+    }
+
+    /// Lets the floor rise, and parks what keeps it down. Returns the floor.
+    fn raise(&self, floor: Revision, seen: Revision) -> Revision {
+        if seen <= floor + FLOOR_EVERY {
+            return floor;
+        }
+        self.park(seen);
+        let oldest = self.lanes().oldest().map_or(seen, |oldest| oldest.min(seen + 1) - 1);
+        if oldest <= floor + FLOOR_EVERY {
+            return floor;
+        }
+        self.ride(Step::new().put("floor", oldest.to_string(), Expect::Anything));
+        oldest
+    }
+
+    /// Lists by name what has been open for long, or for very many revisions.
+    fn park(&self, seen: Revision) {
+        {
+            let lanes = self.lanes();
+            lock(&self.parking).retain(|id| lanes.get(*id).is_some());
+        }
+        let after = super::millis(self.limits.parked_after);
+        let wall = self.clock.wall();
+        let is_stuck = |revision: Revision, open: &Open| {
+            revision + self.limits.lag < seen || open.record.job.created + after < wall
+        };
+        let stuck: Vec<Uuid> = {
+            let lanes = self.lanes();
+            let stuck = lanes.holding().take_while(|(revision, open)| is_stuck(*revision, open));
+            stuck.map(|(_, open)| open.id).filter(|id| !lock(&self.parking).contains(id)).collect()
+        };
+        for group in stuck.chunks(PARK) {
+            lock(&self.parking).extend(group);
+            let put =
+                |step: Step, id: &Uuid| step.put(format!("parked.{id}"), "1", Expect::Anything);
+            self.ride(group.iter().fold(Step::new(), put).owed());
+        }
+    }
+
+    async fn tick(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(TICK).await;
+            self.expire();
+            self.watch_clock();
+            self.forget_reads();
+            self.retain_some().await;
+        }
+    }
+
+    /// Lets go of what is too late to begin.
+    pub(super) fn expire(&self) {
+        let is_due = |record: &Record| self.is_due(&record.job);
+        // Counted by the boot's clock as well, which no one sets.
+        let is_hopeless = |record: &Record| {
+            let mut deadline = record.job.deadline.clone();
+            deadline.at = deadline.at.saturating_add(GRACE_MS);
+            deadline.uptime = deadline.uptime.saturating_add(GRACE_MS);
+            ids::mark_of(Uuid::parse_str(&record.job.id).unwrap_or_default()) != ids::STORED
+                || self.clock.left(&deadline) == 0
+        };
+        self.lanes().expire(is_due, is_hopeless);
+        self.note_ended();
+    }
+
+    /// Notes when somebody has set the wall clock. That decides nothing here.
+    fn watch_clock(&self) {
+        let offset = self.offset();
+        let before = lock(&self.time).offset.replace(offset);
+        let step = offset - before.unwrap_or(offset);
+        if step.unsigned_abs() <= u128::from(CLOCK_STEP_MS) {
+            return;
+        }
+        let by_ms = i64::try_from(step).unwrap_or(i64::MAX);
+        self.event(json!({ "at": self.clock.wall(), "event": "clock_step", "by_ms": by_ms }));
+        if step > 0 {
+            self.distrust_ages();
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! Which hosts there are, which of them are there right now, and which one a target names.
+//!
+//! A host is a record, `host.<machine id>`, from the first time its agent says who it is. Whether
+//! it is there is in memory only. Names and labels may change and need not be unique; whatever is
+//! stored about a host goes by its machine id.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::Controller;
+use super::submit::Target;
+use crate::error::{Error, Kind, Result};
+use crate::job::{Record, decode, encode};
+use crate::link::About;
+use crate::op::Access;
+use crate::store::{self, Expect, Revision, Step, audit};
+
+/// A host that has not been heard from for this long is away, in milliseconds.
+const AWAY_MS: u64 = 90_000;
+/// The same where its last connection was closed.
+const CLOSED_MS: u64 = 15_000;
+/// What is remembered of a host, oldest dropped first.
+const TIMELINE: usize = 100;
+const NAME: usize = 255;
+
+/// A host as it is stored under `host.<machine id>`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Host {
+    pub(crate) name: String,
+    pub(crate) state: State,
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
+    /// In milliseconds since 1970.
+    pub(crate) first_seen: u64,
+    #[serde(default)]
+    pub(crate) timeline: Vec<Moment>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum State {
+    Accepted,
+    /// Is given nothing new.
+    Drained,
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Moment {
+    /// In milliseconds since 1970.
+    pub(crate) at: u64,
+    pub(crate) event: String,
+    pub(crate) by: String,
+}
+
+#[derive(Default)]
+pub(super) struct Hosts {
+    /// By machine id.
+    known: BTreeMap<String, (Host, Revision)>,
+    present: HashMap<String, Presence>,
+    /// Which host the agent with this process id speaks for.
+    agents: HashMap<i32, String>,
+}
+
+/// What an agent said last, and when.
+#[derive(Clone)]
+pub(crate) struct Presence {
+    pub(crate) about: Arc<About>,
+    /// By the clock of the boot, in milliseconds.
+    pub(crate) heard: u64,
+    /// In milliseconds since 1970.
+    pub(crate) heard_at: u64,
+    connections: usize,
+    pub(super) pid: i32,
+    /// Counts the agents that have spoken for this host one after the other.
+    pub(super) generation: u64,
+}
+
+impl Presence {
+    fn is_there(&self, uptime: u64) -> bool {
+        let limit = if self.connections > 0 { AWAY_MS } else { CLOSED_MS };
+        uptime.saturating_sub(self.heard) <= limit
+    }
+}
+
+impl Hosts {
+    /// Takes over a record, unless a newer one is known.
+    pub(super) fn put(&mut self, machine_id: &str, host: Host, revision: Revision) {
+        match self.known.get(machine_id) {
+            Some((_, known)) if *known >= revision => {}
+            _ => drop(self.known.insert(machine_id.to_owned(), (host, revision))),
+        }
+    }
+
+    pub(super) fn remove(&mut self, machine_id: &str) {
+        self.known.remove(machine_id);
+    }
+
+    fn label_matches(host: &Host, key: &str, value: &str) -> bool {
+        host.labels.get(key).is_some_and(|label| {
+            label == value || label.strip_prefix(value).is_some_and(|rest| rest.starts_with('.'))
+        })
+    }
+
+    pub(super) fn agent_of(&self, pid: i32) -> Option<String> {
+        self.agents.get(&pid).cloned()
+    }
+
+    /// Notes that an agent is there and what it says.
+    pub(super) fn hear(&mut self, machine_id: &str, about: Arc<About>, pid: i32, now: (u64, u64)) {
+        let (heard, heard_at) = now;
+        self.agents.insert(pid, machine_id.to_owned());
+        let before = self.present.get(machine_id);
+        let connections = before.map_or(0, |before| before.connections);
+        let generation =
+            before.map_or(0, |before| before.generation + u64::from(before.pid != pid));
+        let presence = Presence { about, heard, heard_at, connections, pid, generation };
+        self.present.insert(machine_id.to_owned(), presence);
+    }
+
+    pub(super) fn still_there(&mut self, machine_id: &str, (heard, heard_at): (u64, u64)) {
+        if let Some(presence) = self.present.get_mut(machine_id) {
+            (presence.heard, presence.heard_at) = (heard, heard_at);
+        }
+    }
+
+    pub(super) fn connected(&mut self, machine_id: &str) {
+        if let Some(presence) = self.present.get_mut(machine_id) {
+            presence.connections += 1;
+        }
+    }
+
+    pub(super) fn disconnected(&mut self, machine_id: &str, pid: i32, uptime: u64) {
+        if let Some(presence) = self.present.get_mut(machine_id) {
+            presence.connections = presence.connections.saturating_sub(1);
+            if presence.connections == 0 {
+                presence.heard = presence.heard.min(uptime);
+                if presence.pid == pid {
+                    self.agents.remove(&pid);
+                }
+            }
+        }
+    }
+
+    /// Counts up when another process begins to speak for the host.
+    pub(super) fn generation(&self, machine_id: &str) -> u64 {
+        self.present.get(machine_id).map_or(0, |presence| presence.generation)
+    }
+
+    pub(super) fn presence(&self, machine_id: &str) -> Option<&Presence> {
+        self.present.get(machine_id)
+    }
+
+    pub(super) fn is_there(&self, machine_id: &str, uptime: u64) -> bool {
+        self.present.get(machine_id).is_some_and(|presence| presence.is_there(uptime))
+    }
+
+    pub(super) fn known(&self) -> impl Iterator<Item = (&str, &Host)> {
+        self.known.iter().map(|(machine_id, (host, _))| (machine_id.as_str(), host))
+    }
+
+    pub(super) fn get(&self, machine_id: &str) -> Option<&(Host, Revision)> {
+        self.known.get(machine_id)
+    }
+
+    /// The host that a name or machine id stands for.
+    pub(super) fn find(&self, name: &str) -> Option<&str> {
+        let by_id = self.known.get_key_value(name).map(|(machine_id, _)| machine_id.as_str());
+        by_id.or_else(|| self.known().find(|(_, host)| host.name == name).map(|found| found.0))
+    }
+
+    pub(super) fn name(&self, machine_id: &str) -> String {
+        self.known
+            .get(machine_id)
+            .map_or_else(|| machine_id.to_owned(), |(host, _)| host.name.clone())
+    }
+
+    /// The machine ids that `target` names and that may be given something new.
+    fn resolve(&self, target: &str, uptime: u64) -> Result<Vec<String>> {
+        if self.known.is_empty() {
+            return Err(Error::new(
+                Kind::Unavailable,
+                "no agent has registered yet; start one, or wait a moment and try again",
+            ));
+        }
+        let accepted = |host: &Host| host.state == State::Accepted;
+        let matching: Vec<(&str, &Host)> = match target {
+            "_all" | "_any" => self.known().collect(),
+            name if name.contains(':') => {
+                let (key, value) = name.split_once(':').unwrap_or_default();
+                self.known().filter(|(_, host)| Self::label_matches(host, key, value)).collect()
+            }
+            name => {
+                let found = self.find(name).and_then(|id| Some((id, &self.known.get(id)?.0)));
+                if let Some((_, host)) = found
+                    && !accepted(host)
+                {
+                    return Err(drained(&host.name));
+                }
+                found.into_iter().collect()
+            }
+        };
+        if matching.is_empty() {
+            let message = format!(
+                "no agent answers to {target:?}; give _any, _all, a host name, a machine id or a \
+                 label as key:value (see: osapi client agent list)"
+            );
+            return Err(Error::new(Kind::InvalidInput, message));
+        }
+        let mut open: Vec<_> = matching.into_iter().filter(|(_, host)| accepted(host)).collect();
+        if open.is_empty() {
+            let message = format!("every host that {target:?} names is drained; undrain one first");
+            return Err(Error::new(Kind::Conflict, message));
+        }
+        if target == "_any" {
+            let there = open.iter().position(|(id, _)| self.is_there(id, uptime)).unwrap_or(0);
+            open = vec![open[there]];
+        }
+        Ok(open.into_iter().map(|(machine_id, _)| machine_id.to_owned()).collect())
+    }
+}
+
+fn drained(name: &str) -> Error {
+    Error::new(
+        Kind::Conflict,
+        format!("{name} is drained and is given nothing new; undrain it first"),
+    )
+}
+
+pub(super) fn key(machine_id: &str) -> String {
+    format!("host.{machine_id}")
+}
+
+impl Controller {
+    /// The hosts that a job is for. What is about a job goes to the hosts of that job.
+    pub(super) async fn resolve(&self, target: &Target, access: Access) -> Result<Vec<String>> {
+        let job = match target {
+            Target::Named(name) => return self.hosts().resolve(name, self.clock.uptime()),
+            Target::HostsOf(job) => job,
+        };
+        let record = self.record(job).await?;
+        if !is_change(&record) {
+            let message = format!("job {job} has changed nothing; only changes can be taken back");
+            return Err(Error::new(Kind::InvalidInput, message));
+        }
+        let hosts = self.hosts();
+        let known = || record.job.hosts.iter().filter_map(|host| hosts.get(host));
+        // Confirming belongs to work that was accepted before.
+        let is_new = access != Access::Execute;
+        if let Some((host, _)) = known().find(|(host, _)| host.state == State::Drained && is_new) {
+            return Err(drained(&host.name));
+        }
+        Ok(record.job.hosts.clone())
+    }
+
+    /// Makes a host known, or takes over its new name and labels.
+    pub(super) async fn enrol(&self, about: &About) -> Result<()> {
+        check(about)?;
+        let known = self.hosts().get(&about.machine_id).cloned();
+        let (host, expect) = match known {
+            Some((host, _)) if host.name == about.hostname && host.labels == about.labels => {
+                return Ok(());
+            }
+            Some((mut host, revision)) => {
+                host.name.clone_from(&about.hostname);
+                host.labels.clone_from(&about.labels);
+                (host, Expect::Revision(revision))
+            }
+            None => {
+                let at = self.clock.wall();
+                let moment = Moment { at, event: "registered".to_owned(), by: "agent".to_owned() };
+                let host = Host {
+                    name: about.hostname.clone(),
+                    state: State::Accepted,
+                    labels: about.labels.clone(),
+                    first_seen: at,
+                    timeline: vec![moment],
+                };
+                (host, Expect::Absent)
+            }
+        };
+        let event = serde_json::json!({
+            "at": self.clock.wall(), "event": "host", "host": about.machine_id,
+            "name": host.name, "labels": host.labels,
+        });
+        let step = Step::new()
+            .put(key(&about.machine_id), encode(&host)?, expect)
+            .note(audit::Note::Event(event));
+        match self.commit(step).await {
+            Ok(revision) => self.hosts().put(&about.machine_id, host, revision),
+            // Somebody else was quicker; the next question tries again.
+            Err(error) if error.kind() == Kind::Conflict => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Sets a host's state, durably and at once. `audit` tells of it in the same step.
+    pub(super) async fn set_state(
+        &self,
+        machine_id: &str,
+        state: State,
+        event: &str,
+        by: &str,
+        audit: audit::Entry,
+    ) -> Result<()> {
+        let known = self.hosts().get(machine_id).cloned();
+        let missing = || Error::new(Kind::NotFound, format!("no agent {machine_id}"));
+        let (mut host, revision) = known.ok_or_else(missing)?;
+        host.state = state;
+        let at = self.clock.wall();
+        host.timeline.push(Moment { at, event: event.to_owned(), by: by.to_owned() });
+        let surplus = host.timeline.len().saturating_sub(TIMELINE);
+        host.timeline.drain(..surplus);
+        let step = Step::new()
+            .put(key(machine_id), encode(&host)?, Expect::Revision(revision))
+            .note(audit::Note::Entry(audit));
+        let revision = self.commit(step).await?;
+        self.hosts().put(machine_id, host, revision);
+        Ok(())
+    }
+
+    pub(super) fn apply_host(&self, machine_id: &str, entry: &store::Entry) {
+        match decode(&entry.value) {
+            Ok(host) => self.hosts().put(machine_id, host, entry.revision),
+            Err(error) => tracing::error!(%error, machine_id, "cannot read the record of a host"),
+        }
+    }
+}
+
+/// Whether a job was to change something that an undo could take back.
+fn is_change(record: &Record) -> bool {
+    let access = crate::ops::agent(&record.job.op).map(|row| row.run.access());
+    access == Some(Access::Write) && !record.options.dry_run
+}
+
+fn check(about: &About) -> Result<()> {
+    let refused = |what: &str| Err(Error::new(Kind::InvalidInput, format!("cannot enrol: {what}")));
+    let is_token = |text: &str| {
+        !text.is_empty()
+            && text.len() <= 128
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    let is_name =
+        |text: &str| !text.is_empty() && text.len() <= NAME && !text.chars().any(char::is_control);
+    if !is_token(&about.machine_id) {
+        return refused("the machine id must be of letters, digits, - and _");
+    }
+    if !is_name(&about.hostname) || about.hostname.contains(':') || about.hostname.starts_with('_')
+    {
+        return refused("the host name is empty, too long or not a name");
+    }
+    let fits = |(key, value): (&String, &String)| is_token(key) && is_name(value);
+    if about.labels.len() > 64 || !about.labels.iter().all(fits) {
+        return refused("at most 64 labels, each a name and a short text");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts() -> Hosts {
+        let mut hosts = Hosts::default();
+        for (id, name, state) in [("1", "web", State::Accepted), ("2", "db", State::Drained)] {
+            let labels = BTreeMap::from([("group".to_owned(), "web.dev.us-east".to_owned())]);
+            let name = name.to_owned();
+            let host = Host { name, state, labels, first_seen: 1, timeline: Vec::new() };
+            hosts.put(id, host, 1);
+        }
+        hosts
+    }
+
+    #[test]
+    fn names_ids_and_labels_name_the_host() {
+        let hosts = hosts();
+        for target in ["_all", "_any", "web", "1", "group:web", "group:web.dev"] {
+            assert_eq!(hosts.resolve(target, 0).unwrap(), ["1"], "{target}");
+        }
+    }
+
+    #[test]
+    fn what_names_nobody_says_why() {
+        let hosts = hosts();
+        for target in ["nobody", "group:we", "group:web.dev.", "other:web", ":", ""] {
+            assert_eq!(
+                hosts.resolve(target, 0).unwrap_err().kind(),
+                Kind::InvalidInput,
+                "{target}"
+            );
+        }
+        assert_eq!(hosts.resolve("db", 0).unwrap_err().kind(), Kind::Conflict);
+        let nobody = Hosts::default().resolve("_any", 0).unwrap_err();
+        assert_eq!(nobody.kind(), Kind::Unavailable);
+    }
+}

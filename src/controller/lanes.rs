@@ -1,0 +1,523 @@
+//! What hosts have still to do, derived from the jobs that are not finished.
+//!
+//! Nothing here is stored and nothing here is a promise: it is rebuilt from the store at every
+//! start. A host has one lane for each class of work, so that a thousand queued changes do not
+//! stand in the way of a read.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use tokio::sync::{Notify, watch};
+use uuid::Uuid;
+
+use crate::job::{Mark, Record, Report};
+use crate::op::Access;
+use crate::store::Revision;
+
+#[derive(Default)]
+pub(super) struct Lanes {
+    /// By id, which is the order of submission.
+    open: BTreeMap<Uuid, Slot>,
+    hosts: HashMap<String, Lane>,
+    /// Stored jobs that a restart would have to read, by the revision of their record.
+    holding: BTreeMap<Revision, Uuid>,
+    /// How many of `open` are in memory only, finished or not.
+    volatile: usize,
+    /// Stored jobs that are over since somebody asked.
+    ended: Vec<Ended>,
+}
+
+/// A stored job from which nothing more is expected.
+pub(super) struct Ended {
+    pub(super) open: Arc<Open>,
+    /// Whether a restart still finds it by name.
+    pub(super) is_parked: bool,
+}
+
+/// A job that some host has still to answer, or whose caller may still ask.
+pub(super) struct Open {
+    pub(super) id: Uuid,
+    pub(super) record: Record,
+    pub(super) class: Access,
+    /// Whether it is in the store.
+    pub(super) is_stored: bool,
+    /// What became of it so far.
+    pub(super) so_far: watch::Sender<SoFar>,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct SoFar {
+    /// By machine id, in the order in which they came.
+    pub(super) reports: Vec<(String, Arc<Report>)>,
+    pub(super) cancelled: Option<Mark>,
+    /// No more is expected.
+    pub(super) is_over: bool,
+    /// What a host has said last of its work on it.
+    pub(super) told: Option<serde_json::Value>,
+}
+
+struct Slot {
+    open: Arc<Open>,
+    /// Zero until it is in the store.
+    revision: Revision,
+    is_parked: bool,
+    /// Hosts that have still to answer.
+    missing: BTreeSet<String>,
+}
+
+#[derive(Default)]
+struct Lane {
+    /// What is left, by class, in order of id.
+    classes: [BTreeSet<Uuid>; 3],
+    /// What was handed out and may have been begun.
+    held: HashSet<Uuid>,
+    /// One for each class: what arrives wakes only who asks for it.
+    arrived: [Arc<Notify>; 3],
+    stored: usize,
+}
+
+impl Lane {
+    fn leave(&mut self, open: &Open) -> bool {
+        self.held.remove(&open.id);
+        let was_there = self.classes[class(open.class)].remove(&open.id);
+        if was_there && open.is_stored {
+            self.stored -= 1;
+        }
+        was_there
+    }
+}
+
+fn class(access: Access) -> usize {
+    match access {
+        Access::Read => 0,
+        Access::Write => 1,
+        Access::Execute => 2,
+    }
+}
+
+impl Open {
+    pub(super) fn new(id: Uuid, record: Record, class: Access, is_stored: bool) -> Arc<Self> {
+        let so_far = SoFar { cancelled: record.job.cancelled.clone(), ..SoFar::default() };
+        Arc::new(Self { id, record, class, is_stored, so_far: watch::Sender::new(so_far) })
+    }
+}
+
+impl Lanes {
+    /// Makes a job known before it is in the store, so that its caller can wait for it.
+    pub(super) fn expect(&mut self, open: Arc<Open>) {
+        let slot = Slot { open, revision: 0, is_parked: false, missing: BTreeSet::new() };
+        self.open.insert(slot.open.id, slot);
+    }
+
+    /// Forgets a job that did not get into the store.
+    pub(super) fn disappoint(&mut self, id: Uuid) {
+        if self.open.get(&id).is_some_and(|slot| slot.open.is_stored && slot.revision == 0) {
+            self.open.remove(&id);
+        }
+    }
+
+    pub(super) fn is_expected(&self, id: Uuid) -> bool {
+        self.open.get(&id).is_some_and(|slot| slot.open.is_stored && slot.revision == 0)
+    }
+
+    /// Puts an expected job into the lanes of its hosts, and wakes them.
+    pub(super) fn admit(&mut self, id: Uuid, revision: Revision) {
+        let Some(slot) = self.open.get_mut(&id) else { return };
+        let open = slot.open.clone();
+        slot.revision = revision;
+        slot.missing.extend(open.record.job.hosts.iter().cloned());
+        for host in &open.record.job.hosts {
+            let lane = self.hosts.entry(host.clone()).or_default();
+            lane.classes[class(open.class)].insert(id);
+            lane.stored += usize::from(open.is_stored);
+            lane.arrived[class(open.class)].notify_waiters();
+        }
+        if open.is_stored {
+            self.holding.insert(revision, id);
+        } else {
+            self.volatile += 1;
+        }
+    }
+
+    /// Takes note that the record of an open job was written again.
+    pub(super) fn rewritten(&mut self, id: Uuid, revision: Revision, cancelled: Option<Mark>) {
+        let Some(slot) = self.open.get_mut(&id) else { return };
+        self.holding.remove(&slot.revision);
+        slot.revision = revision;
+        if !slot.is_parked {
+            self.holding.insert(revision, id);
+        }
+        if let Some(mark) = cancelled {
+            let open = slot.open.clone();
+            open.so_far.send_modify(|so_far| so_far.cancelled = Some(mark));
+            // Who may have begun may still answer.
+            for host in slot.missing.clone() {
+                if !self.is_held(&host, id) {
+                    self.withdraw(&host, id);
+                }
+            }
+        }
+    }
+
+    /// Notes the outcome; only the first of a host counts.
+    pub(super) fn finish(&mut self, id: Uuid, host: &str, report: Report) {
+        let Some(slot) = self.open.get_mut(&id) else { return };
+        if !slot.missing.remove(host) {
+            return;
+        }
+        let open = slot.open.clone();
+        if let Some(lane) = self.hosts.get_mut(host) {
+            lane.leave(&open);
+        }
+        let report = Arc::new(report);
+        open.so_far.send_modify(|so_far| so_far.reports.push((host.to_owned(), report)));
+        self.settle(id);
+    }
+
+    /// No longer hands a task out whose outcome is durable, though it has not come round yet.
+    pub(super) fn reported(&mut self, id: Uuid, host: &str) {
+        let (Some(slot), Some(lane)) = (self.open.get(&id), self.hosts.get_mut(host)) else {
+            return;
+        };
+        lane.leave(&slot.open);
+    }
+
+    /// No longer expects `host` to answer.
+    fn withdraw(&mut self, host: &str, id: Uuid) {
+        let Some(slot) = self.open.get_mut(&id) else { return };
+        slot.missing.remove(host);
+        if let Some(lane) = self.hosts.get_mut(host) {
+            lane.leave(&slot.open);
+        }
+        self.settle(id);
+    }
+
+    /// Ends a job from which nothing more is expected. What is in memory only can be looked up
+    /// until it is forgotten.
+    fn settle(&mut self, id: Uuid) {
+        let Some(slot) = self.open.get(&id) else { return };
+        if !slot.missing.is_empty() {
+            return;
+        }
+        slot.open.so_far.send_modify(|so_far| so_far.is_over = true);
+        if slot.open.is_stored {
+            self.ended.push(Ended { open: slot.open.clone(), is_parked: slot.is_parked });
+            self.remove(id);
+        }
+    }
+
+    /// Which stored jobs are over since this was asked last.
+    pub(super) fn ended(&mut self) -> Vec<Ended> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Forgets a job.
+    pub(super) fn remove(&mut self, id: Uuid) {
+        let Some(slot) = self.open.remove(&id) else { return };
+        self.holding.remove(&slot.revision);
+        self.volatile -= usize::from(!slot.open.is_stored && slot.revision > 0);
+        for host in &slot.missing {
+            if let Some(lane) = self.hosts.get_mut(host) {
+                lane.leave(&slot.open);
+            }
+        }
+        slot.open.so_far.send_modify(|so_far| so_far.is_over = true);
+    }
+
+    /// A restart finds it by name from now on.
+    pub(super) fn parked(&mut self, id: Uuid) {
+        if let Some(slot) = self.open.get_mut(&id) {
+            slot.is_parked = true;
+            self.holding.remove(&slot.revision);
+        }
+    }
+
+    /// No restart finds it by name any more, because it is over.
+    pub(super) fn unparked(&mut self, id: Uuid) {
+        if let Some(slot) = self.open.get_mut(&id) {
+            slot.is_parked = false;
+        }
+    }
+
+    /// Takes it that `id` was handed to its hosts before the restart.
+    pub(super) fn presume_held(&mut self, id: Uuid) {
+        let Some(slot) = self.open.get(&id) else { return };
+        for host in &slot.missing {
+            if let Some(lane) = self.hosts.get_mut(host) {
+                lane.held.insert(id);
+            }
+        }
+    }
+
+    /// Whether a restart finds it by name, and this host is the last that it waits for.
+    pub(super) fn is_last_of_parked(&self, id: Uuid, host: &str) -> bool {
+        let is_last = |slot: &Slot| slot.missing.iter().all(|missing| missing == host);
+        self.open.get(&id).is_some_and(|slot| slot.is_parked && is_last(slot))
+    }
+
+    pub(super) fn get(&self, id: Uuid) -> Option<Arc<Open>> {
+        self.open.get(&id).map(|slot| slot.open.clone())
+    }
+
+    /// Takes up to `room` tasks of each class of `classes` that `host` does not hold, in order
+    /// of submission, for as long as `take` agrees. What of these classes it does not hold was
+    /// lost on the way.
+    pub(super) fn next(
+        &mut self,
+        host: &str,
+        holds: &HashSet<Uuid>,
+        classes: &[Access],
+        room: usize,
+        mut take: impl FnMut(&Open) -> bool,
+    ) {
+        let Some(lane) = self.hosts.get_mut(host) else { return };
+        // Questions for other classes may be on their way, answered and not yet counted in.
+        let asked =
+            |id: &Uuid| classes.iter().any(|access| lane.classes[class(*access)].contains(id));
+        let lost: Vec<_> =
+            lane.held.iter().filter(|id| asked(id) && !holds.contains(id)).copied().collect();
+        for id in lost {
+            lane.held.remove(&id);
+        }
+        let is_left = |id: &&Uuid| lane.classes.iter().any(|left| left.contains(id));
+        lane.held.extend(holds.iter().filter(is_left));
+        for access in classes {
+            let free = lane.classes[class(*access)].iter().filter(|id| !holds.contains(id));
+            for id in free.take(room) {
+                let Some(slot) = self.open.get(id) else { continue };
+                if !take(&slot.open) {
+                    return;
+                }
+                lane.held.insert(*id);
+            }
+        }
+    }
+
+    /// Which of the jobs that `host` holds were called off.
+    pub(super) fn called_off(&self, holds: &HashSet<Uuid>) -> Vec<Uuid> {
+        let is_off = |id: &&Uuid| {
+            self.open.get(id).is_some_and(|slot| slot.open.so_far.borrow().cancelled.is_some())
+        };
+        holds.iter().filter(is_off).copied().collect()
+    }
+
+    /// Tells when something of `classes` for `host` arrives.
+    pub(super) fn arrivals(&mut self, host: &str, classes: &[Access]) -> Vec<Arc<Notify>> {
+        let lane = self.hosts.entry(host.to_owned()).or_default();
+        classes.iter().map(|access| lane.arrived[class(*access)].clone()).collect()
+    }
+
+    /// Lets everybody who waits for work of `host` look again.
+    pub(super) fn wake(&mut self, host: &str) {
+        if let Some(lane) = self.hosts.get(host) {
+            lane.arrived.iter().for_each(|arrived| arrived.notify_waiters());
+        }
+    }
+
+    /// What an object of that name held when the job was made that `host` needs it for.
+    pub(super) fn pinned(&self, host: &str, name: &str) -> Option<String> {
+        let held = &self.hosts.get(host)?.held;
+        let mut jobs = held.iter().filter_map(|id| self.open.get(id));
+        jobs.find_map(|slot| slot.open.record.objects.get(name))
+            .map(|content| content.digest.clone())
+    }
+
+    /// Whether `host` was handed `id` and may have begun.
+    pub(super) fn is_held(&self, host: &str, id: Uuid) -> bool {
+        self.hosts.get(host).is_some_and(|lane| lane.held.contains(&id))
+    }
+
+    pub(super) fn is_missing(&self, id: Uuid, host: &str) -> bool {
+        self.open.get(&id).is_some_and(|slot| slot.missing.contains(host))
+    }
+
+    /// Stored jobs that `host` has still to finish.
+    pub(super) fn stored_of(&self, host: &str) -> usize {
+        self.hosts.get(host).map_or(0, |lane| lane.stored)
+    }
+
+    /// What `host` has still to do, by class: reads, changes, acts.
+    pub(super) fn lengths(&self, host: &str) -> [usize; 3] {
+        self.hosts.get(host).map_or([0; 3], |lane| lane.classes.each_ref().map(BTreeSet::len))
+    }
+
+    pub(super) fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.hosts.keys().map(String::as_str)
+    }
+
+    /// Lets go of what `is_due` says will not be begun any more. What a host holds may have been
+    /// begun in time; it is let go of once `is_hopeless` says so.
+    pub(super) fn expire(
+        &mut self,
+        is_due: impl Fn(&Record) -> bool,
+        is_hopeless: impl Fn(&Record) -> bool,
+    ) {
+        let due: Vec<_> = self
+            .open
+            .values()
+            .filter(|slot| !slot.missing.is_empty() && is_due(&slot.open.record))
+            .map(|slot| slot.open.clone())
+            .collect();
+        for open in due {
+            let missing = self.open.get(&open.id).map(|slot| slot.missing.clone());
+            for host in missing.unwrap_or_default() {
+                if !self.is_held(&host, open.id) || is_hopeless(&open.record) {
+                    self.withdraw(&host, open.id);
+                }
+            }
+        }
+    }
+
+    /// The oldest revision at which a restart has to begin reading, where any job demands it.
+    pub(super) fn oldest(&self) -> Option<Revision> {
+        self.holding.keys().next().copied()
+    }
+
+    /// Jobs that hold the floor down, oldest first.
+    pub(super) fn holding(&self) -> impl Iterator<Item = (Revision, Arc<Open>)> {
+        self.holding.iter().filter_map(|(revision, id)| Some((*revision, self.get(*id)?)))
+    }
+
+    /// Jobs known here, newest first: unfinished ones, and those in memory only.
+    pub(super) fn newest_first(&self) -> impl Iterator<Item = &Arc<Open>> {
+        self.open.values().rev().filter(|slot| slot.revision > 0).map(|slot| &slot.open)
+    }
+
+    /// How many stored jobs are unfinished.
+    pub(super) fn stored(&self) -> usize {
+        self.open.len() - self.volatile
+    }
+
+    /// How many jobs are in memory only, finished or not.
+    pub(super) fn volatile(&self) -> usize {
+        self.volatile
+    }
+
+    /// Drops the oldest finished job that is in memory only. False where there is none.
+    pub(super) fn forget_one(&mut self, is_old: impl Fn(&Record) -> bool) -> bool {
+        let is_done = |slot: &&Slot| {
+            !slot.open.is_stored && slot.missing.is_empty() && is_old(&slot.open.record)
+        };
+        let found = self.open.values().find(is_done).map(|slot| slot.open.id);
+        found.map(|id| self.remove(id)).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::controller::ids::{Ids, STORED};
+    use crate::job::{Deadline, Job, Options, Outcome};
+
+    fn open(ids: &mut Ids, class: Access, hosts: &[&str]) -> Arc<Open> {
+        let id = ids.next(1, STORED);
+        let job = Job {
+            id: id.to_string(),
+            op: "node.sysctl.update".to_owned(),
+            caller: "somebody".to_owned(),
+            target: "_all".to_owned(),
+            hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+            created: 1,
+            deadline: Deadline { at: 1, boot: String::new(), uptime: 1 },
+            cancelled: None,
+            retried: Vec::new(),
+        };
+        let (params, options, objects) = (Value::Null, Options::default(), BTreeMap::new());
+        Open::new(id, Record { job, params, options, objects }, class, true)
+    }
+
+    fn admit(lanes: &mut Lanes, open: &Arc<Open>, revision: Revision) {
+        lanes.expect(open.clone());
+        lanes.admit(open.id, revision);
+    }
+
+    fn report(open: &Open) -> Report {
+        let outcome = Outcome::Done { result: json!({}) };
+        Report { job: open.id.to_string(), begun: 1, ended: 2, outcome }
+    }
+
+    fn next(lanes: &mut Lanes, host: &str, holds: &[Uuid], classes: &[Access]) -> Vec<Uuid> {
+        let mut taken = Vec::new();
+        let holds = holds.iter().copied().collect();
+        lanes.next(host, &holds, classes, 64, |open| {
+            taken.push(open.id);
+            true
+        });
+        taken
+    }
+
+    #[test]
+    fn queued_changes_do_not_stand_in_the_way_of_a_read() {
+        let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+        let mut changes = Vec::new();
+        for revision in 1..=1_000 {
+            let open = open(&mut ids, Access::Write, &["a"]);
+            admit(&mut lanes, &open, revision);
+            changes.push(open.id);
+        }
+        let read = open(&mut ids, Access::Read, &["a"]);
+        admit(&mut lanes, &read, 1_001);
+        let taken = next(&mut lanes, "a", &[], &[Access::Write, Access::Read]);
+        assert_eq!(taken[..64], changes[..64]);
+        assert_eq!(taken[64..], [read.id]);
+        assert_eq!(next(&mut lanes, "a", &taken, &[Access::Write])[..], changes[64..128]);
+    }
+
+    #[test]
+    fn what_is_not_held_is_handed_out_again_until_it_is_reported() {
+        let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+        let open = open(&mut ids, Access::Write, &["a"]);
+        admit(&mut lanes, &open, 7);
+        assert_eq!(next(&mut lanes, "a", &[], &[Access::Write]), [open.id]);
+        assert!(lanes.is_held("a", open.id));
+        assert_eq!(next(&mut lanes, "a", &[], &[Access::Write]), [open.id]);
+        assert_eq!((lanes.oldest(), lanes.stored_of("a")), (Some(7), 1));
+        lanes.reported(open.id, "a");
+        assert_eq!(next(&mut lanes, "a", &[], &[Access::Write]), []);
+        lanes.finish(open.id, "a", report(&open));
+        assert!(open.so_far.borrow().is_over);
+        assert_eq!((lanes.oldest(), lanes.stored_of("a")), (None, 0));
+        assert!(lanes.get(open.id).is_none());
+    }
+
+    #[test]
+    fn calling_off_spares_the_hosts_that_may_have_begun() {
+        let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+        let open = open(&mut ids, Access::Write, &["a", "b"]);
+        admit(&mut lanes, &open, 7);
+        next(&mut lanes, "a", &[], &[Access::Write]);
+        let mark = Mark { at: 1, by: "somebody".to_owned(), job: None };
+        lanes.rewritten(open.id, 9, Some(mark));
+        assert!(lanes.is_missing(open.id, "a") && !lanes.is_missing(open.id, "b"));
+        assert_eq!(lanes.called_off(&HashSet::from([open.id])), [open.id]);
+        assert_eq!(lanes.oldest(), Some(9));
+        lanes.finish(open.id, "a", report(&open));
+        assert!(open.so_far.borrow().is_over);
+    }
+
+    #[test]
+    fn a_parked_job_does_not_hold_the_floor_down() {
+        let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+        let (old, new) =
+            (open(&mut ids, Access::Write, &["a"]), open(&mut ids, Access::Write, &["a"]));
+        admit(&mut lanes, &old, 7);
+        admit(&mut lanes, &new, 8);
+        lanes.parked(old.id);
+        assert_eq!(lanes.oldest(), Some(8));
+        assert!(lanes.is_last_of_parked(old.id, "a") && !lanes.is_last_of_parked(new.id, "a"));
+    }
+
+    #[test]
+    fn only_what_was_never_handed_out_expires_at_once() {
+        let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+        let open = open(&mut ids, Access::Write, &["a", "b"]);
+        admit(&mut lanes, &open, 7);
+        next(&mut lanes, "a", &[], &[Access::Write]);
+        lanes.expire(|_| true, |_| false);
+        assert!(lanes.is_missing(open.id, "a") && !lanes.is_missing(open.id, "b"));
+        lanes.expire(|_| true, |_| true);
+        assert!(open.so_far.borrow().is_over);
+    }
+}

@@ -1,0 +1,135 @@
+//! Letting go of what was kept long enough: the oldest finished jobs first.
+//!
+//! Deletions ride along with other commits, a bounded number at a time. Ages are measured on the
+//! wall clock; when somebody sets that forward, nothing is taken for old until everything from
+//! before the step surely is.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::index::Finished;
+use super::{Controller, lock, millis};
+use crate::error::Result;
+use crate::job::{decode, encode};
+use crate::store::{Expect, Order, Step};
+
+/// How many jobs one step deletes.
+const GROUP: usize = 100;
+/// How many are deleted at once where there is no room left.
+const MANY: usize = 500;
+
+/// What is known of the wall clock.
+#[derive(Default)]
+pub(super) struct Time {
+    /// The wall clock less that of the boot, in milliseconds.
+    pub(super) offset: Option<i128>,
+    trust: Trust,
+}
+
+/// As stored under `clock`.
+#[derive(Clone, Default, Deserialize, Serialize)]
+struct Trust {
+    /// Until then, in milliseconds since 1970, nothing is deleted for its age.
+    ages_from: u64,
+}
+
+impl Controller {
+    pub(super) async fn read_clock(&self) -> Result<()> {
+        let stored = self.store.get("clock").await?;
+        let trust = stored.map(|entry| decode(&entry.value)).transpose()?.unwrap_or_default();
+        *lock(&self.time) = Time { offset: Some(self.offset()), trust };
+        Ok(())
+    }
+
+    pub(super) fn offset(&self) -> i128 {
+        i128::from(self.clock.wall()) - i128::from(self.clock.uptime())
+    }
+
+    /// Somebody has set the wall clock forward: what was made before now looks older than it is.
+    pub(super) fn distrust_ages(&self) {
+        let ages_from = self.clock.wall().saturating_add(millis(self.limits.job_age));
+        let trust = Trust { ages_from };
+        lock(&self.time).trust = trust.clone();
+        match encode(&trust) {
+            Ok(value) => self.ride(Step::new().put("clock", value, Expect::Anything).owed()),
+            Err(error) => tracing::error!(%error, "cannot keep what was learnt of the clock"),
+        }
+    }
+
+    /// Deletes some of what is too old or too much.
+    pub(super) async fn retain_some(&self) {
+        if let Err(error) = self.try_retain().await {
+            tracing::warn!(%error, "cannot delete old jobs");
+        }
+    }
+
+    async fn try_retain(&self) -> Result<()> {
+        let (wall, age) = (self.clock.wall(), millis(self.limits.job_age));
+        let is_trusted = wall >= lock(&self.time).trust.ages_from;
+        let is_old = |finished: &Finished| is_trusted && finished.created + age < wall;
+        let kept = self.lanes().stored() + self.index().len();
+        let surplus = kept.saturating_sub(self.limits.jobs);
+        let ids = {
+            let index = self.index();
+            if !index.is_complete {
+                return Ok(());
+            }
+            // Not one by one: a step for each job would be a step too many for each job.
+            let group = (self.limits.jobs / 100).clamp(1, GROUP);
+            let surplus = if surplus > 0 { surplus.clamp(group, MANY) } else { 0 };
+            let many = index.oldest(surplus, |_| true);
+            if many.is_empty() { index.oldest(GROUP, is_old) } else { many }
+        };
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let step = self.forgetting(&ids).await?;
+        self.ride(step.owed());
+        // Gone as far as anybody here is concerned; the watch says the same a moment later.
+        ids.iter().for_each(|id| self.index().remove(*id));
+        Ok(())
+    }
+
+    /// A step that deletes jobs with their outcomes.
+    pub(super) async fn forgetting(&self, ids: &[Uuid]) -> Result<Step> {
+        let mut step = Step::new();
+        for id in ids {
+            let key = format!("job.{id}");
+            for outcome in self.store.list(&key, "", usize::MAX, Order::Ascending).await? {
+                step = step.delete(outcome.key, Expect::Anything);
+            }
+            step = step.delete(key, Expect::Anything);
+        }
+        Ok(step)
+    }
+
+    /// Makes room by deleting the oldest finished jobs. False where that did not help.
+    pub(super) async fn drop_oldest(&self) -> bool {
+        let ids = self.index().oldest(MANY, |_| true);
+        if ids.is_empty() {
+            return false;
+        }
+        let dropped = match self.forgetting(&ids).await {
+            Ok(step) => self.commit(step.owed()).await,
+            Err(error) => Err(error),
+        };
+        match dropped {
+            Ok(_) => {
+                tracing::warn!(jobs = ids.len(), "deleted the oldest finished jobs to make room");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot make room");
+                false
+            }
+        }
+    }
+
+    /// Forgets what only looked, after a while.
+    pub(super) fn forget_reads(&self) {
+        let age = millis(self.limits.read_age);
+        let uptime = self.clock.uptime();
+        let is_old = |record: &crate::job::Record| record.job.deadline.uptime + age < uptime;
+        while self.lanes().forget_one(is_old) {}
+    }
+}

@@ -1,0 +1,328 @@
+//! Taking a job on: what it is for, what it needs, and the one commit that accepts it.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncReadExt;
+use uuid::Uuid;
+
+use super::lanes::Open;
+use super::notes::{Trail, entry};
+use super::{Controller, ids, millis, rows};
+use crate::error::{Error, Kind, Result};
+use crate::job::{Content, Job, Options, Record, decode, encode};
+use crate::link;
+use crate::op::Access;
+use crate::ops::{self, Row, Run};
+use crate::permission::Caller;
+use crate::store::{Expect, Revision, Step, audit};
+
+/// Which hosts a job is for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Target {
+    /// `_any`, `_all`, a host name, a machine id, or a label as `key:value`.
+    Named(String),
+    /// The hosts of the job with this id.
+    HostsOf(String),
+}
+
+/// A checked request for hosts to do something. That the caller may was made sure of before.
+pub struct Submit {
+    pub row: &'static Row,
+    pub target: Target,
+    pub params: Value,
+    pub options: Options,
+    pub caller: Arc<Caller>,
+    pub trail: Trail,
+    /// Makes sure that asking again does not do it again. Without effect on what only looks.
+    pub key: Option<Key>,
+}
+
+/// A caller's `Idempotency-Key`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Key {
+    pub value: String,
+    /// Of everything else in the request: only the same request is the same.
+    pub digest: String,
+}
+
+#[derive(Clone)]
+pub struct Submitted {
+    pub job: Arc<Job>,
+    /// It was submitted before, with the same key.
+    pub replayed: bool,
+}
+
+/// What is stored under `once.<SHA-256 of caller, method, path and key>`.
+#[derive(Deserialize, Serialize)]
+struct Once {
+    job: String,
+    digest: String,
+}
+
+/// What a job does beside being submitted, in the same step.
+#[derive(Default)]
+pub(super) struct Beside {
+    /// The job that this one is about.
+    pub(super) about: Option<String>,
+    /// The job that this one repeats: its record as it was read, to be marked as retried.
+    pub(super) repeats: Option<(Record, Revision)>,
+    /// The HTTP status of the answer, where that does not wait for hosts.
+    pub(super) code: Option<u16>,
+}
+
+impl Controller {
+    /// Takes a job on for every host that the target names right now. What changes something is
+    /// durable, with the intent on record, when this returns.
+    pub async fn submit(&self, submit: Submit) -> Result<Submitted> {
+        let about = match &submit.target {
+            Target::HostsOf(job) => Some(job.clone()),
+            Target::Named(_) => None,
+        };
+        self.submit_beside(submit, Beside { about, ..Beside::default() }).await.map(|done| done.0)
+    }
+
+    pub(super) async fn submit_beside(
+        &self,
+        submit: Submit,
+        beside: Beside,
+    ) -> Result<(Submitted, Revision)> {
+        let Submit { row, target, params, options, caller, trail, key } = submit;
+        let Run::Agent(op) = row.run else {
+            return Err(Error::new(Kind::Internal, format!("{} is not for hosts", row.id)));
+        };
+        if options.dry_run && op.access() == Access::Execute {
+            let message = format!("{} cannot tell what it would do; ask without dry_run", row.id);
+            return Err(Error::new(Kind::NoPreview, message));
+        }
+        let class = ops::agent(row.id).map_or(op.access(), |row| link::class(row, &options));
+        let is_stored = op.access() != Access::Read && !options.dry_run;
+        let key = key.filter(|_| is_stored).map(|key| (once_key(&caller, &trail, &key), key));
+        if let Some((name, key)) = &key
+            && let Some(done) = self.replay(name, key).await?
+        {
+            return Ok((done, 0));
+        }
+        let hosts = self.resolve(&target, op.access()).await?;
+        let objects = self.pin(row, &params).await?;
+        self.make_room(&hosts, is_stored)?;
+        let patience = if is_stored { self.limits.patience } else { 2 * row.timeout };
+        let target = match target {
+            Target::Named(name) => name,
+            Target::HostsOf(_) => "_all".to_owned(),
+        };
+        let job = Job {
+            // As long as the one that it will have.
+            id: Uuid::nil().to_string(),
+            op: row.id.to_owned(),
+            caller: caller.name.clone(),
+            target,
+            hosts,
+            created: self.clock.wall(),
+            deadline: self.clock.deadline(millis(patience)),
+            cancelled: None,
+            retried: Vec::new(),
+        };
+        let record = Record { job, params, options, objects };
+        let size = encode(&record)?.len();
+        if size > self.limits.record {
+            let message = format!(
+                "the job would be {size} bytes, more than the {} that are kept; upload what is \
+                 large as a file and name it",
+                self.limits.record
+            );
+            return Err(Error::new(Kind::TooLarge, message));
+        }
+        self.count_submitted(row.id);
+        if !is_stored {
+            return Ok((self.take_in(record, class), 0));
+        }
+        let made = Made { record, class, caller, trail, key, beside };
+        match self.accept(&made).await {
+            Err(error) if error.kind() == Kind::Full && self.drop_oldest().await => {
+                self.accept(&made).await
+            }
+            result => result,
+        }
+    }
+
+    /// Keeps what only looks in memory, where its host finds it at once.
+    fn take_in(&self, mut record: Record, class: Access) -> Submitted {
+        let id = super::lock(&self.ids).next(self.clock.wall(), self.mark);
+        record.job.id = id.to_string();
+        let job = Arc::new(record.job.clone());
+        let mut lanes = self.lanes();
+        lanes.expect(Open::new(id, record, class, false));
+        lanes.admit(id, 1);
+        Submitted { job, replayed: false }
+    }
+
+    /// The one commit that makes a job durable.
+    async fn accept(&self, made: &Made) -> Result<(Submitted, Revision)> {
+        let mut begun = None;
+        // Whoever gets the smaller id is first in the writer's queue as well: the id is made in
+        // the same breath in which the commit is sent off.
+        let sent = poll_fn(|context| {
+            let mut ids = super::lock(&self.ids);
+            let id = ids.next(self.clock.wall(), ids::STORED);
+            let mut record = made.record.clone();
+            record.job.id = id.to_string();
+            let step = match self.step(made, &record) {
+                Ok(step) => step,
+                Err(error) => return Poll::Ready(Poll::Ready(Err(error))),
+            };
+            let job = Arc::new(record.job.clone());
+            self.lanes().expect(Open::new(id, record, made.class, true));
+            let mut commit = self.commit(step);
+            let sent = commit.as_mut().poll(context);
+            begun = Some((id, job, commit));
+            Poll::Ready(sent)
+        })
+        .await;
+        let result = match (sent, &mut begun) {
+            (Poll::Ready(result), _) => result,
+            (Poll::Pending, Some((_, _, commit))) => commit.as_mut().await,
+            (Poll::Pending, None) => Err(Error::new(Kind::Internal, "the commit was not sent")),
+        };
+        let begun = begun.map(|(id, job, _)| (id, job));
+        match (result, begun) {
+            (Ok(revision), Some((_, job))) => Ok((Submitted { job, replayed: false }, revision)),
+            (Err(error), Some((id, _))) => {
+                self.lanes().disappoint(id);
+                match &made.key {
+                    Some((name, key)) if error.kind() == Kind::Conflict => {
+                        let done = self.replay(name, key).await?;
+                        done.map(|done| (done, 0)).ok_or(error)
+                    }
+                    _ => Err(error),
+                }
+            }
+            (Err(error), None) => Err(error),
+            (Ok(_), None) => Err(Error::new(Kind::Internal, "the commit was not sent")),
+        }
+    }
+
+    fn step(&self, made: &Made, record: &Record) -> Result<Step> {
+        let id = &record.job.id;
+        let Made { caller, trail, key, beside, .. } = made;
+        let mut step = Step::new();
+        if let Some((name, key)) = key {
+            let once = Once { job: id.clone(), digest: key.digest.clone() };
+            // As long as its job may be kept; the job's own record ends by retention.
+            step = step
+                .put(name.as_str(), encode(&once)?, Expect::Absent)
+                .expires(self.limits.job_age);
+        }
+        step = step.put(format!("job.{id}"), encode(record)?, Expect::Absent);
+        if let Some((original, revision)) = &beside.repeats {
+            let mut original = original.clone();
+            let (at, by) = (self.clock.wall(), caller.name.clone());
+            original.job.retried.push(crate::job::Mark { at, by, job: Some(id.clone()) });
+            let key = format!("job.{}", original.job.id);
+            step = step.put(key, encode(&original)?, Expect::Revision(*revision));
+        }
+        let ms = beside.code.map(|_| self.clock.wall().saturating_sub(trail.at));
+        let note = audit::Entry {
+            id: id.clone(),
+            job: Some(id.clone()),
+            about: beside.about.clone(),
+            ..entry(trail, caller, beside.code, ms)
+        };
+        Ok(step.note(audit::Note::Entry(note)))
+    }
+
+    /// What the same key has led to before.
+    async fn replay(&self, name: &str, key: &Key) -> Result<Option<Submitted>> {
+        let Some(found) = self.store.get(name).await? else { return Ok(None) };
+        let once: Once = decode(&found.value)?;
+        if once.digest != key.digest {
+            let message = "the idempotency key was used with another request; use another key";
+            return Err(Error::new(Kind::KeyReused, message));
+        }
+        let gone = |error: Error| match error.kind() {
+            Kind::NotFound => Error::new(
+                Kind::Conflict,
+                format!("the key was used for job {}, which is no longer kept", once.job),
+            ),
+            _ => error,
+        };
+        let record = self.record(&once.job).await.map_err(gone)?;
+        Ok(Some(Submitted { job: Arc::new(record.job), replayed: true }))
+    }
+
+    /// Refuses what would make a queue longer than is bearable.
+    fn make_room(&self, hosts: &[String], is_stored: bool) -> Result<()> {
+        let mut lanes = self.lanes();
+        if is_stored {
+            let full = hosts.iter().find(|host| lanes.stored_of(host) >= self.limits.unfinished);
+            if let Some(host) = full {
+                let name = self.hosts().name(host);
+                let message = format!(
+                    "{name} has {} unfinished jobs already; retry when it has caught up",
+                    self.limits.unfinished
+                );
+                return Err(Error::new(Kind::Busy, message));
+            }
+        } else if lanes.volatile() >= self.limits.reads && !lanes.forget_one(|_| true) {
+            let message = format!("{} reads are waiting already; retry later", self.limits.reads);
+            return Err(Error::new(Kind::Busy, message));
+        }
+        Ok(())
+    }
+
+    /// Looks up the objects that the parameters name, so that every host gets the same content.
+    async fn pin(&self, row: &'static Row, params: &Value) -> Result<BTreeMap<String, Content>> {
+        let mut objects = BTreeMap::new();
+        for field in &rows::traits(row).objects {
+            let Some(name) = params.get(field).and_then(Value::as_str) else { continue };
+            let Some((object, reader)) = self.objects.get(name).await? else {
+                let message = format!("no file {name:?}; upload it first");
+                return Err(Error::new(Kind::NotFound, message));
+            };
+            let mut bytes = None;
+            if object.size <= self.limits.inline {
+                let mut content = Vec::new();
+                let read = reader.take(self.limits.inline + 1).read_to_end(&mut content).await;
+                read.map_err(|error| {
+                    Error::new(Kind::Unavailable, format!("cannot read the file {name:?}"))
+                        .because(error)
+                })?;
+                bytes = Some(STANDARD.encode(content));
+            }
+            let content = Content { digest: object.digest, size: object.size, bytes };
+            objects.insert(name.to_owned(), content);
+        }
+        Ok(objects)
+    }
+}
+
+/// A job that is ready to be stored, but for its id.
+struct Made {
+    record: Record,
+    class: Access,
+    caller: Arc<Caller>,
+    trail: Trail,
+    key: Option<(String, Key)>,
+    beside: Beside,
+}
+
+fn once_key(caller: &Caller, trail: &Trail, key: &Key) -> String {
+    let mut hash = Sha256::new();
+    let who = caller.uid.map_or_else(|| caller.name.clone(), |uid| format!("uid {uid}"));
+    for part in [&who, &trail.method, &trail.path, &key.value] {
+        hash.update(part.len().to_be_bytes());
+        hash.update(part);
+    }
+    format!("once.{}", hex(&hash.finalize()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
