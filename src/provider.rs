@@ -63,6 +63,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::error::Kind;
     use crate::host::{Executor, Root, UndoBounds, View};
     use crate::job::{Options, Outcome, Task};
     use crate::ops;
@@ -77,7 +78,9 @@ mod tests {
         pub(super) fn with(files: &[(&str, &str)]) -> Self {
             let root = tempfile::tempdir().unwrap();
             let fake = Self { root, state: tempfile::tempdir().unwrap() };
-            files.iter().for_each(|(path, content)| fake.put(path, content));
+            for (path, content) in files {
+                fake.put(path, content);
+            }
             fake
         }
 
@@ -106,6 +109,17 @@ mod tests {
 
         /// Has `op` carried out as a job of its own, with one object called `object`.
         pub(super) fn run(&self, op: &str, params: Value, object: &str) -> Result<Value, Kind> {
+            self.job(&uuid::Uuid::now_v7().to_string(), op, params, object)
+        }
+
+        /// The same as the job of that name.
+        pub(super) fn job(
+            &self,
+            job: &str,
+            op: &str,
+            params: Value,
+            object: &str,
+        ) -> Result<Value, Kind> {
             let content = crate::job::Content {
                 digest: crate::host::cell::Digest::of(object).to_string(),
                 size: object.len() as u64,
@@ -115,7 +129,7 @@ mod tests {
                 )),
             };
             let task = Task {
-                job: uuid::Uuid::now_v7().to_string(),
+                job: job.to_owned(),
                 host: "here".to_owned(),
                 op: op.to_owned(),
                 params,
@@ -129,8 +143,6 @@ mod tests {
             }
         }
     }
-
-    use crate::error::Kind;
 
     #[test]
     fn a_list_ends_before_the_answer_is_too_long() {

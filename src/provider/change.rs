@@ -92,7 +92,7 @@ struct Undone {
     /// The job that was taken back.
     job: String,
     /// What that job has left behind and nobody can take back.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     remains: Vec<String>,
 }
 
@@ -115,7 +115,7 @@ struct DriftAnswer {
     /// The cells that do not hold what OSAPI last gave them.
     drift: Vec<Drift>,
     /// True if there are more than an answer has room for.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     truncated: bool,
 }
 

@@ -89,7 +89,7 @@ struct Output {
     /// Always true: nobody knows what a program does.
     changed: bool,
     /// True if it printed more than is kept.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     truncated: bool,
 }
 
@@ -238,7 +238,7 @@ mod tests {
     fn a_script_is_never_an_option() {
         let params = json!({ "command": "-x", "timeout": 300 });
         let Run { program, args, limit, .. } = run("command.shell.execute", &params).unwrap();
-        assert_eq!((&*program, limit), ("/bin/sh", Duration::from_secs(300)));
+        assert_eq!((&*program, limit), ("/bin/sh", Duration::from_mins(5)));
         assert_eq!(args, ["-c", "--", "-x"]);
     }
 

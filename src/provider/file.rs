@@ -121,10 +121,10 @@ struct Nowhere {}
 struct FileStatus {
     path: String,
     /// `in-sync`, `drifted`, or `missing` where there is no file or OSAPI has put none.
-    status: Sync,
+    status: Likeness,
     /// SHA-256 of what is there now, in hexadecimal; absent for files that not everybody may
     /// read, whose content could be guessed from it.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     sha256: Option<String>,
 }
@@ -132,8 +132,9 @@ struct FileStatus {
 #[derive(Clone, Copy, Debug, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(inline)]
-enum Sync {
-    InSync,
+enum Likeness {
+    #[serde(rename = "in-sync")]
+    Same,
     Drifted,
     Missing,
 }
@@ -164,12 +165,12 @@ fn undeploy(host: &View, ByPath { path }: &ByPath) -> Result<Want> {
 fn status(host: &View, ByPath { path }: &ByPath) -> Result<FileStatus> {
     let cell = Cell::Node(path.as_str().to_owned());
     let answer = |status, sha256| FileStatus { path: path.to_string(), status, sha256 };
-    let Some(record) = host.record(&cell) else { return Ok(answer(Sync::Missing, None)) };
+    let Some(record) = host.record(&cell) else { return Ok(answer(Likeness::Missing, None)) };
     let found = host.value(&cell)?;
     let status = match &found {
-        Value::Absent => Sync::Missing,
-        found if *found == record.value => Sync::InSync,
-        _ => Sync::Drifted,
+        Value::Absent => Likeness::Missing,
+        found if *found == record.value => Likeness::Same,
+        _ => Likeness::Drifted,
     };
     let sha256 = match found.public() {
         Value::File { content, .. } => Some(content.to_string()).filter(|hex| !hex.is_empty()),
@@ -294,8 +295,6 @@ impl TryFrom<String> for FileMode {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::disallowed_methods, reason = "makes up hosts under a temporary root")]
-
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     use serde_json::json;

@@ -105,24 +105,24 @@ const IMAGES: [&str; 3] = ["squashfs", "erofs", "iso9660"];
 #[derive(Debug, JsonSchema, Serialize)]
 struct Status {
     /// How long the node has been up, such as `3 days, 4 hours, 12 minutes`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     uptime: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Load")]
     load_average: Option<Load>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Memory")]
     memory: Option<Memory>,
     /// Mounted file systems.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Vec<Disk>")]
     disks: Option<Vec<Disk>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Os")]
     os_info: Option<Os>,
     /// Which parts are missing, and why.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
 
@@ -132,7 +132,7 @@ struct Disks {
     /// other hosts are left out: a dead server would hold up the answer.
     disks: Vec<Disk>,
     /// Which of them could not be looked at, and why.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
 

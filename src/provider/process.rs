@@ -132,7 +132,7 @@ struct Processes {
     /// Every process, by number.
     processes: Vec<Process>,
     /// True if there are more than an answer has room for.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     truncated: bool,
 }
 
@@ -144,35 +144,35 @@ struct ProcessAnswer {
 #[derive(Debug, Default, JsonSchema, PartialEq, Serialize)]
 struct Process {
     pid: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     name: Option<String>,
     /// The account with whose rights it runs; its number where it has no name.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     user: Option<String>,
     /// `running`, `sleep`, `blocked` (waits for a disk), `stop`, `zombie` or `idle`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     state: Option<String>,
     /// Share of one processor since it started, in percent; more than 100 for several threads.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "f64")]
     cpu_percent: Option<f64>,
     /// Share of the memory of the host that it occupies, in percent.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "f32")]
-    mem_percent: Option<f32>,
+    mem_percent: Option<f64>,
     /// Memory that it occupies, in bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "i64")]
     mem_rss: Option<i64>,
     /// Its command line, of which at most 4 KiB are shown.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     command: Option<String>,
     /// When it started, as RFC 3339 has it, in UTC.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     start_time: Option<String>,
 }
@@ -208,10 +208,11 @@ fn signal(host: &View, Signalling { pid: Pid(number), signal }: &Signalling) -> 
     }
     let pid = i32::try_from(number).map_err(|_| gone(number))?;
     let Some(stat) = Stat::of(host, number) else {
-        return Err(match exists(host, number) {
-            true => Error::new(Kind::HostFailed, format!("cannot tell when process {pid} began")),
-            false => gone(number),
-        });
+        if exists(host, number) {
+            let message = format!("cannot tell when process {pid} began");
+            return Err(Error::new(Kind::HostFailed, message));
+        }
+        return Err(gone(number));
     };
     if is_own(host, number) {
         let message = format!("process {pid} is OSAPI's own and gets no signals through it");
@@ -388,13 +389,9 @@ fn seconds(ticks: u64) -> f64 {
     ticks as f64 / TICKS as f64
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    reason = "two digits of it are shown"
-)]
-fn percent(part: u64, whole: u64) -> f32 {
-    if whole == 0 { 0.0 } else { round(part as f64 / whole as f64 * 100.0) as f32 }
+#[expect(clippy::cast_precision_loss, reason = "two digits of it are shown")]
+fn percent(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { round(part as f64 / whole as f64 * 100.0) }
 }
 
 fn round(share: f64) -> f64 {
