@@ -1,5 +1,470 @@
 //! HTTP in, HTTP out. The only place that knows what a request looks like.
+//!
+//! One function, [`Api::handle`], is the life of every request, its steps in order: limits, route,
+//! permission, preview, parameters, work, answer. What went on is put on record whatever came of
+//! it, also when the client hangs up meanwhile.
 
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Request, Response};
+use matchit::Router;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use self::answer::{Answer, Failure};
+use self::auth::{Gate, Peer};
+use self::listen::Slots;
+use self::metrics::Metrics;
+use self::request::{Gathered, Given, Prefer};
+use self::wire::Head;
+use crate::controller::{
+    Call, ControllerOp, Key, Results, Shared, Submit, Submitted, Target, Trail,
+};
+use crate::error::{Error, Kind, Problem, Result};
+use crate::op::Method;
+use crate::ops::{self, Row, Run};
+use crate::permission::{Caller, Permission};
+
+pub mod answer;
 pub mod auth;
 pub mod json;
+mod listen;
+pub mod metrics;
+pub mod openapi;
 pub mod problem;
+pub mod request;
+mod upload;
+mod wire;
+
+pub use auth::Access;
+pub use listen::Caps;
+
+/// Some clients ask here whether the controller is ready.
+const READY_ALIAS: &str = "/health/ready";
+const OPENAPI: &str = "/api/openapi.json";
+const METRICS: &str = "/metrics";
+/// What is on record for a client that hung up before it was answered.
+const HUNG_UP: u16 = 499;
+
+const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+pub struct Api {
+    controller: Shared,
+    gate: Gate,
+    /// How long a call waits for hosts where the caller did not say.
+    patience: Duration,
+    routes: Router<Vec<(Method, Place)>>,
+    metrics: Metrics,
+    slots: Slots,
+    openapi: OnceLock<Bytes>,
+}
+
+/// What a path and a method lead to.
+#[derive(Clone, Copy)]
+enum Place {
+    Row(&'static Row),
+    OpenApi,
+    Metrics,
+}
+
+/// One request from its first step to its last.
+struct Exchange {
+    api: Arc<Api>,
+    caller: Arc<Caller>,
+    trail: Trail,
+    row: Option<&'static Row>,
+    started: Instant,
+    /// The record has been seen to, or there is none to be made.
+    is_noted: bool,
+    is_over: bool,
+}
+
+impl Exchange {
+    fn end(&mut self, code: u16) {
+        self.is_over = true;
+        let took = self.started.elapsed();
+        let op = self.row.map_or(metrics::NO_OP, |row| row.id);
+        self.api.metrics.answered(op, &self.trail.method, code, took);
+        if !self.is_noted {
+            let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            self.api.controller.note(&self.trail, &self.caller, code, ms);
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.end(HUNG_UP);
+        }
+    }
+}
+
+impl Api {
+    /// `patience` is how long a call waits for hosts where the caller did not say.
+    pub fn new(controller: Shared, access: Access, patience: Duration) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            controller,
+            gate: Gate::new(access)?,
+            patience,
+            routes: routes()?,
+            metrics: Metrics::new()?,
+            slots: Slots::default(),
+            openapi: OnceLock::new(),
+        }))
+    }
+
+    async fn respond(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: Peer,
+        head: Head,
+    ) -> Response<Full<Bytes>> {
+        let mut exchange = self.exchange(&request, &peer);
+        let id = request::request_id(request.headers()).unwrap_or(&exchange.trail.id).to_owned();
+        let handled = AssertUnwindSafe(self.handle(&mut exchange, request, &peer, &head));
+        let outcome = handled.catch_unwind().await.unwrap_or_else(|_| Err(panicked().into()));
+        let answer = outcome.unwrap_or_else(|failure| {
+            log(&failure, &exchange);
+            Answer::failure(failure)
+        });
+        exchange.end(answer.status);
+        head.answered();
+        dress(answer, &id)
+    }
+
+    fn exchange(self: &Arc<Self>, request: &Request<Incoming>, peer: &Peer) -> Exchange {
+        let path = request.uri().path();
+        let trail = Trail {
+            id: Uuid::now_v7().to_string(),
+            at: self.controller.clock().wall(),
+            method: request.method().as_str().chars().take(16).collect(),
+            path: path.chars().take(request::MOST_PATH).collect(),
+            op: String::new(),
+            source: peer.caller.source.clone(),
+            trace: request::trace(request.headers()),
+        };
+        Exchange {
+            api: self.clone(),
+            caller: peer.caller.clone(),
+            trail,
+            row: None,
+            started: Instant::now(),
+            is_noted: false,
+            is_over: false,
+        }
+    }
+
+    /// The life of every request.
+    async fn handle(
+        self: &Arc<Self>,
+        exchange: &mut Exchange,
+        request: Request<Incoming>,
+        peer: &Peer,
+        head: &Head,
+    ) -> Result<Answer, Failure> {
+        let (parts, body) = request.into_parts();
+        admit(&parts, head)?;
+        let (place, captured) = self.route(&parts)?;
+        let row = match place {
+            Place::Row(row) => row,
+            Place::OpenApi => {
+                // Anybody may read what there is to call.
+                exchange.is_noted = true;
+                return Ok(Answer::bytes(200, "application/json", self.openapi()));
+            }
+            Place::Metrics => return self.show_metrics(exchange, peer),
+        };
+        exchange.row = Some(row);
+        row.id.clone_into(&mut exchange.trail.op);
+        require(&exchange.caller, row.permission, row.id)?;
+        let query = request::pairs(parts.uri.query().unwrap_or_default())?;
+        if request::asks_for_preview_in_vain(row, &query) {
+            let message = format!("{} cannot tell what it would do; ask without dry_run", row.id);
+            return Err(Error::new(Kind::NoPreview, message).into());
+        }
+        let captured = captured.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let mut gathered = Gathered::new(row, captured, &query);
+        let mut file = None;
+        if request::takes_file(row) {
+            let form = upload::form(&parts.headers, body).await?;
+            gathered.take_body(form.members, form.problems);
+            file = Some((form.file, form.fault));
+        } else if row.method.has_body() {
+            let (members, problems): (Map<_, _>, Vec<Problem>) =
+                request::body(&parts.headers, body).await?;
+            gathered.take_body(members, problems);
+        } else {
+            request::no_body(body).await?;
+        }
+        let given = gathered.finish()?;
+        match row.run {
+            Run::Agent(_) => self.ask_hosts(exchange, row, given, &parts.headers).await,
+            Run::Controller(op) => {
+                let (content, fault) = file.unzip();
+                let answer = self.ask_controller(exchange, row, op, given.params, content).await;
+                // Whoever read the file only knows that it could not.
+                answer.map_err(|failure| match fault.and_then(|fault| fault.take()) {
+                    Some(error) => error.into(),
+                    None => failure,
+                })
+            }
+        }
+    }
+
+    async fn ask_hosts(
+        self: &Arc<Self>,
+        exchange: &mut Exchange,
+        row: &'static Row,
+        given: Given,
+        headers: &HeaderMap,
+    ) -> Result<Answer, Failure> {
+        let prefer = Prefer::of(headers);
+        let is_recorded = row.changes() && !given.options.dry_run;
+        let key = if row.changes() { request::idempotency_key(headers)? } else { None };
+        let key =
+            key.filter(|_| is_recorded).map(|value| Key { value, digest: request::digest(&given) });
+        let Given { params, options, target } = given;
+        let target = target.unwrap_or_default();
+        let named = (row.has_target() && answer::is_single(&target)).then_some(());
+        let target = if row.has_target() {
+            Target::Named(target)
+        } else {
+            self.require_as_for(&exchange.caller, &target).await?;
+            Target::HostsOf(target)
+        };
+        let (caller, trail) = (exchange.caller.clone(), exchange.trail.clone());
+        let submit = Submit { row, target, params, options, caller, trail, key };
+        let Submitted { job, replayed } = self.submit(submit, is_recorded).await?;
+        exchange.is_noted = is_recorded && !replayed;
+        let dress = |answer: Answer| {
+            let answer = match prefer.applied() {
+                Some(applied) => answer.with(PREFERENCE_APPLIED, &applied),
+                None => answer,
+            };
+            if replayed { answer.with(REPLAYED, "true") } else { answer }
+        };
+        let patience = prefer.patience();
+        let results = match patience {
+            Some(Duration::ZERO) => Results { hosts: Vec::new(), complete: false },
+            _ => self.controller.wait(&job, patience.unwrap_or(self.patience)).await?,
+        };
+        let about =
+            |error, goes_on| Failure { job: Some(job.id.clone()), goes_on, ..Failure::from(error) };
+        if !results.complete {
+            if patience.is_none() {
+                let message = format!(
+                    "no answer within {} seconds; the job goes on, look at it later",
+                    self.patience.as_secs()
+                );
+                return Err(about(Error::new(Kind::Timeout, message), true));
+            }
+            let body = answer::rows(row, &job.id, results.hosts);
+            let answer = Answer::json(202, &body)?;
+            return Ok(dress(answer.with(header::LOCATION, &answer::location(&job.id))));
+        }
+        let is_single = named.is_some() || (!row.has_target() && job.hosts.len() == 1);
+        if is_single && let Some(error) = answer::single_error(&results) {
+            return Err(about(error.into(), false));
+        }
+        let body = answer::rows(row, &job.id, results.hosts);
+        Ok(dress(Answer::json(row.status, &body)?))
+    }
+
+    async fn submit(&self, submit: Submit, is_recorded: bool) -> Result<Submitted> {
+        if !is_recorded {
+            return self.controller.submit(submit).await;
+        }
+        // A client that hangs up must not stop it between the store and memory.
+        let controller = self.controller.clone();
+        let submitted = tokio::spawn(async move { controller.submit(submit).await });
+        submitted.await.unwrap_or_else(|_| Err(panicked()))
+    }
+
+    async fn ask_controller(
+        self: &Arc<Self>,
+        exchange: &mut Exchange,
+        row: &'static Row,
+        op: &'static dyn ControllerOp,
+        params: Value,
+        content: Option<crate::store::Reader>,
+    ) -> Result<Answer, Failure> {
+        let controller = self.controller.clone();
+        let (caller, trail) = (exchange.caller.clone(), exchange.trail.clone());
+        let run = op.run(Call { controller, caller, trail, content }, params);
+        let output = if row.changes() {
+            tokio::spawn(run).await.unwrap_or_else(|_| Err(panicked()))?
+        } else {
+            run.await?
+        };
+        // What anybody may ask, such as whether it is alive, is asked all the time.
+        exchange.is_noted = row.changes() || row.permission.is_none();
+        let status = op.status(&output).unwrap_or(row.status);
+        if status == 204 { Ok(Answer::empty(status)) } else { Ok(Answer::json(status, &output)?) }
+    }
+
+    /// Who does something about a job needs the permission that the job itself needed.
+    async fn require_as_for(&self, caller: &Caller, job: &str) -> Result<()> {
+        let job = self.controller.job(job).await?;
+        let row = ops::find(&job.op).ok_or_else(|| {
+            let message = format!("cannot tell who may: this version does not know {}", job.op);
+            Error::new(Kind::Denied, message)
+        })?;
+        require(caller, row.permission, row.id)
+    }
+
+    fn show_metrics(&self, exchange: &mut Exchange, peer: &Peer) -> Result<Answer, Failure> {
+        if !peer.reads_metrics {
+            require(&exchange.caller, Some(Permission::HealthRead), METRICS)?;
+        }
+        exchange.is_noted = true;
+        let text = self.metrics.text(self.slots.count(), &self.controller.figures())?;
+        Ok(Answer::bytes(200, "text/plain; version=0.0.4; charset=utf-8", text))
+    }
+
+    fn openapi(&self) -> Bytes {
+        self.openapi
+            .get_or_init(|| serde_json::to_vec(&openapi::document()).unwrap_or_default().into())
+            .clone()
+    }
+
+    /// What the request line leads to, and the values of the route's placeholders, still encoded.
+    fn route(&self, parts: &Parts) -> Result<(Place, Vec<(String, String)>), Failure> {
+        let path = parts.uri.path();
+        let found = self.routes.at(path).map_err(|_| {
+            let shown: String = path.chars().take(200).collect();
+            Error::new(Kind::NotFound, format!("nothing is at {shown}"))
+        })?;
+        let method = match parts.method.as_str() {
+            // Hyper leaves the body away.
+            "HEAD" => "GET",
+            other => other,
+        };
+        let offered = found.value.iter().find(|(offered, _)| offered.as_str() == method);
+        let Some((_, place)) = offered else {
+            let mut allow: Vec<_> = found.value.iter().map(|(m, _)| m.as_str()).collect();
+            if allow.contains(&"GET") {
+                allow.push("HEAD");
+            }
+            let allow = allow.join(", ");
+            let error = Error::new(Kind::MethodNotAllowed, format!("only {allow} is offered here"));
+            return Err(Failure { allow: Some(allow), ..Failure::from(error) });
+        };
+        let captured = found.params.iter();
+        let captured = captured.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Ok((*place, captured.collect()))
+    }
+
+    /// Puts on record that somebody sent what is no request.
+    fn note_unreadable(&self, peer: &Peer) {
+        let trail = Trail {
+            id: Uuid::now_v7().to_string(),
+            at: self.controller.clock().wall(),
+            source: peer.caller.source.clone(),
+            ..Trail::default()
+        };
+        let code = Kind::InvalidInput.status();
+        self.metrics.answered(metrics::NO_OP, "", code, Duration::ZERO);
+        self.controller.note(&trail, &peer.caller, code, 0);
+    }
+}
+
+/// What is refused whatever it is about.
+fn admit(parts: &Parts, head: &Head) -> Result<()> {
+    let start = format!("{} {}", parts.method, parts.uri);
+    let is_chunked = parts.headers.contains_key(header::TRANSFER_ENCODING);
+    if let Some(fault) = head.fault(&start, is_chunked) {
+        return Err(Error::new(Kind::InvalidInput, fault));
+    }
+    let length = parts.uri.path_and_query().map_or(0, |path| path.as_str().len());
+    if length > request::MOST_PATH {
+        let message = format!("path and query are longer than {} bytes", request::MOST_PATH);
+        return Err(Error::new(Kind::TooLarge, message));
+    }
+    // Only a page in a browser says where it comes from, and none has business with a socket.
+    if parts.headers.contains_key(header::ORIGIN) {
+        return Err(Error::new(Kind::Denied, "requests of web pages are refused on this socket"));
+    }
+    Ok(())
+}
+
+fn require(caller: &Caller, permission: Option<Permission>, what: &str) -> Result<()> {
+    match permission {
+        Some(needed) if !caller.may(permission) => {
+            let (name, needed) = (&caller.name, needed.as_str());
+            let message = format!(
+                "{what} needs {needed}, which {name} lacks; ask an administrator for a group that \
+                 has it"
+            );
+            Err(Error::new(Kind::Denied, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn panicked() -> Error {
+    Error::new(Kind::Internal, "a bug kept this from being answered; the journal has the details")
+}
+
+fn log(failure: &Failure, exchange: &Exchange) {
+    let error = &failure.error;
+    let source = std::error::Error::source(error).map(ToString::to_string);
+    let (op, caller) = (&exchange.trail.op, &exchange.caller.name);
+    match error.kind() {
+        Kind::Internal => tracing::error!(op, caller, source, "cannot answer: {error}"),
+        Kind::Unavailable | Kind::Full => tracing::warn!(op, caller, source, "{error}"),
+        _ => tracing::debug!(op, caller, source, "{error}"),
+    }
+}
+
+fn dress(answer: Answer, id: &str) -> Response<Full<Bytes>> {
+    let status = answer.status();
+    let Answer { content_type, headers, body, .. } = answer;
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    let headers = response.headers_mut();
+    if !content_type.is_empty() {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    }
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Ok(id) = HeaderValue::from_str(id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    response
+}
+
+fn routes() -> Result<Router<Vec<(Method, Place)>>> {
+    let mut paths: Vec<(String, Vec<(Method, Place)>)> = vec![
+        (OPENAPI.to_owned(), vec![(Method::Get, Place::OpenApi)]),
+        (METRICS.to_owned(), vec![(Method::Get, Place::Metrics)]),
+    ];
+    if let Some(row) = ops::find("health.ready") {
+        paths.push((READY_ALIAS.to_owned(), vec![(Method::Get, Place::Row(row))]));
+    }
+    for row in ops::all() {
+        let (route, place) = (row.route(), (row.method, Place::Row(row)));
+        match paths.iter_mut().find(|(path, _)| *path == route) {
+            Some((_, methods)) => methods.push(place),
+            None => paths.push((route, vec![place])),
+        }
+    }
+    let mut router = Router::new();
+    for (path, methods) in paths {
+        router.insert(&path, methods).map_err(|error| {
+            Error::new(Kind::Internal, format!("{path} is not a usable route")).because(error)
+        })?;
+    }
+    Ok(router)
+}

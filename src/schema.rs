@@ -17,6 +17,7 @@ use crate::error::{Error, Kind, Problem, Result};
 use crate::job::Options;
 use crate::op::Access;
 use crate::ops::{self, Row};
+use crate::types;
 
 /// More problems than this in one request are not listed.
 const MOST_PROBLEMS: usize = 64;
@@ -197,6 +198,9 @@ pub fn check_with(row: &Row, params: &Value, earlier: Vec<Problem>) -> Result<()
         |problem: &Problem| problems.iter().all(|earlier| earlier.pointer != problem.pointer);
     let more: Vec<_> = more.into_iter().filter(is_new).collect();
     problems.extend(more);
+    if let Err(error) = types::refuse_facts(params) {
+        problems.extend(error.body().problems);
+    }
     refuse(problems)?;
     row.shape().check(params)
 }
