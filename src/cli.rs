@@ -10,12 +10,24 @@ use std::process::ExitCode;
 
 use clap::ArgMatches;
 
+mod audit;
 mod call;
+mod client;
 mod command;
+mod files;
+mod output;
+mod run;
+mod table;
+mod terminal;
+mod text;
+mod wait;
 mod words;
 
 pub use call::{Call, Patience};
 pub use command::command;
+pub use output::{document, page};
+pub use run::run;
+pub use table::Page;
 
 /// What a person asked for.
 #[derive(Debug)]
@@ -78,6 +90,23 @@ pub enum Task {
     Verify(Option<PathBuf>),
     /// A published verb without a meaning here, and what takes its place.
     Elsewhere(&'static words::Elsewhere),
+}
+
+/// Where to ask when the call itself does not say.
+#[derive(Clone, Debug, Default)]
+pub struct Reach {
+    /// Sockets of a controller, in the order they are tried.
+    pub sockets: Vec<PathBuf>,
+    /// Directories where an agent of this host may keep its state, among it heads of the audit
+    /// log.
+    pub states: Vec<PathBuf>,
+}
+
+/// Tells a person something, beside the result.
+fn say(line: &str) {
+    use std::io::Write as _;
+    // Nobody is left to tell if this fails.
+    drop(writeln!(std::io::stderr().lock(), "osapi: {line}"));
 }
 
 /// Reads the program's arguments. Help, and what is wrong with them, is printed here; the error

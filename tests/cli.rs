@@ -8,6 +8,9 @@ use osapi::ops::{self, Row};
 use osapi::schema::{self, Type};
 use serde_json::Value;
 
+mod output;
+mod socket;
+
 fn parse(words: &[&str]) -> Result<Invocation, String> {
     let arguments = std::iter::once("osapi").chain(words.iter().copied()).map(OsString::from);
     let matches = cli::command().try_get_matches_from(arguments);
@@ -175,14 +178,15 @@ fn the_short_form_says_what_the_long_form_says() {
 }
 
 /// Commands that only this product has.
-const ADDED: &[&str] = &[];
+const ADDED: &[&str] = &["job cancel", "job confirm", "job revert", "job undo", "node drift get"];
 
 #[test]
 fn every_operation_has_its_published_words_and_flags() {
     let published = published();
     for row in rows() {
         let entries = published["client"].as_array().unwrap();
-        let Some(entry) = entries.iter().find(|entry| entry["command"] == row.command) else {
+        let found = entries.iter().find(|entry| entry["command"] == row.command);
+        let Some(entry) = found else {
             assert!(ADDED.contains(&row.command), "{} is not published", row.command);
             continue;
         };
@@ -225,9 +229,6 @@ fn every_operation_has_its_published_words_and_flags() {
 
 #[test]
 fn lists_are_split_at_commas_and_booleans_need_no_value() {
-    if ops::find("command.exec.execute").is_none() {
-        return;
-    }
     let long = call(&[
         "client",
         "node",
@@ -252,4 +253,57 @@ fn what_is_in_a_path_cannot_leave_it() {
     let call = call(&["client", "node", "sysctl", "update", "--key=../a/b?c", "--value=1"]);
     let uri = call.question().unwrap().uri;
     assert_eq!(uri, "/api/node/%5Fany/sysctl/%2E%2E%2Fa%2Fb%3Fc");
+}
+
+#[test]
+fn words_of_a_command_to_run_stay_as_they_are() {
+    let short = call(&["command", "exec", "ls", "-l", "--all", "a,b"]);
+    assert_eq!(short.params["command"], "ls");
+    assert_eq!(short.params["args"], serde_json::json!(["-l", "--all", "a,b"]));
+    assert_eq!(short.target, "_any");
+}
+
+#[test]
+fn a_change_is_previewed_bound_to_a_plan_and_waited_for() {
+    let plan = "0".repeat(64);
+    let call = call(&[
+        "sysctl",
+        "update",
+        "vm.swappiness",
+        "10",
+        "--dry-run",
+        "--plan",
+        &plan,
+        "--confirm=60",
+        "--wait",
+        "5",
+        "--idempotency-key",
+        "k",
+    ]);
+    assert_eq!(call.patience, cli::Patience::Seconds(5));
+    assert_eq!(call.key.as_deref(), Some("k"));
+    let question = call.question().unwrap();
+    let uri = "/api/node/%5Fany/sysctl/vm%2Eswappiness?dry_run=true&plan=PLAN&confirm=60";
+    assert_eq!(question.uri, uri.replace("PLAN", &plan));
+    assert_eq!(question.body.unwrap(), br#"{"value":"10"}"#);
+    assert!(parse(&["sysctl", "get", "vm.swappiness", "--dry-run"]).is_err());
+    assert!(parse(&["sysctl", "update", "a", "b", "--async", "--wait=1"]).is_err());
+}
+
+#[test]
+fn what_a_person_sees_has_the_published_columns() {
+    let published = published();
+    for row in rows() {
+        let Some(columns) = published["tables"][row.command].as_array() else { continue };
+        let headers = row.columns.iter().map(|(header, _)| *header);
+        let expected: Vec<_> = columns.iter().map(|column| column.as_str().unwrap()).collect();
+        let shown: Vec<_> = match row.run {
+            ops::Run::Agent(_) => ["HOSTNAME", "STATUS"].into_iter().chain(headers).collect(),
+            ops::Run::Controller(_) => headers.collect(),
+        };
+        // Nothing is listed where every field is shown.
+        if !row.columns.is_empty() {
+            assert_eq!(shown, expected, "{}", row.command);
+        }
+    }
 }

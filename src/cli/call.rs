@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use clap::ArgMatches;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value};
 
 use super::command::{chosen, flagged, local, positional};
+use super::text::{encoded, raw};
 use super::words;
 use crate::error::{Error, Kind, Result};
 use crate::ops::Row;
@@ -220,13 +220,13 @@ impl Call {
             let value = if name == "hostname" && self.row.has_target() {
                 self.target.clone()
             } else {
-                text(&params.remove(name).unwrap_or_default())
+                raw(&params.remove(name).unwrap_or_default())
             };
             if matches!(value.as_str(), "" | "." | "..") {
                 let what = format!("cannot use {value:?} as {name}: give the name of something");
                 return Err(Error::new(Kind::InvalidInput, what));
             }
-            path.extend(utf8_percent_encode(&value, NON_ALPHANUMERIC));
+            path.push_str(&encoded(&value));
         }
         let mut query = form_urlencoded::Serializer::new(String::new());
         ask(&mut query, &self.options);
@@ -246,20 +246,12 @@ fn ask(query: &mut form_urlencoded::Serializer<'_, String>, values: &Map<String,
     for (name, value) in values {
         match value {
             Value::Array(items) => {
-                query.extend_pairs(items.iter().map(|item| (name, text(item))));
+                query.extend_pairs(items.iter().map(|item| (name, raw(item))));
             }
             single => {
-                query.append_pair(name, &text(single));
+                query.append_pair(name, &raw(single));
             }
         }
-    }
-}
-
-pub(super) fn text(value: &Value) -> String {
-    match value {
-        Value::Null => String::new(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
     }
 }
 

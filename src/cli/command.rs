@@ -226,7 +226,8 @@ fn operation(command: Command, row: &'static Row, form: Form) -> Command {
         let arg = if extra.is_boolean {
             flag(extra.name, extra.about).id(local(extra.name))
         } else {
-            Arg::new(local(extra.name)).long(extra.name).help(extra.about)
+            let shown = extra.name.to_uppercase();
+            Arg::new(local(extra.name)).long(extra.name).value_name(shown).help(extra.about)
         };
         let arg = if extra.choices.is_empty() {
             arg
@@ -258,7 +259,8 @@ fn operation(command: Command, row: &'static Row, form: Form) -> Command {
     }
     for option in schema::options(row) {
         let (id, long) = (chosen(&option.name), option.name.replace('_', "-"));
-        command = command.arg(value(Arg::new(id).long(long).help(option.about), option.kind));
+        let arg = Arg::new(id).value_name(long.to_uppercase()).long(long).help(option.about);
+        command = command.arg(value(arg, option.kind));
     }
     if row.has_target() && form == Form::Short {
         command = command.arg(target());
@@ -279,7 +281,8 @@ fn field_flag(row: &Row, field: Field) -> Arg {
     let published = row.flags.iter().find(|(name, _)| *name == field.name);
     let long = published.map_or_else(|| field.name.replace('_', "-"), |(_, flag)| (*flag).into());
     let is_required = is_required(row, &field);
-    let arg = Arg::new(flagged(&field.name)).long(long).help(field.about);
+    let shown = long.to_uppercase();
+    let arg = Arg::new(flagged(&field.name)).long(long).value_name(shown).help(field.about);
     let arg = match words::default_of(row.id, &field.name) {
         Some(default) => arg.default_value(default),
         None => arg,
@@ -295,7 +298,7 @@ fn field_flag(row: &Row, field: Field) -> Arg {
 /// How a value of this type is written.
 fn value(arg: Arg, kind: Type) -> Arg {
     match kind {
-        Type::List | Type::Object => arg.action(ArgAction::Append),
+        Type::List | Type::Object => arg.action(ArgAction::Append).allow_hyphen_values(true),
         Type::Boolean => boolean(arg),
         // A number may be below zero.
         Type::Integer | Type::Number => arg.allow_negative_numbers(true),

@@ -1,0 +1,316 @@
+//! Takes the audit log along, and finds out whether it is what was written.
+//!
+//! An export is lines of JSON: the entries as clients list them, then `{"link": …}` for each link
+//! of the chains just as stored, then `{"ends": …}`. Whoever edits it must rewrite every link
+//! behind the edit, and cannot rewrite the heads that the agent of the host has kept.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::call::Call;
+use super::client::Problem;
+use super::run::{Session, put};
+use super::text::{flat, moment, plain};
+use super::wait::Wait;
+use super::{Globals, Reach, files};
+use crate::error::{Error, Kind, Result};
+use crate::job::decode;
+use crate::link;
+use crate::store::audit::{Check, End, Ends, Entry, Fault, Link, Note, Verdict};
+
+/// The exit status of a log that is not what was written.
+const BROKEN: u8 = 1;
+/// How often a log is looked at again from which retention has taken something meanwhile.
+const TRIES: usize = 3;
+/// How many links are asked for at a time.
+const PAGE: usize = 500;
+/// No line of an export is longer, in bytes.
+const LONGEST_LINE: u64 = 64 << 20;
+
+/// Writes the whole log to the file named by `--output`.
+pub(super) async fn export(session: &Session<'_>, call: &Call) -> Result<u8, Problem> {
+    let path = Path::new(call.extras.get("output").map_or("", String::as_str));
+    let Some(reply) = Wait::value(session, call).await? else { return Ok(super::run::DETACHED) };
+    let items = reply["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut lines: Vec<Vec<u8>> = items.iter().map(|item| item.to_string().into()).collect();
+    let chain = chain_of(&reply);
+    for link in chain["links"].as_array().into_iter().flatten() {
+        lines.push(json!({ "link": link }).to_string().into());
+    }
+    if chain["ends"].is_object() {
+        lines.push(json!({ "ends": chain["ends"], "entries": items.len() }).to_string().into());
+    }
+    files::write(path, lines.iter().map(Vec::as_slice))?;
+    let (count, place) = (items.len(), flat(&path.display().to_string()));
+    put(&if session.globals.json {
+        format!("{}\n", json!({ "output": place, "entries": count }))
+    } else {
+        format!(
+            "\n  Wrote {count} entries to {place}\n  Check them with `osapi audit verify {place}`\n"
+        )
+    })?;
+    Ok(0)
+}
+
+/// Where a reply has the links and ends of its chains.
+fn chain_of(reply: &Value) -> &Value {
+    if reply["chain"].is_object() { &reply["chain"] } else { reply }
+}
+
+/// Checks the log of the running controller against the heads that the host's agent has kept.
+pub(super) async fn verify(session: &Session<'_>, reach: &Reach) -> Result<u8, Problem> {
+    let mut tried = 1;
+    loop {
+        // Read before the log, so that none of them is newer than the log.
+        let heads = heads(reach);
+        let verdict = walk(session, heads.as_deref().unwrap_or_default()).await?;
+        if verdict.is_whole() || tried == TRIES {
+            return Ok(tell(session.globals, verdict, heads.as_deref())?);
+        }
+        tried += 1;
+    }
+}
+
+async fn walk(session: &Session<'_>, known: &[link::Head]) -> Result<Verdict, Problem> {
+    let (mut check, mut after, mut last) = (None, 0, 0);
+    loop {
+        let uri = format!("/api/audit/chain?after={after}&limit={PAGE}");
+        let reply = session.get(&uri).await?.json()?;
+        let chain = chain_of(&reply);
+        if check.is_none() {
+            let ends: Ends = parse(&chain["ends"])?;
+            last = ends.head.number.max(ends.refusals_head.number);
+            check = Some(Check::new(&ends, known));
+        }
+        let links = chain["links"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let before = after;
+        for link in links {
+            let stored = link.as_str().unwrap_or_default().as_bytes();
+            // What has been written since the first page is none of this walk's business.
+            let number = decode::<Link>(stored).map(|link| link.number);
+            if number.as_ref().is_ok_and(|number| *number > last) {
+                after = last;
+                break;
+            }
+            after = number.unwrap_or(after);
+            if let Some(check) = &mut check {
+                check.link(stored);
+            }
+        }
+        if links.is_empty() || after >= last || after == before {
+            let verdict = check.map(Check::end);
+            return Ok(verdict.unwrap_or_default());
+        }
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T> {
+    serde_json::from_value(value.clone()).map_err(|error| {
+        let what = "cannot read the chain; is the controller of the same version as this?";
+        Error::new(Kind::Internal, what).because(error)
+    })
+}
+
+/// Checks a file that [`export`] has written.
+pub(super) fn verify_export(globals: &Globals, path: &Path, reach: &Reach) -> Result<u8, Problem> {
+    let heads = heads(reach);
+    let verdict = judge(path, heads.as_deref().unwrap_or_default())?;
+    Ok(tell(globals, verdict, heads.as_deref())?)
+}
+
+/// Looks at an export twice: for where it ends, then at every link and entry.
+fn judge(path: &Path, known: &[link::Head]) -> Result<Verdict> {
+    let mut last = Vec::new();
+    for line in files::lines(path, LONGEST_LINE)? {
+        last = line?;
+    }
+    let ending = serde_json::from_slice::<Value>(&last).unwrap_or_default();
+    let Ok(ends) = serde_json::from_value::<Ends>(ending["ends"].clone()) else {
+        let message = "the file does not end as an export ends: its end was cut off or edited";
+        let fault = Fault { number: 0, message: message.into() };
+        return Ok(Verdict { faults: vec![fault], ..Verdict::default() });
+    };
+    // Heads that are newer than the export say nothing about it.
+    let goals = [&ends.head, &ends.refusals_head];
+    let is_older = |head: &&link::Head| {
+        goals.iter().any(|goal| goal.writer == head.writer && head.number <= goal.number)
+    };
+    let known: Vec<_> = known.iter().filter(is_older).cloned().collect();
+    let mut check = Check::new(&ends, &known);
+    let mut listed = Listed::default();
+    let mut is_over = false;
+    for line in files::lines(path, LONGEST_LINE)? {
+        let line = line?;
+        let line: Value = serde_json::from_slice(&line).unwrap_or_default();
+        if is_over {
+            listed.fault("something stands behind the end of the export");
+        } else if let Some(stored) = line["link"].as_str() {
+            check.link(stored.as_bytes());
+            if let Ok(link) = decode::<Link>(stored.as_bytes()) {
+                listed.notes(link);
+            }
+        } else if line["ends"].is_object() {
+            is_over = true;
+            if line["entries"] != listed.items.len() {
+                listed.fault("the number of entries is not the one that was exported");
+            }
+        } else {
+            listed.item(line);
+        }
+    }
+    let mut verdict = check.end();
+    verdict.faults.extend(listed.end());
+    Ok(verdict)
+}
+
+/// The entries as an export lists them, beside the notes that its links have.
+#[derive(Default)]
+struct Listed {
+    items: Vec<Value>,
+    entries: Vec<(u64, Entry)>,
+    ends: HashMap<String, Vec<End>>,
+    faults: Vec<Fault>,
+}
+
+impl Listed {
+    fn fault(&mut self, message: impl Into<String>) {
+        self.faults.push(Fault { number: 0, message: message.into() });
+    }
+
+    fn item(&mut self, item: Value) {
+        self.items.push(item);
+    }
+
+    fn notes(&mut self, link: Link) {
+        for note in link.notes {
+            match note {
+                Note::Entry(entry) => self.entries.push((link.number, entry)),
+                Note::End(end) => self.ends.entry(end.entry.clone()).or_default().push(end),
+                Note::Event(_) => {}
+            }
+        }
+    }
+
+    /// Holds every item against the note that it was made of.
+    fn end(mut self) -> Vec<Fault> {
+        let places: HashMap<String, usize> =
+            self.entries.iter().enumerate().map(|(i, (_, entry))| (entry.id.clone(), i)).collect();
+        let mut order = Vec::new();
+        let mut wrong = Vec::new();
+        for (line, item) in self.items.iter().enumerate() {
+            let id = item["id"].as_str().unwrap_or_default();
+            let Some(&place) = places.get(id) else {
+                wrong.push((0, format!("line {} is an entry that no link has", line + 1)));
+                continue;
+            };
+            order.push(place);
+            let (number, entry) = &self.entries[place];
+            let ends = self.ends.get(id).map(Vec::as_slice).unwrap_or_default();
+            if let Some(field) = differs(item, entry, ends) {
+                let what = format!("line {}: {field} is not what link {number} has", line + 1);
+                wrong.push((*number, what));
+            }
+        }
+        let is_sorted = order.is_sorted() || order.iter().rev().is_sorted();
+        order.sort_unstable();
+        order.dedup();
+        if order.len() != self.items.len().max(self.entries.len()) && wrong.is_empty() {
+            wrong.push((0, "entries were removed from the list or repeated in it".to_owned()));
+        }
+        if !is_sorted {
+            wrong.push((0, "entries of the list have changed their places".to_owned()));
+        }
+        let wrong = wrong.into_iter().map(|(number, message)| Fault { number, message });
+        self.faults.extend(wrong.take(100));
+        self.faults
+    }
+}
+
+/// The first field of an exported entry that was not made of `entry` and what ended it.
+fn differs(item: &Value, entry: &Entry, ends: &[End]) -> Option<&'static str> {
+    let is = |name: &str, expected: &dyn Fn(&Value) -> bool| expected(&item[name]);
+    let text = |name: &str, expected: &str| {
+        is(name, &|value| match value {
+            Value::Null => expected.is_empty(),
+            other => other == expected,
+        })
+    };
+    let seconds = |time: u64| time / 1000;
+    let told = item["timestamp"].as_str().and_then(moment).map(seconds);
+    let (code, ms) = (item["response_code"].as_u64(), item["duration_ms"].as_u64());
+    let was_answered = |code_: Option<u16>, ms_: Option<u64>| {
+        code == Some(code_.map_or(202, u64::from)) && ms == Some(ms_.unwrap_or(0))
+    };
+    let is_ended = match (entry.code, ends) {
+        (None, []) => was_answered(None, None),
+        (Some(_), _) => was_answered(entry.code, entry.ms),
+        (None, ends) => {
+            ends.iter().any(|end| code == Some(end.code.into()))
+                && ends.iter().any(|end| ms == Some(end.ms))
+        }
+    };
+    let checks = [
+        ("timestamp", told == Some(seconds(entry.at))),
+        ("user", text("user", &entry.user)),
+        ("roles", item["roles"] == json!(entry.roles)),
+        ("method", text("method", &entry.method)),
+        ("path", text("path", &entry.path)),
+        ("operation_id", text("operation_id", &entry.op)),
+        ("source_ip", text("source_ip", &entry.source)),
+        ("trace_id", text("trace_id", entry.trace.as_deref().unwrap_or_default())),
+        ("response_code or duration_ms", is_ended),
+    ];
+    checks.into_iter().find(|(_, is_equal)| !is_equal).map(|(name, _)| name)
+}
+
+/// The heads of the log that agents of this host have kept; None where nobody may read them.
+fn heads(reach: &Reach) -> Option<Vec<link::Head>> {
+    let texts: Vec<_> =
+        reach.states.iter().filter_map(|state| files::small(&state.join("heads"))).collect();
+    let lines = texts.iter().flat_map(|text| text.lines());
+    let heads = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
+    (!texts.is_empty()).then_some(heads)
+}
+
+#[derive(Serialize)]
+struct Told<'a> {
+    whole: bool,
+    heads_compared: bool,
+    #[serde(flatten)]
+    verdict: &'a Verdict,
+}
+
+fn tell(globals: &Globals, verdict: Verdict, heads: Option<&[link::Head]>) -> Result<u8> {
+    let is_whole = verdict.is_whole();
+    let exit = if is_whole { 0 } else { BROKEN };
+    if globals.json {
+        let told = Told { whole: is_whole, heads_compared: heads.is_some(), verdict: &verdict };
+        let document: Map<String, Value> = match serde_json::to_value(told) {
+            Ok(Value::Object(fields)) => fields,
+            _ => Map::new(),
+        };
+        put(&format!("{}\n", Value::Object(document)))?;
+        return Ok(exit);
+    }
+    let Verdict { links, entries, anchored, faults } = &verdict;
+    let mut text = format!("\n  Looked at {entries} entries in {links} links.\n");
+    text.push_str(&match heads {
+        Some(_) => format!("  {anchored} places agree with what the agent has kept.\n"),
+        None => "  What the agent has kept could not be compared: only root may read it, or the \
+                 owner of a controller started by hand.\n"
+            .to_owned(),
+    });
+    for fault in faults {
+        text.push_str(&format!("  BROKEN: {}\n", plain(&fault.message.as_str().into())));
+    }
+    text.push_str(if is_whole {
+        "  Nothing was edited, removed, moved or cut off.\n"
+    } else {
+        "  This is not what was written.\n"
+    });
+    put(&text)?;
+    Ok(exit)
+}

@@ -1,0 +1,240 @@
+//! Plain HTTP over the controller's socket.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::Frame;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+
+use super::Reach;
+use super::text::flat;
+use crate::error::{Error, ErrorBody, Kind, Result};
+
+/// The largest reply that is read, in bytes: an export of the whole audit log is less.
+const MAX_REPLY: usize = 256 << 20;
+const CHUNK: usize = 64 << 10;
+
+pub(super) struct Client {
+    /// Tried in order; the first that answers is kept.
+    sockets: Vec<PathBuf>,
+    /// Whether to tell what is asked, on stderr.
+    is_verbose: bool,
+}
+
+/// What to send.
+pub(super) struct Letter {
+    pub(super) method: Method,
+    pub(super) uri: String,
+    pub(super) headers: Vec<(&'static str, String)>,
+    pub(super) body: Content,
+}
+
+pub(super) enum Content {
+    Nothing,
+    Json(Vec<u8>),
+    /// One part of a form after the other, the last of them a file.
+    Form {
+        boundary: String,
+        head: Bytes,
+        file: PathBuf,
+        size: u64,
+        tail: Bytes,
+    },
+}
+
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) bytes: Bytes,
+}
+
+impl Reply {
+    pub(super) fn json(&self) -> Result<Value> {
+        serde_json::from_slice(&self.bytes).map_err(|error| {
+            let what = "cannot read the controller's answer; is it the same version as this?";
+            Error::new(Kind::Internal, what).because(error)
+        })
+    }
+}
+
+/// An answer that is an error, with the job it is about.
+#[derive(Debug)]
+pub(super) struct Problem {
+    pub(super) error: Error,
+    pub(super) job: Option<String>,
+    /// As it came, where it came from the controller.
+    pub(super) document: Option<Value>,
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        Self { error, job: None, document: None }
+    }
+}
+
+impl From<Reply> for Problem {
+    fn from(reply: Reply) -> Self {
+        let document: Option<Value> = serde_json::from_slice(&reply.bytes).ok();
+        let told = document.as_ref().unwrap_or(&Value::Null);
+        let by_status =
+            || Kind::ALL.into_iter().find(|kind| kind.status() == reply.status.as_u16());
+        let kind = serde_json::from_value(told["kind"].clone()).ok().or_else(by_status);
+        let kind = kind.unwrap_or(Kind::Internal);
+        let words = told["detail"].as_str().or_else(|| told["error"].as_str());
+        let body = ErrorBody {
+            kind,
+            message: words.map_or_else(|| format!("the controller said {}", reply.status), flat),
+            problems: serde_json::from_value(told["problems"].clone()).unwrap_or_default(),
+            not_restored: serde_json::from_value(told["not_restored"].clone()).unwrap_or_default(),
+        };
+        let job = told["job_id"].as_str().map(str::to_owned);
+        Self { error: body.into(), job, document }
+    }
+}
+
+impl Client {
+    /// Decides where to ask. What was written for this call decides alone.
+    pub(super) fn new(url: Option<&str>, reach: &Reach, is_verbose: bool) -> Result<Self> {
+        let sockets = match url {
+            Some(url) => vec![socket_of(url)?],
+            None => reach.sockets.clone(),
+        };
+        Ok(Self { sockets, is_verbose })
+    }
+
+    pub(super) async fn send(&self, letter: Letter) -> Result<Reply> {
+        let stream = self.connect().await?;
+        let begun = Instant::now();
+        let what = format!("{} {}", letter.method, letter.uri);
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let connection = tokio::spawn(connection);
+        let request = letter.request().await?;
+        let answer = async {
+            let response = sender.send_request(request).await.map_err(broken)?;
+            let (parts, body) = response.into_parts();
+            let body = Limited::new(body, MAX_REPLY).collect().await.map_err(|error| {
+                Error::new(Kind::Unavailable, "the controller's answer broke off").because(error)
+            })?;
+            Ok(Reply { status: parts.status, bytes: body.to_bytes() })
+        };
+        let reply: Result<Reply> = answer.await;
+        connection.abort();
+        if self.is_verbose {
+            let status = reply.as_ref().map_or_else(Error::to_string, |r| r.status.to_string());
+            super::say(&format!("{what}: {status} in {} ms", begun.elapsed().as_millis()));
+        }
+        reply
+    }
+
+    async fn connect(&self) -> Result<UnixStream> {
+        let mut denied = None;
+        for socket in &self.sockets {
+            let connected =
+                tokio::time::timeout(Duration::from_secs(10), UnixStream::connect(socket)).await;
+            match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                Ok(stream) => return Ok(stream),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    denied = Some(socket);
+                }
+                Err(_) => {}
+            }
+        }
+        if let Some(socket) = denied {
+            let what = format!(
+                "cannot connect to {}: permission denied; sockets of the package are open to \
+                 everybody, those of `osapi start` to the user who ran it",
+                socket.display(),
+            );
+            return Err(Error::new(Kind::Denied, what));
+        }
+        let tried: Vec<_> = self.sockets.iter().map(|path| path.display().to_string()).collect();
+        let what = format!(
+            "cannot reach a controller: nothing listens at {}; start one with `osapi start`, or \
+             say where it is with --url unix:///PATH",
+            tried.join(" or "),
+        );
+        Err(Error::new(Kind::Unavailable, what))
+    }
+}
+
+/// Where `unix:///PATH` is.
+pub(super) fn socket_of(url: &str) -> Result<PathBuf> {
+    let refuse = |why: &str| {
+        let what = format!("cannot use {}: {why}; write unix:///PATH", flat(url));
+        Err(Error::new(Kind::InvalidInput, what))
+    };
+    match url.split_once("://") {
+        Some(("unix", path)) if path.starts_with('/') => Ok(Path::new(path).to_owned()),
+        Some(("unix", _)) => refuse("the path of a socket begins with /"),
+        Some(("http" | "https", _)) => {
+            refuse("this version listens on a socket of its host only, TCP comes with TLS")
+        }
+        _ => refuse("this is no URL that can be asked"),
+    }
+}
+
+fn broken(error: hyper::Error) -> Error {
+    Error::new(Kind::Unavailable, "the controller closed the connection; is it being stopped?")
+        .because(error)
+}
+
+impl Letter {
+    async fn request(self) -> Result<Request<UnsyncBoxBody<Bytes, io::Error>>> {
+        let request = Request::builder().method(self.method).uri(self.uri).header("host", "osapi");
+        let request =
+            self.headers.into_iter().fold(request, |r, (name, value)| r.header(name, value));
+        let whole =
+            |bytes: Vec<u8>| Full::from(bytes).map_err(|never| match never {}).boxed_unsync();
+        let request = match self.body {
+            Content::Nothing => request.body(whole(Vec::new())),
+            Content::Json(bytes) => {
+                request.header("content-type", "application/json").body(whole(bytes))
+            }
+            Content::Form { boundary, head, file, size, tail } => {
+                let length = head.len() as u64 + size + tail.len() as u64;
+                request
+                    .header("content-type", format!("multipart/form-data; boundary={boundary}"))
+                    .header("content-length", length)
+                    .body(form(head, &file, size, tail).await?)
+            }
+        };
+        request.map_err(|error| {
+            Error::new(Kind::InvalidInput, "cannot write this as a request").because(error)
+        })
+    }
+}
+
+/// The parts of a form, the file in pieces. It is cut at `size`: its length was promised.
+async fn form(
+    head: Bytes,
+    path: &Path,
+    size: u64,
+    tail: Bytes,
+) -> Result<UnsyncBoxBody<Bytes, io::Error>> {
+    let file = tokio::fs::File::open(path).await.map_err(|error| unreadable(path, error))?;
+    let pieces = stream::unfold(file.take(size), |mut file| async move {
+        let mut piece = Vec::with_capacity(CHUNK);
+        match (&mut file).take(CHUNK as u64).read_to_end(&mut piece).await {
+            Ok(0) => None,
+            Ok(_) => Some((Ok(piece.into()), file)),
+            Err(error) => Some((Err(error), file)),
+        }
+    });
+    let once = |bytes: Bytes| stream::iter([Ok(bytes)]);
+    let parts = once(head).chain(pieces).chain(once(tail));
+    Ok(StreamBody::new(parts.map_ok(Frame::data)).boxed_unsync())
+}
+
+pub(super) fn unreadable(path: &Path, error: io::Error) -> Error {
+    let what = format!("cannot read {}: {error}", path.display());
+    Error::new(Kind::InvalidInput, what).because(error)
+}

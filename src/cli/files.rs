@@ -1,0 +1,86 @@
+//! The files that a person names: what is uploaded, and where an export goes.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "the command line reads and writes as its user, not as the agent of a host"
+)]
+
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, BufWriter, Read, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use sha2::{Digest as _, Sha256};
+
+use super::client::unreadable;
+use crate::error::{Error, Kind, Result};
+
+/// The SHA-256 of a file, in hexadecimal, and its size in bytes.
+pub(super) fn digest(path: &Path) -> Result<(String, u64)> {
+    let mut file = File::open(path).map_err(|error| unreadable(path, error))?;
+    let (mut hash, mut size) = (Sha256::new(), 0);
+    let mut piece = vec![0; 64 << 10];
+    loop {
+        let length = file.read(&mut piece).map_err(|error| unreadable(path, error))?;
+        if length == 0 {
+            break;
+        }
+        hash.update(&piece[..length]);
+        size += length as u64;
+    }
+    let mut text = String::with_capacity(64);
+    for byte in hash.finalize() {
+        _ = write!(text, "{byte:02x}");
+    }
+    Ok((text, size))
+}
+
+/// The lines of a file, none longer than `limit` bytes.
+pub(super) fn lines(path: &Path, limit: u64) -> Result<impl Iterator<Item = Result<Vec<u8>>>> {
+    let file = File::open(path).map_err(|error| unreadable(path, error))?;
+    let mut file = BufReader::new(file);
+    let path = path.to_owned();
+    Ok(std::iter::from_fn(move || {
+        let mut line = Vec::new();
+        match (&mut file).take(limit).read_until(b'\n', &mut line) {
+            Ok(0) => None,
+            Ok(length) if length as u64 == limit && line.last() != Some(&b'\n') => {
+                let what = format!("cannot read {}: a line is too long", path.display());
+                Some(Err(Error::new(Kind::InvalidInput, what)))
+            }
+            Ok(_) => {
+                if line.last() == Some(&b'\n') {
+                    line.pop();
+                }
+                Some(Ok(line))
+            }
+            Err(error) => Some(Err(unreadable(&path, error))),
+        }
+    }))
+}
+
+/// The whole of a small file; None where it cannot be read.
+pub(super) fn small(path: &Path) -> Option<String> {
+    let mut text = String::new();
+    File::open(path).ok()?.take(4 << 20).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+/// Writes a file line by line, for its owner only.
+pub(super) fn write<'a>(path: &Path, lines: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+    let written = file.and_then(|file| {
+        let mut file = BufWriter::new(file);
+        for line in lines {
+            file.write_all(line)?;
+            file.write_all(b"\n")?;
+        }
+        file.flush()
+    });
+    written.map_err(|error| {
+        let what = format!("cannot write {}: {error}", path.display());
+        Error::new(Kind::InvalidInput, what).because(error)
+    })
+}

@@ -1,0 +1,187 @@
+//! Waits for the answer to a call.
+//!
+//! A call that changes something carries an idempotency key and is repeated until its job is
+//! done: every repetition waits for the same job and is answered in the shape of the operation
+//! itself. That way a restarted controller costs nothing but time, and the job's id is known while
+//! it runs, so that whoever has no more patience can look at it later.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+use hyper::{Method, StatusCode};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::call::{Call, Patience};
+use super::client::{Content, Letter, Problem, Reply};
+use super::command::waits;
+use super::run::Session;
+use super::say;
+use super::terminal::Progress;
+use super::text::flat;
+use crate::error::{Error, Kind, Result};
+
+/// How long a call waits that does not say so itself.
+const USUAL: Duration = Duration::from_secs(600);
+/// The first wait, in seconds: after it the job's id is known.
+const FIRST: u64 = 1;
+/// Every further one.
+const NEXT: u64 = 20;
+/// The pause before asking a controller again that did not answer.
+const PAUSE: Duration = Duration::from_millis(500);
+
+pub(super) struct Wait<'a> {
+    session: &'a Session<'a>,
+    call: &'a Call,
+    /// None where the call is answered at once or not at all.
+    key: Option<String>,
+    patience: Duration,
+    begun: Instant,
+    job: RefCell<Option<String>>,
+}
+
+/// Whether a reply only says that a job was accepted.
+pub(super) fn is_pending(reply: &Reply) -> bool {
+    reply.status == StatusCode::ACCEPTED
+        && reply
+            .json()
+            .is_ok_and(|value| value["job_id"].is_string() && !value["results"].is_array())
+}
+
+impl<'a> Wait<'a> {
+    pub(super) fn new(session: &'a Session<'a>, call: &'a Call) -> Self {
+        // A dry run leaves nothing that could be waited for again.
+        let is_kept = waits(call.row) && !call.is_dry_run();
+        let key = || call.key.clone().unwrap_or_else(|| Uuid::now_v7().to_string());
+        Self {
+            session,
+            call,
+            key: is_kept.then(key),
+            patience: match call.patience {
+                Patience::Usual => USUAL,
+                Patience::None => Duration::ZERO,
+                Patience::Seconds(seconds) => Duration::from_secs(seconds),
+            },
+            begun: Instant::now(),
+            job: RefCell::new(None),
+        }
+    }
+
+    /// The answer, or None where Ctrl-C has ended the waiting.
+    pub(super) async fn answer(&self) -> Result<Option<Reply>, Problem> {
+        let mut progress = Progress::new();
+        let asking = self.ask();
+        tokio::pin!(asking);
+        loop {
+            tokio::select! {
+                answer = &mut asking => {
+                    progress.clear();
+                    return answer.map(Some);
+                }
+                _ = tokio::signal::ctrl_c() => {
+                    progress.clear();
+                    self.detach();
+                    return Ok(None);
+                }
+                () = tokio::time::sleep(Progress::PACE) => progress.tell(&self.state()),
+            }
+        }
+    }
+
+    async fn ask(&self) -> Result<Reply, Problem> {
+        let mut slice = FIRST;
+        loop {
+            let letter = self.letter(slice.min(self.left().as_secs()))?;
+            slice = NEXT;
+            let problem = match self.session.send(letter).await {
+                Ok(reply) if self.key.is_none() || self.call.patience == Patience::None => {
+                    return Ok(reply);
+                }
+                Ok(reply) if !is_pending(&reply) => return Ok(reply),
+                Ok(reply) => {
+                    let id = reply.json()?["job_id"].as_str().map(str::to_owned);
+                    self.job.replace(id.clone());
+                    let what = "the wait ran out before the job was done";
+                    Problem { error: Error::new(Kind::Timeout, what), job: id, document: None }
+                }
+                Err(problem) => problem,
+            };
+            let is_accepted = self.job.borrow().is_some();
+            match problem.error.kind() {
+                _ if self.left().is_zero() || self.key.is_none() => return Err(problem),
+                Kind::Timeout => {
+                    if problem.job.is_some() {
+                        self.job.replace(problem.job);
+                    }
+                }
+                // A controller that is being started again has not forgotten the job.
+                Kind::Unavailable if is_accepted => tokio::time::sleep(PAUSE).await,
+                _ => return Err(problem),
+            }
+        }
+    }
+
+    fn left(&self) -> Duration {
+        self.patience.saturating_sub(self.begun.elapsed())
+    }
+
+    fn letter(&self, seconds: u64) -> Result<Letter> {
+        let question = self.call.question()?;
+        let mut headers = Vec::new();
+        if let Some(key) = &self.key {
+            headers.push(("idempotency-key", key.clone()));
+            headers.push((
+                "prefer",
+                match self.call.patience {
+                    Patience::None => "respond-async".to_owned(),
+                    _ => format!("wait={seconds}"),
+                },
+            ));
+        }
+        Ok(Letter {
+            method: Method::from_bytes(self.call.row.method.as_str().as_bytes()).map_err(
+                |error| Error::new(Kind::Internal, "cannot say what to do").because(error),
+            )?,
+            uri: question.uri,
+            headers,
+            body: question.body.map_or(Content::Nothing, Content::Json),
+        })
+    }
+
+    fn state(&self) -> String {
+        let seconds = self.begun.elapsed().as_secs();
+        let place = match self.call.target.as_str() {
+            "" => "the controller".to_owned(),
+            "_any" | "_all" => "the host".to_owned(),
+            other => flat(other),
+        };
+        let job = self.job.borrow().as_ref().map(|id| format!(", job {}", flat(id)));
+        let job = job.unwrap_or_default();
+        format!("waiting for {place}, {seconds} s{job} (Ctrl-C stops waiting)")
+    }
+
+    fn detach(&self) {
+        match self.job.borrow().as_ref() {
+            Some(id) => {
+                let id = flat(id);
+                say(&format!("job {id} goes on; look at it with `osapi job get {id}`"));
+            }
+            None if self.key.is_some() => {
+                say("it may have been accepted already; look for it with `osapi job list`");
+            }
+            None => {}
+        }
+    }
+}
+
+/// What came of an answer that nobody has to wait for.
+impl Wait<'_> {
+    /// The JSON of an answer to a call that reads.
+    pub(super) async fn value(
+        session: &Session<'_>,
+        call: &Call,
+    ) -> Result<Option<Value>, Problem> {
+        let reply = Wait::new(session, call).answer().await?;
+        reply.map(|reply| reply.json()).transpose().map_err(Into::into)
+    }
+}

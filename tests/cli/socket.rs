@@ -1,0 +1,350 @@
+//! Calls against a controller that says what a test tells it to.
+
+#![expect(clippy::disallowed_methods, reason = "tests write the files that a person would name")]
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use osapi::cli::{self, Invocation, Reach};
+use osapi::clock::Clock;
+use osapi::store::audit::{Entry, Note};
+use osapi::store::redb::RedbStore;
+use osapi::store::{Bounds, Order, Step, Store};
+use serde_json::{Value, json};
+use sha2::Digest as _;
+use tempfile::TempDir;
+
+#[derive(Clone, Debug)]
+struct Asked {
+    line: String,
+    head: Vec<String>,
+    body: Vec<u8>,
+}
+
+impl Asked {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+}
+
+struct Controller {
+    directory: TempDir,
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+impl Controller {
+    /// Answers every request with what `answer` says to it: a status and a body.
+    fn new(answer: impl Fn(&Asked, usize) -> (u16, Value) + Send + 'static) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join("osapi.sock")).unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let record = Arc::clone(&asked);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let request = read(&stream);
+                let number = record.lock().unwrap().len();
+                let (status, body) = answer(&request, number);
+                record.lock().unwrap().push(request);
+                let body = body.to_string();
+                let length = body.len();
+                // The client may have gone; that is its business.
+                drop(write!(
+                    stream,
+                    "HTTP/1.1 {status} x\r\ncontent-length: {length}\r\n\r\n{body}"
+                ));
+            }
+        });
+        Self { directory, asked }
+    }
+
+    fn reach(&self) -> Reach {
+        let sockets = vec![
+            self.directory.path().join("nobody.sock"),
+            self.directory.path().join("osapi.sock"),
+        ];
+        Reach { sockets, states: vec![self.directory.path().to_owned()] }
+    }
+
+    fn run(&self, words: &[&str]) -> u8 {
+        run(words, &self.reach())
+    }
+
+    fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.directory.path().join(name).display().to_string()
+    }
+}
+
+fn read(stream: &UnixStream) -> Asked {
+    let mut reader = BufReader::new(stream);
+    let mut head = Vec::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        if line.trim_end().is_empty() {
+            break;
+        }
+        head.push(line.trim_end().to_owned());
+    }
+    let mut asked = Asked { line: head.remove(0), head, body: Vec::new() };
+    let length = asked.header("content-length").map_or(0, |length| length.parse().unwrap());
+    asked.body.resize(length, 0);
+    reader.read_exact(&mut asked.body).unwrap();
+    asked
+}
+
+fn run(words: &[&str], reach: &Reach) -> u8 {
+    let arguments = std::iter::once("osapi").chain(words.iter().copied()).map(OsString::from);
+    let Ok(Invocation::Client(client)) = cli::parse(arguments) else { panic!("{words:?}") };
+    let code = format!("{:?}", cli::run(client, reach));
+    let digits: String = code.chars().filter(char::is_ascii_digit).collect();
+    digits.parse().unwrap()
+}
+
+const JOB: &str = "0198f0a0-0000-7000-8000-000000000001";
+
+fn rows(rows: &Value) -> Value {
+    json!({ "job_id": JOB, "results": rows })
+}
+
+#[test]
+fn a_change_is_asked_for_again_until_its_job_is_done() {
+    let done = rows(&json!([{ "hostname": "a", "status": "ok", "changed": true, "key": "k" }]));
+    let controller = Controller::new(move |_, number| match number {
+        0 | 1 => (202, json!({ "job_id": JOB, "status": "submitted" })),
+        2 => (504, json!({ "kind": "timeout", "detail": "not yet", "job_id": JOB })),
+        _ => (200, done.clone()),
+    });
+    assert_eq!(controller.run(&["sysctl", "update", "k", "1", "--json"]), 0);
+    let asked = controller.asked();
+    assert_eq!(asked.len(), 4);
+    let key = asked[0].header("idempotency-key").unwrap();
+    assert!(asked.iter().all(|asked| asked.header("idempotency-key") == Some(key)));
+    assert!(asked.iter().all(|asked| asked.line.starts_with("PUT /api/node/%5Fany/sysctl/k ")));
+    assert_eq!(asked[0].header("prefer"), Some("wait=1"));
+}
+
+#[test]
+fn a_finished_call_that_is_answered_202_is_not_waited_for_again() {
+    let done = rows(&json!([{ "hostname": "a", "status": "ok", "changed": true }]));
+    let controller = Controller::new(move |_, _| (202, done.clone()));
+    assert_eq!(controller.run(&["file", "undeploy", "/etc/motd"]), 0);
+    assert_eq!(controller.asked().len(), 1);
+}
+
+#[test]
+fn patience_ends_when_it_was_said_to() {
+    let controller = Controller::new(|_, _| (202, json!({ "job_id": JOB, "status": "submitted" })));
+    assert_eq!(controller.run(&["sysctl", "update", "k", "1", "--wait=0"]), 18);
+    assert_eq!(controller.run(&["sysctl", "update", "k", "1", "--async"]), 0);
+    assert_eq!(controller.asked()[1].header("prefer"), Some("respond-async"));
+}
+
+#[test]
+fn a_dry_run_leaves_nothing_to_wait_for() {
+    let controller = Controller::new(|_, _| (200, rows(&json!([]))));
+    assert_eq!(controller.run(&["sysctl", "update", "k", "1", "--dry-run"]), 0);
+    assert_eq!(controller.asked()[0].header("idempotency-key"), None);
+}
+
+#[test]
+fn the_exit_status_says_what_kind_of_failure_it_was() {
+    for (status, kind, exit) in [
+        (400, "invalid_input", 10),
+        (403, "denied", 12),
+        (404, "not_found", 13),
+        (412, "stale", 15),
+        (500, "host_failed", 17),
+        (503, "unavailable", 19),
+        (507, "full", 19),
+    ] {
+        let controller =
+            Controller::new(move |_, _| (status, json!({ "kind": kind, "detail": "no" })));
+        assert_eq!(controller.run(&["sysctl", "update", "k", "1"]), exit, "{kind}");
+    }
+    let failed = rows(&json!([
+        { "hostname": "a", "status": "ok", "changed": true },
+        { "hostname": "b", "status": "failed", "changed": false, "error": "no" },
+    ]));
+    let controller = Controller::new(move |_, _| (200, failed.clone()));
+    assert_eq!(controller.run(&["sysctl", "update", "k", "1", "-T", "_all"]), 16);
+}
+
+#[test]
+fn nobody_who_answers_is_an_exit_status_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let reach = Reach { sockets: vec![directory.path().join("none.sock")], states: Vec::new() };
+    assert_eq!(run(&["os", "get"], &reach), 19);
+    assert_eq!(run(&["os", "get", "--url", "http://localhost:8080"], &reach), 10);
+}
+
+#[test]
+fn the_url_of_a_call_decides_alone() {
+    let controller = Controller::new(|_, _| (200, rows(&json!([]))));
+    let url = format!("unix://{}", controller.path("osapi.sock"));
+    assert_eq!(run(&["os", "get", "--url", &url], &Reach::default()), 0);
+    assert_eq!(controller.run(&["os", "get", "--url", "unix:///nowhere"]), 19);
+}
+
+#[test]
+fn a_command_ends_as_it_ended_on_the_host() {
+    let reply = rows(&json!([
+        { "hostname": "a", "status": "ok", "changed": true, "exit_code": 0, "stdout": "x\n" },
+        { "hostname": "b", "status": "ok", "changed": true, "exit_code": 7, "stdout": "" },
+    ]));
+    let controller = Controller::new(move |_, _| (202, reply.clone()));
+    assert_eq!(controller.run(&["command", "exec", "--stdout", "ls"]), 7);
+    assert_eq!(controller.run(&["command", "exec", "ls"]), 0);
+}
+
+#[test]
+fn a_file_that_is_stored_already_is_not_sent() {
+    if osapi::ops::find("file.upload").is_none() {
+        return;
+    }
+    let digest = sha2::Sha256::digest(b"hello");
+    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let stored = json!({ "name": "motd", "sha256": digest, "size": 5, "content_type": "raw" });
+    let controller = Controller::new(move |asked, _| match asked.line.starts_with("GET") {
+        true => (200, stored.clone()),
+        false => (201, stored.clone()),
+    });
+    let (same, other) = (controller.path("same"), controller.path("other"));
+    std::fs::write(&same, "hello").unwrap();
+    std::fs::write(&other, "hello, world").unwrap();
+    assert_eq!(controller.run(&["file", "upload", "--name=motd", "--file", &same]), 0);
+    assert_eq!(controller.asked().len(), 1);
+    assert_eq!(controller.run(&["client", "file", "upload", "--name=motd", "--file", &other]), 0);
+    let asked = controller.asked();
+    assert!(asked[2].line.starts_with("POST /api/file "));
+    let body = String::from_utf8(asked[2].body.clone()).unwrap();
+    for part in [
+        "name=\"name\"\r\n\r\nmotd\r\n",
+        "name=\"content_type\"\r\n\r\nraw\r\n",
+        "\r\n\r\nhello, world\r\n--",
+    ] {
+        assert!(body.contains(part), "{body}");
+    }
+    assert_eq!(controller.run(&["file", "upload", "--name=motd", "--file", &same, "--force"]), 0);
+    assert!(controller.asked()[3].line.starts_with("POST /api/file?force=true "));
+}
+
+fn entry(number: u8) -> Entry {
+    Entry {
+        id: format!("0198f0a0-0000-7000-8000-0000000000{number:02}"),
+        at: 1_767_225_600_000 + u64::from(number) * 1000,
+        user: "root".into(),
+        roles: vec!["admin".into()],
+        method: "GET".into(),
+        path: "/api/job".into(),
+        op: "job.list".into(),
+        source: "unix".into(),
+        job: None,
+        about: None,
+        trace: None,
+        code: Some(200),
+        ms: Some(3),
+        more: None,
+    }
+}
+
+fn item(entry: &Entry) -> Value {
+    let at = entry.at / 1000 % 60;
+    json!({
+        "id": entry.id, "timestamp": format!("2026-01-01T00:00:{at:02}Z"), "user": entry.user,
+        "roles": entry.roles, "method": entry.method, "path": entry.path,
+        "operation_id": entry.op, "source_ip": entry.source, "response_code": entry.code,
+        "duration_ms": entry.ms,
+    })
+}
+
+/// A log of five entries in a store of its own: what an export of it answers.
+fn log(directory: &Path) -> Value {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(written(directory))
+}
+
+async fn written(directory: &Path) -> Value {
+    let store = RedbStore::open(directory, Clock::default(), Bounds::default()).unwrap();
+    let entries: Vec<_> = (1..=5).map(entry).collect();
+    for entry in &entries {
+        store.commit(Step::new().note(Note::Entry(entry.clone()))).await.unwrap();
+    }
+    let links = store.audit(0, 100, Order::Ascending).await.unwrap();
+    let links: Vec<_> =
+        links.iter().map(|link| String::from_utf8(link.bytes.to_vec()).unwrap()).collect();
+    let items: Vec<_> = entries.iter().rev().map(item).collect();
+    let ends = store.ends().await.unwrap();
+    json!({
+        "total_items": items.len(), "items": items, "chain": { "ends": ends, "links": links },
+    })
+}
+
+#[test]
+fn an_export_shows_every_edit_removal_move_and_cut() {
+    if osapi::ops::find("audit.export").is_none() {
+        return;
+    }
+    let store = tempfile::tempdir().unwrap();
+    let reply = log(store.path());
+    let controller = Controller::new(move |_, _| (200, reply.clone()));
+    let (export, edited) = (controller.path("export"), controller.path("edited"));
+    assert_eq!(controller.run(&["client", "audit", "export", "--output", &export]), 0);
+    assert_eq!(controller.run(&["audit", "verify", &export]), 0);
+    let text = std::fs::read_to_string(&export).unwrap();
+    let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+    let verify = |lines: &[String]| {
+        std::fs::write(&edited, lines.join("\n") + "\n").unwrap();
+        controller.run(&["audit", "verify", &edited])
+    };
+    assert_eq!(verify(&lines), 0);
+    for i in 0..lines.len() {
+        let mut removed = lines.clone();
+        removed.remove(i);
+        assert_eq!(verify(&removed), 1, "line {i} was removed");
+        for (from, to) in [("root", "r00t"), ("200", "403"), ("/api/job", "/api/jab")] {
+            if lines[i].contains(from) {
+                let mut edit = lines.clone();
+                edit[i] = edit[i].replace(from, to);
+                assert_eq!(verify(&edit), 1, "{from} in line {i}");
+            }
+        }
+        if i > 0 {
+            let mut moved = lines.clone();
+            moved.swap(i - 1, i);
+            assert_eq!(verify(&moved), 1, "line {i} was moved");
+            assert_eq!(verify(&lines[..i]), 1, "cut before line {i}");
+        }
+    }
+}
+
+#[test]
+fn a_log_that_was_rewritten_as_a_whole_does_not_agree_with_the_heads_kept() {
+    let (honest, forged) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (honest, forged) = (log(honest.path()), log(forged.path()));
+    let answer = honest.clone();
+    let controller = Controller::new(move |asked, _| match asked.line.contains("after=0") {
+        true => (200, answer["chain"].clone()),
+        false => (200, json!({ "ends": answer["chain"]["ends"], "links": [] })),
+    });
+    let head = |reply: &Value| {
+        let mut head = reply["chain"]["ends"]["head"].clone();
+        head["at"] = 1.into();
+        format!("{head}\n")
+    };
+    assert_eq!(controller.run(&["audit", "verify", "--json"]), 0);
+    std::fs::write(controller.path("heads"), head(&honest)).unwrap();
+    assert_eq!(controller.run(&["audit", "verify"]), 0);
+    // The same writer, the same number, another past.
+    let mut other = honest.clone();
+    other["chain"]["ends"]["head"]["hash"] = forged["chain"]["ends"]["stub"]["hash"].clone();
+    std::fs::write(controller.path("heads"), head(&other)).unwrap();
+    assert_eq!(controller.run(&["audit", "verify"]), 1);
+}
