@@ -22,8 +22,8 @@ mod view;
 mod want;
 
 pub use command::Done;
-pub use exec::{Executor, UndoBounds};
-pub use journal::Record;
+pub use exec::Executor;
+pub use journal::{Bounds as UndoBounds, Record};
 pub use plan::{Change, Plan};
 pub use root::Root;
 pub use view::{Capability, Drift, Machine, Object, Space, View};

@@ -4,7 +4,9 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 /// `<asm-generic/socket.h>`; since Linux 4.13.
 const SO_PEERGROUPS: libc::c_int = libc::SO_PEERGROUPS;
@@ -81,6 +83,47 @@ pub fn group_id(name: &str) -> io::Result<Option<u32>> {
         // SAFETY: `found` points to `entry`, which getgrnam_r has filled.
         (0, false) => Ok(Some(unsafe { (*found).gr_gid })),
         (error, _) => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// The ends of two pipes by which a child that is about to run a program is held back.
+pub struct Leash {
+    /// Where the child tells its number, as four bytes in the machine's order.
+    pub tell: OwnedFd,
+    /// Where the child reads the one byte that lets it go on.
+    pub go: OwnedFd,
+}
+
+/// Makes the child that `command` starts tell its number and wait before it becomes the program.
+/// If the other end of `go` is closed instead, it never does.
+///
+/// `other` is the other end of `go` in this process, of which the child has a copy to close.
+pub fn hold(command: &mut Command, leash: Leash, other: &OwnedFd) {
+    let other = other.as_raw_fd();
+    let wait = move || {
+        let (tell, go) = (leash.tell.as_raw_fd(), leash.go.as_raw_fd());
+        // SAFETY: getpid, close, write and read may be called between fork and exec. The
+        // descriptors are open there: `leash` lives in this closure, and `other` was copied by
+        // fork. The buffers have the lengths given and outlive the calls.
+        unsafe {
+            libc::close(other);
+            let pid = libc::getpid().to_ne_bytes();
+            if libc::write(tell, pid.as_ptr().cast(), pid.len()) != 4 {
+                return Err(io::Error::from_raw_os_error(libc::EPIPE));
+            }
+            let mut byte = 0_u8;
+            loop {
+                match libc::read(go, (&raw mut byte).cast(), 1) {
+                    1 => return Ok(()),
+                    -1 if *libc::__errno_location() == libc::EINTR => {}
+                    _ => return Err(io::Error::from_raw_os_error(libc::ECANCELED)),
+                }
+            }
+        }
+    };
+    // SAFETY: the closure neither allocates nor takes a lock.
+    unsafe {
+        command.pre_exec(wait);
     }
 }
 

@@ -43,8 +43,14 @@ pub(super) trait CellKind: fmt::Display {
         Err(Error::new(Kind::Internal, format!("{self} has no content")))
     }
 
-    /// Makes the cell hold `to`; `now` is what it holds.
-    fn assign(&self, hands: &Hands, now: &Value, to: &Value) -> Result<()>;
+    /// Refuses an assignment that this agent could not make, or that would lose what a value
+    /// does not hold. Asked while planning, so that a dry run is refused as well.
+    fn check(&self, _: &View, _from: &Value, _to: &Value) -> Result<()> {
+        Ok(())
+    }
+
+    /// Makes the cell hold `to`; `now` is what it holds, and `blobs` has small contents.
+    fn assign(&self, hands: &Hands, now: &Value, to: &Value, blobs: &Blobs) -> Result<()>;
 
     /// Removes what an interrupted assignment may have left beside the cell.
     fn sweep(&self, _: &Hands) {}

@@ -4,76 +4,107 @@
 //! assigns only cells that still hold what the plan started from, and lets the provider plan
 //! again: the job has succeeded if and only if nothing is left to do.
 
+use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use super::cell::{Cell, Digest};
-use super::hands::{Due, Hands};
-use super::journal::{Back, Entry, Event, HOST, Journal, Planned, Turn, Work};
-use super::look::look;
-use super::plan::{Plan, Set, Step};
+use self::alarm::Alarm;
+use self::gate::Gate;
+use super::cell::Digest;
+use super::command::Done;
+use super::hands::Hands;
+use super::journal::{At, Bounds, Entry, Event, HOST, Journal, Planned, Turn, Work};
+use super::look::{Eyes, For};
+use super::plan::{Change, Plan};
 use super::root::Root;
 use super::view::View;
-use crate::error::{Error, ErrorBody, Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::job::{Outcome, Task};
-use crate::op::{Access, AgentOp, Intent, Op};
+use crate::op::{Access, Agent, Intent, Op};
 
-/// How often a job is resumed before the only way is back.
-const FORWARD: u32 = 3;
-/// How often it is resumed before there is no way at all.
-const BACKWARD: u32 = 6;
+mod act;
+mod alarm;
+mod gate;
+mod group;
+mod settle;
 
-/// How long the means to undo are kept. Whatever is open, or may be delivered again, is kept
-/// beyond that.
-#[derive(Clone, Copy, Debug)]
-pub struct UndoBounds {
-    pub age: Duration,
-    pub bytes: u64,
-    /// How long after its end a job may be delivered again.
-    pub redelivery: Duration,
-}
+/// How many bytes of differences an answer repeats.
+const MAX_DIFFS: usize = 192 * 1024;
 
-impl Default for UndoBounds {
-    fn default() -> Self {
-        let days = |days: u64| Duration::from_secs(days * 86_400);
-        Self { age: days(30), bytes: 256 * 1024 * 1024, redelivery: days(2) }
-    }
-}
-
+/// Cheap to clone; every clone is the same executor.
+#[derive(Clone)]
 pub struct Executor {
+    core: Arc<Core>,
+}
+
+struct Core {
     root: Root,
     journal: Journal,
-    is_booting: bool,
+    bounds: Bounds,
+    is_booting: AtomicBool,
+    eyes: Eyes,
+    gate: Gate,
+    alarm: Arc<Alarm>,
+    /// Keeps a second agent away, once this one has said that it is an agent.
+    agent: std::sync::OnceLock<Turn>,
 }
 
-/// What a pass over a plan has to reckon with.
-#[derive(Clone, Copy)]
-struct Pass {
-    limit: Duration,
-    /// Any step may have been begun before and not ended.
-    again: bool,
-    /// What does not outlive a boot is as the boot made it.
-    rebooted: bool,
-    back: bool,
+/// What came of the decision what to do.
+enum Begun {
+    Planned(Box<Planned>),
+    /// The host is as wanted already.
+    Nothing,
 }
 
 impl Executor {
     /// For the host under `root`, with the directory `state` as memory.
-    pub fn new(root: Root, state: &Path, bounds: UndoBounds) -> Result<Self> {
-        let _ = bounds;
-        Ok(Self { root, journal: Journal::open(state)?, is_booting: false })
+    pub fn new(root: Root, state: &Path, bounds: Bounds) -> Result<Self> {
+        let journal = Journal::open(state)?;
+        let core = Core {
+            root,
+            eyes: Eyes::new(journal.scratch()),
+            journal,
+            bounds,
+            is_booting: AtomicBool::new(false),
+            gate: Gate::default(),
+            alarm: Arc::default(),
+            agent: std::sync::OnceLock::new(),
+        };
+        Ok(Self { core: Arc::new(core) })
     }
 
     /// For use before the system is up.
-    pub fn booting(mut self) -> Self {
-        self.is_booting = true;
+    pub fn booting(self) -> Self {
+        self.core.is_booting.store(true, Ordering::Relaxed);
         self
     }
 
+    /// Keeps every other agent away from the same memory for as long as this one lives.
+    pub fn claim(&self) -> Result<()> {
+        if self.core.agent.get().is_none() {
+            let turn = self.core.journal.agent()?;
+            let _ = self.core.agent.set(turn);
+        }
+        Ok(())
+    }
+
     pub fn view(&self) -> View {
-        View::new(self.root.clone(), self.journal.clone())
+        View::new(self.core.root.clone(), self.core.journal.clone())
+    }
+
+    /// Whether the kernel holds back whoever plans or tells from writing.
+    pub fn landlock(&self) -> bool {
+        self.core.eyes.are_held()
+    }
+
+    /// Makes the calling thread one that may only look, for as long as it lives, so that reads
+    /// and dry runs need no other thread. It must not be given changes.
+    pub fn only_look(&self) -> Result<()> {
+        self.core.eyes.only_look()
     }
 
     /// Carries out `task`. However often it is delivered, it takes effect once, and whoever asks
@@ -82,8 +113,13 @@ impl Executor {
     /// An error means that there is no answer yet, and that `task` has to be delivered again.
     pub fn run(&self, op: &Op, task: &Task) -> Result<Outcome> {
         let provider = op.run;
-        if provider.access() == Access::Read {
-            return Ok(self.show(provider, task).into());
+        let access = provider.access();
+        if task.options.dry_run && access != Access::Write {
+            let message = format!("{} cannot tell beforehand what it would do", op.id);
+            return Ok(Err(Error::new(Kind::NoPreview, message)).into());
+        }
+        if access == Access::Read {
+            return Ok(self.show(provider, task, None, For::Read).into());
         }
         if task.options.dry_run {
             return Ok(self.preview(provider, task).into());
@@ -91,70 +127,95 @@ impl Executor {
         if let Err(error) = Journal::check(&task.job) {
             return Ok(Err(error).into());
         }
+        let _inside = self.core.gate.enter()?;
         // What is done once waits for nobody, except where it is delivered twice.
-        let is_act = provider.access() == Access::Execute;
-        let turn = self.journal.lock(if is_act { &task.job } else { HOST })?;
-        self.settle_one(&turn, &task.job)?;
-        let entry = self.journal.load(&task.job)?;
+        let is_act = access == Access::Execute;
+        let turn = self.core.journal.lock(if is_act { &task.job } else { HOST })?;
+        if !is_act {
+            self.settle_one(&turn, &task.job)?;
+        }
+        let entry = self.core.journal.load(&task.job)?;
         if let Some(outcome) = entry.outcome {
             return Ok(outcome);
         }
-        let outcome = self.attempt(&turn, op, provider, task, entry)?.into();
-        self.finish(&turn, &task.job, &outcome)?;
+        let (answer, is_begun) = self.attempt(&turn, op, task, entry)?;
+        let outcome = Outcome::from(answer);
+        if is_begun {
+            self.finish(&turn, &task.job, &outcome)?;
+        } else {
+            self.core.journal.answer(&task.job, &self.finished(&outcome))?;
+        }
         Ok(outcome)
     }
 
     /// Makes a change permanent that waits for this.
     pub fn confirm(&self, job: &str) -> Result<()> {
-        self.journal.confirm(job)
+        self.core.journal.confirm(job)
     }
 
-    /// Brings to an end what an earlier process left half done, and takes back what nobody
-    /// confirmed in time; says which jobs that were. One that cannot be settled does not keep the
-    /// others from it.
-    ///
-    /// Called when the agent starts, by the alarm set for a confirmation, and early in every
-    /// boot, which ends all waiting.
-    pub fn settle(&self) -> Result<Vec<String>> {
-        let turn = self.journal.lock(HOST)?;
-        let (mut settled, mut trouble) = (Vec::new(), None);
-        for job in self.journal.open_jobs()? {
-            match self.settle_one(&turn, &job) {
-                Ok(true) => settled.push(job),
-                Ok(false) => {}
-                Err(error) => trouble = Some(error),
-            }
-        }
-        trouble.map_or(Ok(settled), Err)
+    /// Jobs whose changes wait to be confirmed; there is one at most.
+    pub fn waiting(&self) -> Vec<String> {
+        let jobs = self.core.journal.open_jobs().unwrap_or_default();
+        let waits = |job: &String| self.core.journal.load(job).is_ok_and(|entry| entry.waits());
+        jobs.into_iter().filter(waits).collect()
+    }
+
+    /// Forgets what is over and beyond the bounds; says how much. Called now and then when there
+    /// is nothing else to do.
+    pub fn prune(&self) -> Result<usize> {
+        self.core.journal.prune(self.core.bounds, &self.at())
+    }
+
+    /// Whether content with this SHA-256, in hexadecimal, is on the disk.
+    pub fn has_object(&self, digest: &str) -> bool {
+        Digest::parse(digest).is_some_and(|digest| self.core.journal.has(&digest))
+    }
+
+    /// Puts content on the disk, for the tasks that name it.
+    pub fn keep_object(&self, digest: &str, from: &mut dyn Read) -> Result<()> {
+        let digest = Digest::parse(digest).ok_or_else(|| {
+            Error::new(Kind::InvalidInput, format!("{digest:?} is no digest of an object"))
+        })?;
+        self.core.journal.keep_object(&digest, from)
+    }
+
+    /// Begins nothing any more. Waits for what is under way, for `patience` at most; then what
+    /// is done once is killed and ends `interrupted`, and a change is left to the journal.
+    pub fn stop(&self, patience: Duration) {
+        self.core.gate.close(patience);
     }
 
     /// What `task` asks for, and nothing done about it.
-    fn plan(&self, provider: &dyn AgentOp, task: &Task) -> Result<Work> {
+    fn plan(&self, provider: Agent, task: &Task, who: For) -> Result<Work> {
         let view = self.view().of_task(&task.job, &task.objects);
-        look(&self.journal.scratch(), || match provider.intend(&view, &task.params)? {
+        let params = task.params.clone();
+        self.core.eyes.look(who, move || match provider.intend(&view, &params)? {
             Intent::Look => Ok(Work::Plan(Plan::default())),
             Intent::Want(want) => Plan::of(&view, want).map(Work::Plan),
             Intent::Act(act) => Ok(Work::Act(act)),
         })
     }
 
-    fn show(&self, provider: &dyn AgentOp, task: &Task) -> Result<Json> {
+    /// What there is to tell, of the host as it will be after `plan` where one is given.
+    fn show(&self, provider: Agent, task: &Task, plan: Option<&Plan>, who: For) -> Result<Json> {
         let view = self.view().of_task(&task.job, &task.objects);
-        look(&self.journal.scratch(), || provider.show(&view, &task.params))
+        let view = plan.map_or_else(|| view.clone(), |plan| view.after(plan));
+        let params = task.params.clone();
+        self.core.eyes.look(who, move || provider.show(&view, &params))
     }
 
-    fn preview(&self, provider: &dyn AgentOp, task: &Task) -> Result<Json> {
-        let work = self.plan(provider, task)?;
-        let id = self.name(task, &work)?;
-        match work {
-            Work::Act(act) => Ok(json!({ "plan": id, "act": act })),
-            Work::Plan(plan) => Ok(json!({
-                "plan": id,
-                "changed": !plan.is_empty(),
-                "changes": plan.changes(&self.view()),
-                "residue": plan.residue(),
-            })),
-        }
+    fn preview(&self, provider: Agent, task: &Task) -> Result<Json> {
+        let work = self.plan(provider, task, For::Read)?;
+        let name = self.name(task, &work)?;
+        let Work::Plan(plan) = work else {
+            return Err(Error::new(Kind::NoPreview, "it cannot tell beforehand what it would do"));
+        };
+        let shown = self.show(provider, task, Some(&plan), For::Read)?;
+        let changes = changes(&plan, &self.view().of_task(&task.job, &task.objects));
+        let mut answer = told(shown, !plan.is_empty(), &changes, &plan);
+        answer["plan"] = json!(name);
+        answer["dry_run"] = json!(true);
+        Ok(answer)
     }
 
     /// Names what would happen if `task` were run now. It is keyed, because otherwise parameters
@@ -162,55 +223,70 @@ impl Executor {
     fn name(&self, task: &Task, work: &Work) -> Result<Digest> {
         let work = match work {
             Work::Act(act) => json!(act),
-            Work::Plan(plan) => json!([plan.digest(), plan.found()]),
+            Work::Plan(plan) => json!([plan.digest(), plan.found(), plan.sought()]),
         };
-        let text = json!([self.journal.key()?, task.op, task.params, work]).to_string();
+        let text = json!([self.core.journal.key()?, task.op, task.params, work]).to_string();
         Ok(Digest::of(text))
     }
 
-    /// The inner error is the answer to the job, the outer one means that there is none yet.
+    /// Does what `task` asks for, and says whether it was begun. The inner error is the answer to
+    /// the job, the outer one means that there is none yet.
     fn attempt(
         &self,
         turn: &Turn,
         op: &Op,
-        provider: &dyn AgentOp,
         task: &Task,
-        mut entry: Entry,
-    ) -> Result<Result<Json>> {
-        let job = &task.job;
-        let again = entry.planned.is_some();
-        if !again {
-            if let Err(error) = self.begin(turn, op, provider, task) {
-                return Ok(Err(error));
-            }
-            // What is carried out is what another process would read.
-            entry = self.journal.load(job)?;
+        entry: Entry,
+    ) -> Result<(Result<Json>, bool)> {
+        let (provider, job) = (op.run, &task.job);
+        if let Some(planned) = &entry.planned {
+            let answer = match &planned.work {
+                Work::Act(act) => self
+                    .again(turn, task, planned, act, entry.started)?
+                    .and_then(|done| self.tell(provider, task, done)),
+                // Somebody else brought it about, who could not tell.
+                Work::Plan(plan) => {
+                    let shown = self.show(provider, task, None, For::Change).unwrap_or_default();
+                    Ok(told(shown, true, &planned.changes, plan))
+                }
+            };
+            return Ok((answer, true));
         }
-        let Some(planned) = &entry.planned else {
-            return Err(Error::new(Kind::Unavailable, "the journal lost a record"));
+        let planned = match self.begin(turn, op, task) {
+            Err(error) => return Ok((Err(error), false)),
+            Ok(Begun::Nothing) => {
+                let shown = self.show(provider, task, None, For::Change);
+                let answer = shown.map(|shown| told(shown, false, &[], &Plan::default()));
+                return Ok((answer, false));
+            }
+            Ok(Begun::Planned(planned)) => planned,
         };
         let answer = match &planned.work {
             Work::Act(act) => {
-                let same_boot = planned.boot == self.boot();
-                let done = self.hands(turn, job, planned.limit).act(act, again, same_boot);
-                return Ok(done.and_then(|done| provider.tell(&task.params, done)));
+                self.act(turn, job, act)?.and_then(|done| self.tell(provider, task, done))
             }
-            // Somebody else brought it about, who could not tell.
-            Work::Plan(_) if again => Ok(self.show(provider, task).unwrap_or_default()),
-            Work::Plan(plan) => self.bring_about(turn, job, planned, plan, false, || {
-                self.check(provider, task)?;
-                self.show(provider, task)
-            })?,
+            Work::Plan(plan) => {
+                let check = || {
+                    self.check(provider, task)?;
+                    self.show(provider, task, None, For::Change)
+                };
+                let shown = self.bring_about(turn, job, &planned, plan, false, check)?;
+                shown.map(|shown| told(shown, true, &planned.changes, plan))
+            }
         };
-        Ok(answer.map(|mut answer| {
-            answer["changed"] = json!(!planned.changes.is_empty());
-            answer["changes"] = json!(planned.changes);
-            answer
-        }))
+        Ok((answer, true))
+    }
+
+    /// What there is to tell of an act.
+    fn tell(&self, provider: Agent, task: &Task, done: Done) -> Result<Json> {
+        let mut answer = object(provider.tell(&task.params, done)?);
+        answer["changed"] = json!(true);
+        Ok(answer)
     }
 
     /// Decides what to do and writes it down, together with the way back.
-    fn begin(&self, turn: &Turn, op: &Op, provider: &dyn AgentOp, task: &Task) -> Result<()> {
+    fn begin(&self, turn: &Turn, op: &Op, task: &Task) -> Result<Begun> {
+        let provider = op.run;
         // Only here: what has begun comes to its end, however late its task is delivered again.
         if task.left_ms == 0 {
             return Err(Error::new(Kind::Expired, format!("{} came too late", op.id)));
@@ -218,248 +294,110 @@ impl Executor {
         if provider.access() == Access::Write {
             self.clear_the_way(turn)?;
         }
-        let (view, work) = (self.view(), self.plan(provider, task)?);
+        let mut work = self.plan(provider, task, For::Change)?;
         if let Some(seen) = &task.options.plan
             && *seen != self.name(task, &work)?.to_string()
         {
             let message = "the host or the request changed since the plan was made";
             return Err(Error::new(Kind::Stale, message));
         }
+        let view = self.view().of_task(&task.job, &task.objects);
         let mut changes = Vec::new();
-        match &work {
+        match &mut work {
+            Work::Plan(plan) if plan.is_empty() => return Ok(Begun::Nothing),
             Work::Plan(plan) => {
-                self.journal.keep(plan, &view)?;
-                changes = plan.changes(&view);
+                changes = self::changes(plan, &view);
+                self.core.journal.keep(&task.job, plan, &view)?;
             }
-            Work::Act(_) if task.options.confirm.is_some() => {
+            Work::Act(_) if task.options.confirm.is_some() || task.options.plan.is_some() => {
                 let message = format!("{} cannot be taken back", op.id);
                 return Err(Error::new(Kind::InvalidInput, message));
             }
             Work::Act(_) => {}
         }
         let (boot, limit) = (self.boot(), op.timeout);
-        let deadline = task.options.confirm.map(|seconds| uptime() + seconds);
+        let deadline = task.options.confirm.map(|seconds| uptime().saturating_add(seconds));
         if let Some(seconds) = task.options.confirm {
             // Before the record, so that no record is without its alarm. One that finds no
             // record does nothing, and the next attempt needs a name of its own.
-            let unit = format!("osapi-alarm-{}-{}", task.job, uptime());
-            self.hands(turn, &task.job, limit).alarm(&unit, seconds)?;
+            self.set_alarm(turn, &task.job, limit, seconds)?;
         }
         let op = op.id.to_owned();
         let planned = Planned { op, work, changes, limit, boot, deadline };
-        self.journal.write(&task.job, &Event::Planned(planned))
-    }
-
-    /// Nothing is built on what is half done, nor on what may be taken back any moment.
-    fn clear_the_way(&self, turn: &Turn) -> Result<()> {
-        for job in self.journal.open_jobs()? {
-            self.settle_one(turn, &job)?;
-            if self.journal.load(&job)?.waits() {
-                let message = format!("job {job} waits to be confirmed");
-                return Err(Error::new(Kind::Conflict, message));
-            }
+        let event = Event::Planned(Box::new(planned));
+        self.core.journal.write(&task.job, &event)?;
+        match event {
+            Event::Planned(planned) => Ok(Begun::Planned(planned)),
+            _ => Ok(Begun::Nothing),
         }
-        Ok(())
-    }
-
-    /// Goes on with `job` where a process left it. Says whether anything was left to do.
-    fn settle_one(&self, turn: &Turn, job: &str) -> Result<bool> {
-        let entry = self.journal.load(job)?;
-        if entry.is_closed() {
-            return self.journal.close(job).map(|()| false);
-        }
-        // An act is not repeated; what became of it is found out when it is delivered again.
-        let Some(planned @ Planned { work: Work::Plan(plan), .. }) = &entry.planned else {
-            return Ok(false);
-        };
-        let stands = entry.applied || entry.outcome.is_some();
-        let why = if !entry.confirmed && self.is_over(planned) {
-            Some(Error::new(Kind::Reverted, "taken back, because nobody confirmed it in time"))
-        } else if !stands && entry.resumed >= FORWARD {
-            Some(Error::new(Kind::Internal, "taken back, because no agent survived it"))
-        } else {
-            None
-        };
-        let all = |why: Error| Back { why: why.body(), steps: plan.steps.len() };
-        let back = entry.back.clone().or_else(|| why.map(all));
-        let is_for_later = planned.deadline.is_none() || plan.needs_the_system();
-        if back.is_none() && stands || self.is_booting && is_for_later {
-            return Ok(false);
-        }
-        // What stands was brought about in full; what holds something else now is not half done.
-        let again = !stands || entry.back.is_some();
-        // It only counts; a full disk must not keep anything from being taken back.
-        let _ = self.journal.write(job, &Event::Resumed);
-        self.hands(turn, job, planned.limit).wait_for_others()?;
-        let result = match back {
-            Some(_) if entry.resumed >= BACKWARD => {
-                Err(Error::new(Kind::Internal, "left half done, because no agent survived it"))
-            }
-            Some(back) => Err(self.take_back(turn, job, planned, plan, again, &back)?),
-            None => self.bring_about(turn, job, planned, plan, true, || self.holds(plan))?,
-        };
-        match result {
-            Ok(()) => self.journal.write(job, &Event::Applied)?,
-            Err(error) => self.finish(turn, job, &Outcome::Failed { error: error.body() })?,
-        }
-        Ok(true)
-    }
-
-    /// Applies `plan` and checks it, or takes it back: as a whole or not at all.
-    fn bring_about<T>(
-        &self,
-        turn: &Turn,
-        job: &str,
-        planned: &Planned,
-        plan: &Plan,
-        again: bool,
-        check: impl FnOnce() -> Result<T>,
-    ) -> Result<Result<T>> {
-        let mut begun = 0;
-        let pass = self.pass(planned, again, false);
-        match self.apply(turn, job, plan, pass, &mut begun).and_then(|()| check()) {
-            Ok(answer) => self.journal.remember(job, plan).map(|()| Ok(answer)),
-            Err(error) => {
-                // An earlier process may have been ahead of where this one was stopped.
-                let steps = if again { plan.steps.len() } else { begun };
-                let back = Back { why: error.body(), steps };
-                self.take_back(turn, job, planned, plan, true, &back).map(Err)
-            }
-        }
-    }
-
-    /// Undoes as much of `plan` as was begun and says with what error the job ends.
-    fn take_back(
-        &self,
-        turn: &Turn,
-        job: &str,
-        planned: &Planned,
-        plan: &Plan,
-        again: bool,
-        back: &Back,
-    ) -> Result<Error> {
-        // The host goes first: should this fail, whoever resumes the job decides anew.
-        let _ = self.journal.write(job, &Event::Back(back.clone()));
-        let inverse = plan.first(back.steps).inverse();
-        let left = self.undo(turn, job, &inverse, self.pass(planned, again, true));
-        self.journal.remember(job, &inverse)?;
-        let ErrorBody { message, .. } = &back.why;
-        let message = match &left[..] {
-            [] => message.clone(),
-            left => format!("{message}; not restored: {}", left.join(", ")),
-        };
-        let why = ErrorBody { message, not_restored: left, ..back.why.clone() };
-        Ok(why.into())
-    }
-
-    fn apply(
-        &self,
-        turn: &Turn,
-        job: &str,
-        plan: &Plan,
-        pass: Pass,
-        begun: &mut usize,
-    ) -> Result<()> {
-        for together in plan.steps.chunk_by(Step::goes_with) {
-            // Whatever is refused here was not begun.
-            let dues = self.dues(together, pass)?;
-            *begun += together.len();
-            self.hands(turn, &format!("{job}.{begun}"), pass.limit).take(together, &dues)?;
-        }
-        Ok(())
-    }
-
-    /// Returns what could not be undone.
-    fn undo(&self, turn: &Turn, job: &str, inverse: &Plan, pass: Pass) -> Vec<String> {
-        let mut left = Vec::new();
-        let inverse = if self.is_booting { inverse.early() } else { inverse.clone() };
-        for (number, together) in inverse.steps.chunk_by(Step::goes_with).enumerate() {
-            let hands = self.hands(turn, &format!("{job}.back-{number}"), pass.limit);
-            let taken = self.dues(together, pass).and_then(|dues| hands.take(together, &dues));
-            left.extend(taken.err().map(|error| error.to_string()));
-        }
-        let view = self.view();
-        let is_off = |set: &&Set| {
-            let now = view.value(&set.cell).ok();
-            now.as_ref() != Some(&set.to) && (!pass.rebooted || set.cell.kind().is_persistent())
-        };
-        left.extend(inverse.sets().filter(is_off).map(|set| set.cell.to_string()));
-        left
-    }
-
-    /// Which of `steps` assign something, and what is in those cells; an error if that is
-    /// neither what the plan found there nor what it puts there.
-    fn dues<'a>(&self, steps: &'a [Step], pass: Pass) -> Result<Vec<Due<'a>>> {
-        let view = self.view();
-        let mut dues = Vec::new();
-        for step in steps {
-            let Step::Set(set) = step else { continue };
-            let now = view.value(&set.cell)?;
-            let is_expected = now == set.to || now == set.from;
-            let is_half_done = pass.again && !set.cell.kind().is_atomic(&set.from, &set.to);
-            let is_reset = pass.rebooted && !set.cell.kind().is_persistent();
-            if is_expected || is_half_done || is_reset && !pass.back {
-                dues.push(Due { set, now });
-            } else if !is_reset {
-                let message = format!("{} was changed by somebody else meanwhile", set.cell);
-                return Err(Error::new(Kind::Conflict, message));
-            }
-        }
-        Ok(dues)
-    }
-
-    /// Whether the provider, asked again, wants nothing more.
-    fn check(&self, provider: &dyn AgentOp, task: &Task) -> Result<()> {
-        match self.plan(provider, task)? {
-            Work::Plan(rest) => converged(rest.sets().map(|set| &set.cell)),
-            Work::Act(_) => Ok(()),
-        }
-    }
-
-    /// The same, as far as can be told without the task.
-    fn holds(&self, plan: &Plan) -> Result<()> {
-        let view = self.view();
-        let after = view.after(plan);
-        let is_off = |cell: &&Cell| view.value(cell).ok() != after.value(cell).ok();
-        converged(plan.sets().map(|set| &set.cell).filter(is_off))
     }
 
     fn finish(&self, turn: &Turn, job: &str, outcome: &Outcome) -> Result<()> {
-        self.journal.write(job, &Event::Finished(outcome.clone()))?;
+        self.core.journal.write(job, &self.finished(outcome))?;
         self.hands(turn, job, Duration::ZERO).let_go();
-        if self.journal.load(job)?.is_closed() { self.journal.close(job) } else { Ok(()) }
+        if self.core.journal.load(job)?.is_closed() { self.core.journal.close(job) } else { Ok(()) }
     }
 
-    /// Whether the time for confirmation is over. A boot ends it.
-    fn is_over(&self, planned: &Planned) -> bool {
-        let is_late = |deadline| uptime() >= deadline || planned.boot != self.boot();
-        planned.deadline.is_some_and(is_late)
+    fn finished(&self, outcome: &Outcome) -> Event {
+        Event::Finished { outcome: outcome.clone(), at: self.at() }
     }
 
-    fn pass(&self, planned: &Planned, again: bool, back: bool) -> Pass {
-        Pass { limit: planned.limit, again, rebooted: planned.boot != self.boot(), back }
+    fn at(&self) -> At {
+        At { boot: self.boot(), uptime: uptime() }
     }
 
     fn boot(&self) -> String {
         self.view().read("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
     }
 
+    fn is_booting(&self) -> bool {
+        self.core.is_booting.load(Ordering::Relaxed)
+    }
+
     fn hands<'a>(&'a self, turn: &'a Turn, name: &str, limit: Duration) -> Hands<'a> {
         let name = format!("osapi-job-{name}");
         // Early in a boot the service manager has its hands full and us to wait for.
-        let outlive = self.root.has_systemd() && !self.is_booting;
-        let (root, journal, view) = (&self.root, &self.journal, self.view());
+        let outlive = self.core.root.has_systemd() && !self.is_booting();
+        let (root, journal, view) = (&self.core.root, &self.core.journal, self.view());
         Hands { root, journal, turn, view, name, limit, outlive }
     }
 }
 
-fn converged<'a>(off: impl Iterator<Item = &'a Cell>) -> Result<()> {
-    let off: Vec<_> = off.map(Cell::to_string).collect();
-    if off.is_empty() {
-        return Ok(());
+/// What `plan` changes, with as much of the differences as an answer has room for.
+fn changes(plan: &Plan, view: &View) -> Vec<Change> {
+    let (mut changes, mut room) = (plan.changes(view), MAX_DIFFS);
+    for diff in changes.iter_mut().filter_map(|change| change.diff.as_mut()) {
+        if diff.len() > room {
+            let end = (0..=room).rev().find(|at| diff.is_char_boundary(*at)).unwrap_or(0);
+            diff.truncate(end);
+            diff.push_str("\n… and more\n");
+        }
+        room = room.saturating_sub(diff.len());
     }
-    let message = format!("applied, and yet not as wanted: {}", off.join(", "));
-    Err(Error::new(Kind::NotConverged, message))
+    changes
+}
+
+/// The answer to a change: what its operation tells, and what it did.
+fn told(shown: Json, changed: bool, changes: &[Change], plan: &Plan) -> Json {
+    let mut answer = object(shown);
+    answer["changed"] = json!(changed);
+    if !changes.is_empty() {
+        answer["changes"] = json!(changes);
+    }
+    let residue = plan.residue();
+    if !residue.is_empty() {
+        answer["residue"] = json!(residue);
+    }
+    answer
+}
+
+/// An answer has members, whatever the operation tells.
+fn object(shown: Json) -> Json {
+    match shown {
+        Json::Object(_) => shown,
+        Json::Null => json!({}),
+        other => json!({ "value": other }),
+    }
 }
 
 /// Seconds since this boot, however long the host slept and whatever was done to its clock.

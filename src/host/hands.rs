@@ -1,15 +1,16 @@
 //! What it takes to change a host. Only whoever has its turn has them, and nothing else changes
 //! anything; how a cell is assigned, its kind knows.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
-use super::cell::Value;
+use super::cell::{Blobs, Digest, Value};
 use super::command::{self, Done};
 use super::journal::{Journal, Turn};
 use super::plan::{Set, Step};
 use super::root::Root;
 use super::view::View;
-use super::want::{Act, Refresh, Run};
+use super::want::{Refresh, Run};
 use crate::error::{Error, Kind, Result};
 
 pub(super) struct Hands<'a> {
@@ -31,8 +32,9 @@ pub(super) struct Due<'a> {
 }
 
 impl Hands<'_> {
-    /// Takes one step, or several that one command carries out; `dues` says what they find.
-    pub(super) fn take(&self, steps: &[Step], dues: &[Due]) -> Result<()> {
+    /// Takes one step, or several that one command carries out; `dues` says what they find, and
+    /// `blobs` is what they name.
+    pub(super) fn take(&self, steps: &[Step], dues: &[Due], blobs: &Blobs) -> Result<()> {
         if let [Step::Refresh(refresh)] = steps {
             return self.refresh(refresh);
         }
@@ -43,9 +45,23 @@ impl Hands<'_> {
         }
         match due[..] {
             [] => Ok(()),
-            [Due { set, now }] => set.cell.kind().assign(self, now, &set.to),
+            [Due { set, now }] => set.cell.kind().assign(self, now, &set.to, blobs),
             _ => Err(Error::new(Kind::Internal, "no command assigns these together")),
         }
+    }
+
+    /// Writes what `digest` names to `file`.
+    pub(super) fn fill(
+        &self,
+        file: &mut std::fs::File,
+        digest: &Digest,
+        blobs: &Blobs,
+    ) -> std::io::Result<()> {
+        if let Some(bytes) = blobs.get(digest) {
+            return std::io::Write::write_all(file, bytes);
+        }
+        let mut source = self.journal.content(digest).map_err(std::io::Error::other)?;
+        std::io::copy(&mut source, file).map(drop)
     }
 
     fn refresh(&self, refresh: &Refresh) -> Result<()> {
@@ -53,38 +69,23 @@ impl Hands<'_> {
         self.run(&refresh.program, &args, &[])
     }
 
-    /// Does something once; `again` says that an earlier process may have begun to.
-    pub(super) fn act(&self, act: &Act, again: bool, same_boot: bool) -> Result<Done> {
-        let unknown =
-            || Error::new(Kind::Interrupted, "it was interrupted and may have taken effect");
-        let done = Done::default();
-        match act {
-            // A unit's name is taken once per boot, so starting it again picks up the first run.
-            Act::Run(_) if again && !(same_boot && self.outlive) => Err(unknown()),
-            Act::Run(Run { program, args, .. }) => {
-                let args: Vec<&str> = args.iter().map(String::as_str).collect();
-                self.output(program, &args, &[])
-            }
-            Act::Confirm { job } => self.journal.confirm(job).map(|()| done),
-            Act::Revert { .. } => Err(unknown()),
-            Act::Signal { .. } if again => Err(unknown()),
-            Act::Signal { pid, start, signal } => {
-                let stat = self.view.read(&format!("/proc/{pid}/stat"))?;
-                let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-                if fields.split_whitespace().nth(19) != Some(start.to_string().as_str()) {
-                    return Err(Error::new(Kind::NotFound, format!("process {pid} has ended")));
-                }
-                self.run("kill", &[&format!("-{signal}"), &pid.to_string()], &[]).map(|()| done)
-            }
-        }
+    /// Runs an act as a unit. Its name is taken once per boot, so running it again picks up the
+    /// first run.
+    pub(super) fn unit_of(&self, run: &Run) -> Result<Done> {
+        let args: Vec<&str> = run.args.iter().map(String::as_str).collect();
+        let path = self.root.program(&run.program)?;
+        let (unit, cwd) = (self.unit(&run.program), run.cwd.as_deref());
+        command::unit(&unit, &path, &args, &[], run.limit, cwd, self.turn)
     }
 
     /// Has what is due in `seconds` taken back, by somebody who outlives this process.
     pub(super) fn alarm(&self, unit: &str, seconds: u64) -> Result<()> {
-        let osapi = std::env::current_exe().map_err(|e| failed("cannot find osapi", e))?;
+        let osapi = std::env::current_exe()
+            .map_err(|error| failed("find", "the program osapi", "", error))?;
         let (unit, delay) = (format!("--unit={unit}"), format!("--on-active={seconds}s"));
         let (osapi, precise) = (osapi.to_string_lossy(), "--timer-property=AccuracySec=100ms");
-        let args = ["--quiet", "--collect", &unit, &delay, precise, "--", &osapi, "settle"];
+        let state = format!("--setenv=OSAPI_AGENT_STATE_DIR={}", self.journal.dir().display());
+        let args = ["--quiet", "--collect", &unit, &delay, precise, &state, "--", &osapi, "settle"];
         let path = self.root.command("systemd-run")?;
         command::child(&path, &args, &[], self.limit, self.turn)?.success("systemd-run").map(drop)
     }
@@ -112,17 +113,33 @@ impl Hands<'_> {
     fn output(&self, program: &str, args: &[&str], stdin: &[u8]) -> Result<Done> {
         let path = self.root.command(program)?;
         if self.outlive {
-            command::unit(&self.unit(program), &path, args, stdin, self.limit, None, self.turn)
+            let unit = self.unit(program);
+            command::unit(&unit, &path, args, stdin, self.limit, None, self.turn)
         } else {
             command::child(&path, args, stdin, self.limit, self.turn)
         }
     }
 
     fn unit(&self, program: &str) -> String {
+        let program = program.rsplit('/').next().unwrap_or_default();
         format!("{}.{program}.service", self.name)
     }
 }
 
-pub(super) fn failed(message: impl Into<String>, error: std::io::Error) -> Error {
-    Error::new(Kind::HostFailed, message).because(error)
+/// Why something could not be done to `what`; `right` is what the agent would need for it.
+pub(super) fn failed(
+    verb: &str,
+    what: impl std::fmt::Display,
+    right: &str,
+    error: impl Into<std::io::Error>,
+) -> Error {
+    let error = error.into();
+    let (kind, remedy) = match error.kind() {
+        ErrorKind::PermissionDenied if !right.is_empty() => {
+            (Kind::AgentUnprivileged, format!("; run the agent with {right}"))
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => (Kind::Full, "; make room".to_owned()),
+        _ => (Kind::HostFailed, String::new()),
+    };
+    Error::new(kind, format!("cannot {verb} {what}: {error}{remedy}")).because(error)
 }

@@ -2,26 +2,37 @@
 //!
 //! A job is a file of lines, each synced before what it announces is begun. A line that was torn
 //! by a crash announces nothing. The file lies in `open` until nothing is left to do about the
-//! job, then in `done`.
+//! job, then in `done`. Small contents ride in the lines, large ones lie in `blobs`.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::cell::{Cell, Digest, Value};
+use super::cell::{Blobs, Cell, Value};
 use super::plan::{Change, Plan};
-use super::view::View;
 use super::want::Act;
 use crate::error::{Error, ErrorBody, Kind, Result};
 use crate::job::Outcome;
 
+mod contents;
+mod managed;
+mod prune;
+
+pub(super) use contents::inline;
+pub use prune::Bounds;
+
 /// What changes wait for, so that there is one at a time. No job can be called so.
 pub(super) const HOST: &str = ".host";
+/// What the one agent of this journal holds for as long as it lives.
+const AGENT: &str = ".agent";
+/// The form of everything below the journal's directory.
+const VERSION: &str = "1\n";
 
 /// A lock that is held. Commands are given it and hold it as well, so that whoever takes over
 /// after a crash waits for those that are still running before it looks at what they did.
@@ -35,13 +46,21 @@ impl AsFd for Turn {
 
 #[derive(Clone, Debug)]
 pub(super) struct Journal {
-    dir: PathBuf,
+    dir: Arc<Path>,
+    /// Whether another version of OSAPI wrote it, in a form unknown here.
+    is_foreign: bool,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Event {
-    Planned(Planned),
+    Planned(Box<Planned>),
+    /// The act is going to be done by the process group of `pid`, which has not begun yet and
+    /// never begins without this line. `start` tells it from a later one with the same number.
+    Started {
+        pid: i32,
+        start: u64,
+    },
     /// Another process goes on with it, because the one that began did not get to the end.
     Resumed,
     /// It was brought about in full, but whoever finished it could not tell the answer.
@@ -49,7 +68,10 @@ pub(super) enum Event {
     /// From here on the only way is back.
     Back(Back),
     /// The answer to the job. Whoever asks again gets the same.
-    Finished(Outcome),
+    Finished {
+        outcome: Outcome,
+        at: At,
+    },
     Confirmed,
 }
 
@@ -63,6 +85,14 @@ pub(super) struct Planned {
     pub(super) boot: String,
     /// Seconds on this boot's clock by which the job must be confirmed.
     pub(super) deadline: Option<u64>,
+}
+
+/// When a line was written.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(super) struct At {
+    pub(super) boot: String,
+    /// Seconds since that boot.
+    pub(super) uptime: u64,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -82,11 +112,14 @@ pub(super) enum Work {
 /// What became of a job so far.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
-    pub(super) planned: Option<Planned>,
+    pub(super) planned: Option<Box<Planned>>,
+    /// The process group of the act, and when its leader started.
+    pub(super) started: Option<(i32, u64)>,
     pub(super) resumed: u32,
     pub(super) applied: bool,
     pub(super) back: Option<Back>,
     pub(super) outcome: Option<Outcome>,
+    pub(super) ended: Option<At>,
     pub(super) confirmed: bool,
 }
 
@@ -106,11 +139,14 @@ impl Entry {
     fn add(&mut self, event: Event) {
         match event {
             Event::Planned(planned) => self.planned = Some(planned),
+            Event::Started { pid, start } => self.started = Some((pid, start)),
             Event::Resumed => self.resumed += 1,
             Event::Applied => self.applied = true,
             // What was answered before no longer holds.
             Event::Back(back) => (self.back, self.outcome) = (Some(back), None),
-            Event::Finished(outcome) => self.outcome = Some(outcome),
+            Event::Finished { outcome, at } => {
+                (self.outcome, self.ended) = (Some(outcome), Some(at));
+            }
             Event::Confirmed => self.confirmed = true,
         }
     }
@@ -127,6 +163,9 @@ pub struct Record {
     pub owned: bool,
     /// The job that assigned it last.
     pub job: String,
+    /// What `origin` names, where it is small.
+    #[serde(default, skip_serializing_if = "Blobs::is_empty", with = "inline")]
+    pub(super) blobs: Blobs,
 }
 
 impl Journal {
@@ -135,13 +174,32 @@ impl Journal {
             let mut builder = fs::DirBuilder::new();
             builder.recursive(true).mode(0o700).create(dir.join(name)).map_err(failed)?;
         }
-        Ok(Self { dir: dir.to_owned() })
+        let mut journal = Self { dir: dir.into(), is_foreign: false };
+        journal.is_foreign = match fs::read(dir.join("version")) {
+            Ok(version) => version != VERSION.as_bytes(),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                journal.put("version", VERSION.as_bytes())?;
+                false
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        if !journal.is_foreign && !dir.join("key").exists() {
+            let mut key = [0; 32];
+            rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())
+                .map_err(failed)?;
+            journal.put("key", &key)?;
+        }
+        Ok(journal)
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Refuses names that mean something in a path or to the service manager.
     pub(super) fn check(job: &str) -> Result<()> {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-        if !job.is_empty() && job.bytes().all(is_plain) {
+        if !job.is_empty() && job.len() <= 128 && job.bytes().all(is_plain) {
             return Ok(());
         }
         Err(Error::new(Kind::InvalidInput, format!("{job:?} is no job's name")))
@@ -149,60 +207,98 @@ impl Journal {
 
     /// Waits for its turn to be the only one with the lock called `name`.
     pub(super) fn lock(&self, name: &str) -> Result<Turn> {
-        let path = self.dir.join("locks").join(name);
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
-        let file = file.map_err(failed)?;
+        let file = self.lock_file(name)?;
         file.lock().map_err(failed)?;
         Ok(Turn(file))
     }
 
-    /// The jobs about which something may be left to do.
+    /// The same, unless somebody else has it.
+    fn try_lock(&self, name: &str) -> Result<Option<Turn>> {
+        let file = self.lock_file(name)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Turn(file))),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(error)) => Err(failed(error)),
+        }
+    }
+
+    fn lock_file(&self, name: &str) -> Result<File> {
+        if self.is_foreign {
+            let dir = self.dir.display();
+            let message = format!("another version of OSAPI keeps the journal in {dir}");
+            return Err(Error::new(Kind::HostFailed, message));
+        }
+        let mut options = private();
+        options.write(true).truncate(false);
+        options.open(self.dir.join("locks").join(name)).map_err(failed)
+    }
+
+    /// What keeps a second agent away for as long as it is held.
+    pub(super) fn agent(&self) -> Result<Turn> {
+        self.try_lock(AGENT)?.ok_or_else(|| {
+            let message = format!("another agent works with {}; end it first", self.dir.display());
+            Error::new(Kind::Conflict, message)
+        })
+    }
+
+    /// The jobs about which something may be left to do, oldest first as far as names tell.
     pub(super) fn open_jobs(&self) -> Result<Vec<String>> {
-        let files = fs::read_dir(self.dir.join("open")).map_err(failed)?;
-        files.map(|f| Ok(f.map_err(failed)?.file_name().to_string_lossy().into_owned())).collect()
+        let mut jobs = Vec::new();
+        for file in fs::read_dir(self.dir.join("open")).map_err(failed)? {
+            jobs.push(file.map_err(failed)?.file_name().to_string_lossy().into_owned());
+        }
+        jobs.sort();
+        Ok(jobs)
     }
 
     pub(super) fn load(&self, job: &str) -> Result<Entry> {
-        let text = match fs::read(self.job(job)?) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Entry::default());
+        Self::check(job)?;
+        for place in ["open", "done"] {
+            match fs::read(self.dir.join(place).join(job)) {
+                Ok(text) => return Entry::parse(job, &text),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
             }
-            text => text.map_err(failed)?,
-        };
-        let mut entry = Entry::default();
-        for line in text.split(|byte| *byte == b'\n') {
-            // No part of a line is JSON, so what is not was torn.
-            let Ok(event) = serde_json::from_slice::<serde_json::Value>(line) else { continue };
-            entry.add(serde_json::from_value(event).map_err(|error| {
-                let message = format!("another version of OSAPI keeps job {job}");
-                Error::new(Kind::Unsupported, message).because(error)
-            })?);
         }
-        Ok(entry)
+        Ok(Entry::default())
     }
 
     /// The plan of a job that was applied and not taken back.
     pub(super) fn applied(&self, job: &str) -> Result<Plan> {
         let entry = self.load(job)?;
         let stands = entry.applied || matches!(entry.outcome, Some(Outcome::Done { .. }));
-        match entry.planned {
-            Some(Planned { work: Work::Plan(plan), .. }) if stands && entry.back.is_none() => {
+        match entry.planned.map(|planned| planned.work) {
+            Some(Work::Plan(mut plan)) if stands && entry.back.is_none() => {
+                job.clone_into(&mut plan.job);
                 Ok(plan)
             }
             _ => Err(Error::new(Kind::NotFound, format!("there is nothing to undo of job {job}"))),
         }
     }
 
+    /// Adds a line to what is known of a job about which something is left to do.
     pub(super) fn write(&self, job: &str, event: &Event) -> Result<()> {
-        let path = self.job(job)?;
+        Self::check(job)?;
+        let path = self.dir.join("open").join(job);
         let is_new = !path.exists();
-        let mut line = serde_json::to_vec(event).map_err(|e| failed(e.into()))?;
-        line.push(b'\n');
-        // A torn line must not swallow this one.
-        line.insert(0, b'\n');
         let mut file = private().append(true).open(&path).map_err(failed)?;
-        file.write_all(&line).and_then(|()| file.sync_data()).map_err(failed)?;
+        file.write_all(&line(event)?).and_then(|()| file.sync_data()).map_err(failed)?;
         if is_new { self.sync("open") } else { Ok(()) }
+    }
+
+    /// Notes the answer to a job that was not begun, or had nothing to do.
+    pub(super) fn answer(&self, job: &str, event: &Event) -> Result<()> {
+        Self::check(job)?;
+        if self.dir.join("open").join(job).exists() {
+            self.write(job, event)?;
+            return self.close(job);
+        }
+        let mut options = private();
+        options.write(true).truncate(true);
+        let mut file = options.open(self.dir.join("done").join(job)).map_err(failed)?;
+        file.write_all(&line(event)?).and_then(|()| file.sync_data()).map_err(failed)?;
+        let _ = fs::remove_file(self.dir.join("locks").join(job));
+        self.sync("done")
     }
 
     /// Makes a change permanent that waits for this.
@@ -217,14 +313,15 @@ impl Journal {
             return Err(Error::new(Kind::Conflict, message));
         }
         self.write(job, &Event::Confirmed)?;
-        self.close(job)
+        // Whoever delivers the job again may still need it for the answer.
+        if entry.outcome.is_some() { self.close(job) } else { Ok(()) }
     }
 
     /// Files `job` away. Should a crash bring it back, it is filed away again.
     pub(super) fn close(&self, job: &str) -> Result<()> {
         let _ = fs::remove_file(self.dir.join("locks").join(job));
         match fs::rename(self.dir.join("open").join(job), self.dir.join("done").join(job)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(error)),
             _ => Ok(()),
         }
     }
@@ -234,108 +331,46 @@ impl Journal {
         self.dir.join("scratch")
     }
 
-    /// A secret that nobody but root can read, made when it is first needed.
+    /// A secret that nobody but the agent's user can read.
     pub(super) fn key(&self) -> Result<Vec<u8>> {
-        let (path, temporary) = (self.dir.join("key"), self.dir.join(".key"));
-        if let Ok(key) = fs::read(&path) {
-            return Ok(key);
-        }
-        let mut key = [0; 32];
-        rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())
-            .map_err(|error| failed(error.into()))?;
+        fs::read(self.dir.join("key")).map_err(failed)
+    }
+
+    /// Puts a file in place, whole or not at all.
+    fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.dir.join(name);
+        let temporary = path.with_file_name(".new");
         let mut file = private().write(true).truncate(true).open(&temporary).map_err(failed)?;
-        file.write_all(&key).and_then(|()| file.sync_all()).map_err(failed)?;
-        fs::rename(&temporary, &path).map_err(failed)?;
-        Ok(key.to_vec())
-    }
-
-    /// Makes sure that everything `plan` needs, in either direction, is on the disk.
-    pub(super) fn keep(&self, plan: &Plan, host: &View) -> Result<()> {
-        for (digest, bytes) in &plan.blobs {
-            self.keep_blob(digest, &mut &bytes[..])?;
-        }
-        let mut host = host.clone();
-        for set in plan.sets() {
-            if let Some(digest) = set.from.content().filter(|digest| !self.blob(digest).exists()) {
-                self.keep_blob(digest, &mut host.open(&set.cell)?)?;
-            }
-            if set.to.content().is_some_and(|digest| !self.blob(digest).exists()) {
-                let message = format!("the content of {} is no longer kept", set.cell);
-                return Err(Error::new(Kind::NotFound, message));
-            }
-            host.assume(set);
-        }
-        self.sync("blobs")
-    }
-
-    fn keep_blob(&self, digest: &Digest, from: &mut dyn Read) -> Result<()> {
-        let (path, temporary) = (self.blob(digest), self.dir.join("blobs/.new"));
-        let mut file = private().write(true).truncate(true).open(&temporary).map_err(failed)?;
-        std::io::copy(from, &mut file).and_then(|_| file.sync_all()).map_err(failed)?;
-        let kept = Digest::of_all(File::open(&temporary).map_err(failed)?).map_err(failed)?;
-        if kept != *digest {
-            return Err(Error::new(Kind::Conflict, "a file changed while it was being saved"));
-        }
-        fs::rename(&temporary, &path).map_err(failed)
-    }
-
-    pub(super) fn has(&self, digest: &Digest) -> bool {
-        self.blob(digest).exists()
-    }
-
-    pub(super) fn content(&self, digest: &Digest) -> Result<File> {
-        File::open(self.blob(digest)).map_err(failed)
-    }
-
-    pub(super) fn record(&self, cell: &Cell) -> Option<Record> {
-        serde_json::from_slice(&fs::read(self.managed(cell)).ok()?).ok()
-    }
-
-    /// Every cell that OSAPI has assigned and not given back.
-    pub(super) fn records(&self) -> Vec<Record> {
-        let files = fs::read_dir(self.dir.join("managed")).into_iter().flatten().flatten();
-        files.filter_map(|f| serde_json::from_slice(&fs::read(f.path()).ok()?).ok()).collect()
-    }
-
-    /// Notes what `job` assigned. A cell that is back where it started is nobody's concern.
-    ///
-    /// It depends on nothing but the plan, so that it can be done again after a crash.
-    pub(super) fn remember(&self, job: &str, plan: &Plan) -> Result<()> {
-        for set in plan.sets() {
-            let path = self.managed(&set.cell);
-            if set.to == set.origin {
-                let _ = fs::remove_file(path);
-                continue;
-            }
-            let (cell, value, origin) = (set.cell.clone(), set.to.clone(), set.origin.clone());
-            let record = Record { cell, value, origin, owned: set.owned, job: job.to_owned() };
-            let bytes = serde_json::to_vec(&record).map_err(|error| failed(error.into()))?;
-            let temporary = self.dir.join("managed/.new");
-            let mut file = private().write(true).truncate(true).open(&temporary).map_err(failed)?;
-            file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed)?;
-            fs::rename(&temporary, path).map_err(failed)?;
-        }
-        self.sync("managed")
+        file.write_all(bytes).and_then(|()| file.sync_data()).map_err(failed)?;
+        fs::rename(&temporary, path).map_err(failed)
     }
 
     fn sync(&self, dir: &str) -> Result<()> {
         File::open(self.dir.join(dir)).and_then(|dir| dir.sync_all()).map_err(failed)
     }
+}
 
-    fn job(&self, job: &str) -> Result<PathBuf> {
-        Self::check(job)?;
-        let done = self.dir.join("done").join(job);
-        Ok(if done.exists() { done } else { self.dir.join("open").join(job) })
+impl Entry {
+    fn parse(job: &str, text: &[u8]) -> Result<Self> {
+        let mut entry = Self::default();
+        for line in text.split(|byte| *byte == b'\n') {
+            // No part of a line is JSON, so what is not was torn.
+            let Ok(event) = serde_json::from_slice::<serde_json::Value>(line) else { continue };
+            entry.add(serde_json::from_value(event).map_err(|error| {
+                let message = format!("another version of OSAPI keeps job {job}");
+                Error::new(Kind::HostFailed, message).because(error)
+            })?);
+        }
+        Ok(entry)
     }
+}
 
-    fn blob(&self, digest: &Digest) -> PathBuf {
-        self.dir.join("blobs").join(digest.to_string())
-    }
-
-    fn managed(&self, cell: &Cell) -> PathBuf {
-        let name = Digest::of(serde_json::to_vec(cell).unwrap_or_default());
-        self.dir.join("managed").join(name.to_string())
-    }
+/// A line between two newlines, because one that was torn must not swallow it.
+fn line(event: &Event) -> Result<Vec<u8>> {
+    let mut line = vec![b'\n'];
+    serde_json::to_writer(&mut line, event).map_err(|error| failed(std::io::Error::from(error)))?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 fn private() -> OpenOptions {
@@ -344,6 +379,11 @@ fn private() -> OpenOptions {
     options
 }
 
-fn failed(error: std::io::Error) -> Error {
-    Error::new(Kind::Unavailable, format!("the journal failed: {error}")).because(error)
+fn failed(error: impl Into<std::io::Error>) -> Error {
+    let error = error.into();
+    let kind = match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Kind::Full,
+        _ => Kind::Unavailable,
+    };
+    Error::new(kind, format!("cannot write the agent's journal: {error}")).because(error)
 }

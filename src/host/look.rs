@@ -1,30 +1,182 @@
 //! Making sure that looking does not touch.
+//!
+//! Whoever plans or tells runs on a thread that has given up the right to write any file outside
+//! a scratch directory, for itself and for what it starts. Giving it up cannot be taken back, so
+//! such threads live on and take one piece of work after the other.
 
-use std::path::Path;
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use landlock::{
     ABI, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
+    RulesetStatus,
 };
 
 use crate::error::{Error, Kind, Result};
 
-/// Runs `work` where the kernel refuses to change any file outside `scratch`, for it and for
-/// what it starts.
-///
-/// A kernel that knows no Landlock does not refuse; then it is left to [`View`](super::View).
-pub(super) fn look<T: Send>(scratch: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            restrict(scratch).map_err(|error| {
-                Error::new(Kind::Internal, "cannot give up the right to write").because(error)
-            })?;
-            work()
-        });
-        thread.join().unwrap_or_else(|_| Err(Error::new(Kind::Internal, "a provider panicked")))
-    })
+/// How many look at once; one more plans changes, so that these never wait for reads.
+const READERS: usize = 4;
+
+thread_local! {
+    /// Whether this thread may only look, and whether the kernel sees to it.
+    static EYES: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
-fn restrict(scratch: &Path) -> Result<(), RulesetError> {
+/// Threads that may only look.
+#[derive(Debug)]
+pub(super) struct Eyes {
+    scratch: PathBuf,
+    readers: Arc<Pool>,
+    planner: Arc<Pool>,
+}
+
+/// Who is looked for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum For {
+    Read,
+    Change,
+}
+
+impl Eyes {
+    pub(super) fn new(scratch: PathBuf) -> Self {
+        Self { scratch, readers: Pool::new(READERS), planner: Pool::new(1) }
+    }
+
+    /// Runs `work` where the kernel refuses to change any file outside the scratch directory.
+    ///
+    /// A kernel that knows no Landlock does not refuse; then it is left to [`View`](super::View).
+    pub(super) fn look<T: Send + 'static>(
+        &self,
+        who: For,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        if EYES.get().is_some() {
+            return guarded(work);
+        }
+        let (sender, answer) = sync_channel(1);
+        let pool = if who == For::Read { &self.readers } else { &self.planner };
+        let work = move |allowed: bool| {
+            let result = if allowed { guarded(work) } else { Err(unrestricted()) };
+            // Whoever asked waits for it.
+            let _ = sender.send(result);
+        };
+        pool.give(&self.scratch, Box::new(work))?;
+        answer.recv().unwrap_or_else(|_| Err(unrestricted()))
+    }
+
+    /// Makes the calling thread one that may only look, for as long as it lives.
+    pub(super) fn only_look(&self) -> Result<()> {
+        if EYES.get().is_none() {
+            let is_held = restrict(&self.scratch).map_err(|error| unrestricted().because(error))?;
+            EYES.set(Some(is_held));
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel holds back whoever looks from writing.
+    pub(super) fn are_held(&self) -> bool {
+        self.look(For::Read, || Ok(EYES.get() == Some(true))).unwrap_or(false)
+    }
+}
+
+impl Drop for Eyes {
+    fn drop(&mut self) {
+        for pool in [&self.readers, &self.planner] {
+            pool.queue().is_closed = true;
+            pool.bell.notify_all();
+        }
+    }
+}
+
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "a provider panicked")))
+}
+
+fn unrestricted() -> Error {
+    Error::new(Kind::Internal, "cannot give up the right to write")
+}
+
+type Work = Box<dyn FnOnce(bool) + Send>;
+
+#[derive(Debug)]
+struct Pool {
+    most: usize,
+    queue: Mutex<Queue>,
+    bell: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    work: VecDeque<Work>,
+    threads: usize,
+    idle: usize,
+    is_closed: bool,
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue").field("threads", &self.threads).finish_non_exhaustive()
+    }
+}
+
+impl Pool {
+    fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { most, queue: Mutex::default(), bell: Condvar::new() })
+    }
+
+    fn queue(&self) -> std::sync::MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues `work`; as many wait as there are callers, each for its own.
+    fn give(self: &Arc<Self>, scratch: &Path, work: Work) -> Result<()> {
+        let mut queue = self.queue();
+        if queue.work.len() >= queue.idle && queue.threads < self.most {
+            let (pool, scratch) = (Arc::clone(self), scratch.to_owned());
+            let thread = std::thread::Builder::new().name("look".to_owned());
+            let started = thread.spawn(move || pool.serve(&scratch));
+            match started {
+                Ok(_) => queue.threads += 1,
+                Err(error) if queue.threads == 0 => {
+                    let message = "cannot start a thread to look with";
+                    return Err(Error::new(Kind::Unavailable, message).because(error));
+                }
+                Err(_) => {}
+            }
+        }
+        queue.work.push_back(work);
+        drop(queue);
+        self.bell.notify_one();
+        Ok(())
+    }
+
+    fn serve(&self, scratch: &Path) {
+        let held = restrict(scratch);
+        EYES.set(held.as_ref().ok().copied());
+        let mut queue = self.queue();
+        loop {
+            if let Some(work) = queue.work.pop_front() {
+                drop(queue);
+                work(held.is_ok());
+                queue = self.queue();
+            } else if queue.is_closed {
+                return;
+            } else {
+                queue.idle += 1;
+                queue = self.bell.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue.idle -= 1;
+            }
+        }
+    }
+}
+
+/// Says whether the kernel does it.
+fn restrict(scratch: &Path) -> std::result::Result<bool, RulesetError> {
     let writes = AccessFs::from_write(ABI::V3);
     let mut rules = Ruleset::default().handle_access(writes)?.create()?;
     let exceptions = [(Path::new("/dev/null"), AccessFs::WriteFile.into()), (scratch, writes)];
@@ -33,5 +185,5 @@ fn restrict(scratch: &Path) -> Result<(), RulesetError> {
             rules = rules.add_rule(PathBeneath::new(path, access))?;
         }
     }
-    rules.restrict_self().map(drop)
+    Ok(rules.restrict_self()?.ruleset != RulesetStatus::NotEnforced)
 }

@@ -2,26 +2,32 @@
 //! [`Executor`](super::Executor)'s business.
 
 use std::io::Read;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use similar::TextDiff;
 
 use super::cell::{Blobs, Cell, Digest, Value};
-use super::journal::Record;
+use super::journal::{Record, inline};
 use super::view::View;
 use super::want::{Claim, Refresh, Want, Wish};
 use crate::error::{Error, Kind, Result};
 
 /// How much of a file is compared line by line.
 const MAX_DIFF: u64 = 1024 * 1024;
+const DIFF_TIME: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Plan {
     pub(super) steps: Vec<Step>,
-    /// Content goes beside the plan, never into it.
-    #[serde(skip)]
+    /// Contents that the plan names: in a plan that is written down, small ones only; others lie
+    /// beside the journal.
+    #[serde(default, skip_serializing_if = "Blobs::is_empty", with = "inline")]
     pub(super) blobs: Blobs,
+    /// The job that applied it, if one did.
+    #[serde(skip)]
+    pub(super) job: String,
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -47,7 +53,7 @@ pub(super) struct Set {
 impl Plan {
     /// Compares `want` with what `host` holds and keeps the difference.
     pub fn of(host: &View, want: Want) -> Result<Self> {
-        let mut plan = Self { steps: Vec::new(), blobs: want.blobs };
+        let mut plan = Self { steps: Vec::new(), blobs: want.blobs, job: String::new() };
         // Whether anything changes that the coming refreshes are there to announce.
         let (mut stirred, mut announcing) = (false, false);
         for wish in want.wishes {
@@ -61,12 +67,24 @@ impl Plan {
                         continue;
                     }
                     let known = host.record(&cell);
+                    if goes_with_others(&now, &cell, &from, &to)? {
+                        match claim {
+                            // What others have put there is theirs, and needs it.
+                            Claim::Was(..) | Claim::Back => continue,
+                            _ => {
+                                let message = format!("{cell} is not empty");
+                                return Err(Error::new(Kind::Conflict, message));
+                            }
+                        }
+                    }
+                    admit(&cell, &from, &claim, known.as_ref())?;
+                    cell.kind().check(&now, &from, &to)?;
                     let is_ours = known.as_ref().is_some_and(|record| record.owned);
-                    admit(&cell, &from, &claim, is_ours)?;
                     let owned = is_ours || matches!(claim, Claim::Ours | Claim::New);
                     let former = plan.sets().find(|set| set.cell == cell).map(|set| &set.origin);
-                    let known = known.as_ref().map(|record| &record.origin);
-                    let origin = former.or(known).unwrap_or(&from).clone();
+                    let origin = former.or(known.as_ref().map(|record| &record.origin));
+                    let origin = origin.unwrap_or(&from).clone();
+                    plan.blobs.extend(known.into_iter().flat_map(|record| record.blobs));
                     plan.steps.push(Step::Set(Set { cell, from, to, origin, owned }));
                     stirred = true;
                 }
@@ -98,12 +116,17 @@ impl Plan {
             steps.extend(group.iter().rev().filter(is_set).map(Step::inverse));
             steps.extend(group.iter().filter(|step| !is_set(step)).cloned());
         }
-        Self { steps, blobs: Blobs::new() }
+        Self { steps, ..self.clone() }
     }
 
     /// What the plan was made for, in full.
     pub(super) fn found(&self) -> Vec<&Value> {
         self.sets().map(|set| &set.from).collect()
+    }
+
+    /// What the plan brings about, in full.
+    pub(super) fn sought(&self) -> Vec<&Value> {
+        self.sets().map(|set| &set.to).collect()
     }
 
     /// Identifies what a caller can see of this plan; equal on hosts where the same happens.
@@ -140,7 +163,8 @@ impl Plan {
             Step::Set(set) => set.cell.kind().is_persistent(),
             Step::Refresh(refresh) => refresh.early,
         };
-        Self { steps: self.steps.iter().filter(is_early).cloned().collect(), blobs: Blobs::new() }
+        let steps = self.steps.iter().filter(is_early).cloned().collect();
+        Self { steps, blobs: self.blobs.clone(), job: self.job.clone() }
     }
 
     /// Whether only a system that is up can take this back.
@@ -149,19 +173,38 @@ impl Plan {
     }
 
     pub(super) fn first(&self, steps: usize) -> Self {
-        Self { steps: self.steps.iter().take(steps).cloned().collect(), blobs: Blobs::new() }
+        let steps = self.steps.iter().take(steps).cloned().collect();
+        Self { steps, blobs: self.blobs.clone(), job: self.job.clone() }
     }
 }
 
-fn admit(cell: &Cell, found: &Value, claim: &Claim, is_ours: bool) -> Result<()> {
+/// Whether assigning `to` would take a directory away in which there is something.
+fn goes_with_others(host: &View, cell: &Cell, from: &Value, to: &Value) -> Result<bool> {
+    match (cell, from, to) {
+        (Cell::Node(path), Value::Directory { .. }, Value::Absent) => {
+            Ok(!host.list_dir(path)?.is_empty())
+        }
+        _ => Ok(false),
+    }
+}
+
+fn admit(cell: &Cell, found: &Value, claim: &Claim, known: Option<&Record>) -> Result<()> {
+    let is_ours = known.is_some_and(|record| record.owned);
     let reason = match claim {
-        Claim::Shared => return Ok(()),
+        Claim::Shared | Claim::Back => return Ok(()),
         Claim::Ours | Claim::New if *found == Value::Absent => return Ok(()),
         Claim::Ours if is_ours => return Ok(()),
-        Claim::Was(value) if value == found => return Ok(()),
-        Claim::New => "exists already",
-        Claim::Ours => "is not managed by OSAPI",
-        Claim::Was(_) => "was changed since by somebody else",
+        Claim::Was(value, _) if value == found => return Ok(()),
+        Claim::New => "exists already".to_owned(),
+        Claim::Ours => "is not managed by OSAPI".to_owned(),
+        Claim::Was(_, job) => match known {
+            Some(record) if record.job != *job && record.value == *found => {
+                let message =
+                    format!("job {} has built upon {cell} since; undo that first", record.job);
+                return Err(Error::new(Kind::Superseded, message));
+            }
+            _ => "was changed since by somebody else".to_owned(),
+        },
     };
     Err(Error::new(Kind::Conflict, format!("{cell} {reason}")))
 }
@@ -197,14 +240,23 @@ impl Step {
 impl Set {
     /// What is remembered of the cell once `job` has assigned it; a cell that is back where it
     /// started is nobody's concern.
-    pub(super) fn record(&self, job: &str) -> Option<Record> {
-        (self.to != self.origin).then(|| Record {
+    pub(super) fn record(&self, job: &str, blobs: &Blobs) -> Option<Record> {
+        (self.to != self.origin).then(|| self.remembered(job, blobs))
+    }
+
+    pub(super) fn remembered(&self, job: &str, blobs: &Blobs) -> Record {
+        let origin = self.origin.content().and_then(|digest| blobs.get_key_value(digest));
+        Record {
             cell: self.cell.clone(),
             value: self.to.clone(),
             origin: self.origin.clone(),
             owned: self.owned,
             job: job.to_owned(),
-        })
+            blobs: origin
+                .map(|(digest, bytes)| (digest.clone(), bytes.clone()))
+                .into_iter()
+                .collect(),
+        }
     }
 
     fn change(&self, before: &View, after: &View) -> Change {
@@ -220,7 +272,9 @@ impl Set {
             [(before, &self.from), (after, &self.to)].map(|(view, value)| text(view, value));
         let diff = match files {
             [Some(old), Some(new)] if old != new && !is_private => {
-                let diff = TextDiff::from_lines(&old, &new);
+                // A difference that takes long to tell is told coarsely.
+                let mut telling = TextDiff::configure();
+                let diff = telling.timeout(DIFF_TIME).diff_lines(&old, &new);
                 Some(diff.unified_diff().header("before", "after").to_string())
             }
             _ => None,

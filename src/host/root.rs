@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io;
@@ -13,24 +14,41 @@ use rustix::io;
 use crate::error::{Error, Kind, Result};
 
 #[derive(Clone, Debug)]
-pub struct Root(PathBuf);
+pub struct Root {
+    path: PathBuf,
+    fd: Arc<OnceLock<OwnedFd>>,
+}
 
 impl Root {
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self(path.into())
+        Self { path: path.into(), fd: Arc::default() }
     }
 
     /// Whether commands can be handed to a service manager, which outlives this process.
     pub fn has_systemd(&self) -> bool {
-        self.0 == Path::new("/") && Path::new("/run/systemd/system").exists()
+        self.path == Path::new("/") && self.has_service_manager()
+    }
+
+    /// Whether somebody else can be asked to wake up when the time for a confirmation is over.
+    pub(super) fn has_service_manager(&self) -> bool {
+        self.path.join("run/systemd/system").exists()
     }
 
     pub fn open(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
-        let root = rustix::fs::open(&self.0, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
         // IN_ROOT makes the kernel resolve `..` and absolute links as after chroot(2), so a
         // hostile link under the root cannot lead out of it.
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+        let flags = flags | OFlags::CLOEXEC;
+        rustix::fs::openat2(self.fd()?, path, flags, Mode::empty(), resolve)
+    }
+
+    fn fd(&self) -> io::Result<&OwnedFd> {
+        if let Some(fd) = self.fd.get() {
+            return Ok(fd);
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(&self.path, flags, Mode::empty())?;
+        Ok(self.fd.get_or_init(|| fd))
     }
 
     /// The directory that holds `path`, and its name in there.
@@ -47,8 +65,24 @@ impl Root {
     pub fn command(&self, name: &str) -> Result<PathBuf> {
         ["usr/sbin", "usr/bin", "sbin", "bin"]
             .iter()
-            .map(|dir| self.0.join(dir).join(name))
+            .map(|dir| self.path.join(dir).join(name))
             .find(|path| path.exists())
             .ok_or_else(|| Error::new(Kind::Unsupported, format!("{name} is not installed")))
+    }
+
+    /// The program that an act names: by its path, or by its bare name.
+    pub(super) fn program(&self, name: &str) -> Result<PathBuf> {
+        let path = if let Some(path) = name.strip_prefix('/') {
+            self.path.join(path)
+        } else if name.is_empty() || name.contains('/') {
+            let message = format!("{name:?} is neither an absolute path nor the name of a program");
+            return Err(Error::new(Kind::InvalidInput, message));
+        } else {
+            self.command(name).unwrap_or_else(|_| self.path.join("usr/bin").join(name))
+        };
+        if path.is_file() {
+            return Ok(path);
+        }
+        Err(Error::new(Kind::NotFound, format!("there is no program {name} on this host")))
     }
 }

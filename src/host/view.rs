@@ -75,6 +75,13 @@ impl View {
         view
     }
 
+    /// The same host, with contents at hand that a plan brings along.
+    pub(super) fn bringing(&self, blobs: &Blobs) -> Self {
+        let mut view = self.clone();
+        view.blobs.extend(blobs.clone());
+        view
+    }
+
     pub(super) fn assume(&mut self, set: &Set) {
         self.ahead.insert(set.cell.clone(), set.clone());
     }
@@ -201,7 +208,7 @@ impl View {
     /// What OSAPI remembers of `cell`, if it has ever assigned it.
     pub fn record(&self, cell: &Cell) -> Option<Record> {
         match self.ahead.get(cell) {
-            Some(set) => set.record(&self.job),
+            Some(set) => set.record(&self.job, &self.blobs),
             None => self.journal.record(cell),
         }
     }
@@ -210,7 +217,7 @@ impl View {
     pub fn records(&self) -> Vec<Record> {
         let known = self.journal.records().into_iter();
         let known = known.filter(|record| !self.ahead.contains_key(&record.cell));
-        let ahead = self.ahead.values().filter_map(|set| set.record(&self.job));
+        let ahead = self.ahead.values().filter_map(|set| set.record(&self.job, &self.blobs));
         let mut records: Vec<_> = known.chain(ahead).collect();
         records.sort_by(|a, b| a.cell.cmp(&b.cell));
         records

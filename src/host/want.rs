@@ -30,7 +30,10 @@ pub(super) enum Claim {
     Shared,
     Ours,
     New,
-    Was(Value),
+    /// Back to what it held before OSAPI came.
+    Back,
+    /// If it still holds what this job gave it.
+    Was(Value, String),
 }
 
 impl Want {
@@ -56,8 +59,9 @@ impl Want {
     /// Gives a cell back: it shall hold what it held before OSAPI first assigned it.
     pub fn release(self, host: &View, cell: Cell) -> Self {
         match host.record(&cell) {
-            Some(record) => {
-                self.be(State { cell, value: record.origin, bytes: None }, Claim::Shared)
+            Some(mut record) => {
+                let bytes = record.origin.content().and_then(|name| record.blobs.remove(name));
+                self.be(State { cell, value: record.origin, bytes }, Claim::Back)
             }
             None => self,
         }
@@ -105,11 +109,12 @@ impl Want {
     pub fn without(plan: &Plan) -> Self {
         let wishes = plan.inverse().steps.into_iter().map(|step| match step {
             Step::Set(set) => {
-                Wish::Be { cell: set.cell, value: set.to, claim: Claim::Was(set.from) }
+                let claim = Claim::Was(set.from, plan.job.clone());
+                Wish::Be { cell: set.cell, value: set.to, claim }
             }
             Step::Refresh(refresh) => Wish::Then(refresh),
         });
-        Self { wishes: wishes.collect(), blobs: Blobs::new() }
+        Self { wishes: wishes.collect(), blobs: plan.blobs.clone() }
     }
 
     fn be(mut self, state: State, claim: Claim) -> Self {

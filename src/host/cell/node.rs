@@ -1,19 +1,25 @@
 //! What is at a path: a file, a link, a directory or nothing.
+//!
+//! A file is content, mode and owner. One that has more than that, such as a second name or an
+//! access list, is refused rather than replaced, because an undo could not bring it back.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode as Permissions, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode as Permissions, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::{Cell, CellKind, Digest, Mode, State, Value};
+use super::{Blobs, Cell, CellKind, Digest, Mode, State, Value};
 use crate::error::{Error, Kind, Result};
 use crate::host::hands::{self, Hands};
 use crate::host::view::{Object, View, failed};
+
+mod admission;
 
 /// A file of the agent's own user, which everybody may read.
 pub fn file(path: impl Into<String>, content: impl Into<Vec<u8>>) -> State {
@@ -50,45 +56,66 @@ const OWN: &str = ":";
 /// The path.
 pub(super) struct Node<'a>(pub(super) &'a str);
 
+impl Node<'_> {
+    /// Opens the file itself, never what a link points to, nor anything that could block.
+    fn file(&self, host: &View) -> Result<(File, Stat)> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let fd = host.root.open(self.0, flags).map_err(|error| failed(self.0, error))?;
+        let stat = rustix::fs::fstat(&fd).map_err(|error| failed(self.0, error))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(special(self.0));
+        }
+        Ok((File::from(fd), stat))
+    }
+}
+
 impl CellKind for Node<'_> {
     fn observe(&self, host: &View) -> Result<Value> {
         let path = self.0;
-        let owner = |uid: u32, gid: u32| -> Result<String> {
-            let (user, group) = (uid.to_string(), gid.to_string());
-            Ok(format!("{}:{}", host.name("/etc/passwd", &user)?, host.name("/etc/group", &group)?))
+        let owner = |stat: &Stat| -> Result<String> {
+            Ok(format!("{}:{}", host.user_name(stat.st_uid)?, host.group_name(stat.st_gid)?))
         };
+        let mode = |stat: &Stat| Mode(stat.st_mode & 0o7777);
+        if !is_plain(path) {
+            let message = format!("{path:?} is not an absolute path without . and ..");
+            return Err(Error::new(Kind::InvalidInput, message));
+        }
         let fd = match host.root.open(path, OFlags::PATH | OFlags::NOFOLLOW) {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Value::Absent),
             fd => fd.map_err(|error| failed(path, error))?,
         };
         let stat = rustix::fs::fstat(&fd).map_err(|error| failed(path, error))?;
-        let mode = Mode(stat.st_mode & 0o7777);
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
-                let file = self.open(host)?;
+                let (file, stat) = self.file(host)?;
                 let content = Digest::of_all(file).map_err(|error| failed(path, error))?;
-                Ok(Value::File { content, mode, owner: owner(stat.st_uid, stat.st_gid)? })
+                Ok(Value::File { content, mode: mode(&stat), owner: owner(&stat)? })
             }
-            FileType::Directory => {
-                Ok(Value::Directory { mode, owner: owner(stat.st_uid, stat.st_gid)? })
-            }
+            FileType::Directory => Ok(Value::Directory { mode: mode(&stat), owner: owner(&stat)? }),
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(&fd, "", Vec::new())
                     .map_err(|error| failed(path, error))?;
-                Ok(Value::Link(target.to_string_lossy().into_owned()))
+                let target = target.into_string().map_err(|error| {
+                    let message = format!("{path} points to a name that is not UTF-8");
+                    Error::new(Kind::Conflict, message).because(error)
+                })?;
+                Ok(Value::Link(target))
             }
-            _ => Err(Error::new(Kind::Conflict, format!("{path} is not a file"))),
+            _ => Err(special(path)),
         }
     }
 
     fn open<'a>(&self, host: &'a View) -> Result<Box<dyn Read + 'a>> {
-        let fd = host.root.open(self.0, OFlags::RDONLY).map_err(|error| failed(self.0, error))?;
-        Ok(Box::new(File::from(fd)))
+        Ok(Box::new(self.file(host)?.0))
     }
 
-    fn assign(&self, hands: &Hands, now: &Value, to: &Value) -> Result<()> {
-        put(hands, self.0, now, to)
-            .map_err(|error| hands::failed(format!("cannot write {}: {error}", self.0), error))
+    fn check(&self, host: &View, from: &Value, to: &Value) -> Result<()> {
+        self.admit(host, from, to)
+    }
+
+    fn assign(&self, hands: &Hands, now: &Value, to: &Value, blobs: &Blobs) -> Result<()> {
+        put(hands, self.0, now, to, blobs)
+            .map_err(|error| hands::failed("write", self.0, "CAP_DAC_OVERRIDE", error))
     }
 
     fn sweep(&self, hands: &Hands) {
@@ -109,7 +136,18 @@ impl fmt::Display for Node<'_> {
     }
 }
 
-fn put(hands: &Hands, path: &str, now: &Value, to: &Value) -> std::io::Result<()> {
+/// Whether a path is spelt so that no other spelling without links names the same place.
+fn is_plain(path: &str) -> bool {
+    let is_name = |part: &str| !part.is_empty() && part != "." && part != "..";
+    path.strip_prefix('/').is_some_and(|path| path.split('/').all(is_name)) && !path.contains('\0')
+}
+
+fn special(path: &str) -> Error {
+    let message = format!("{path} is neither a file nor a link nor a directory");
+    Error::new(Kind::Conflict, message)
+}
+
+fn put(hands: &Hands, path: &str, now: &Value, to: &Value, blobs: &Blobs) -> std::io::Result<()> {
     let (parent, name) = hands.root.parent(path)?;
     let temporary = sweep(&parent, name);
     match to {
@@ -124,17 +162,18 @@ fn put(hands: &Hands, path: &str, now: &Value, to: &Value) -> std::io::Result<()
         }
         Value::File { content, mode, owner } => {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-            let fd = rustix::fs::openat(
-                &parent,
-                &temporary,
-                flags,
-                Permissions::RUSR | Permissions::WUSR,
-            )?;
-            let mut file = File::from(fd);
-            fill(hands, &mut file, content)?;
-            own(hands, &file, *mode, owner)?;
-            file.sync_all()?;
-            rustix::fs::renameat(&parent, &temporary, &parent, name)?;
+            let mine = Permissions::RUSR | Permissions::WUSR;
+            let mut file = File::from(rustix::fs::openat(&parent, &temporary, flags, mine)?);
+            let made = hands
+                .fill(&mut file, content, blobs)
+                .and_then(|()| own(hands, &file, *mode, owner))
+                .and_then(|()| file.sync_all())
+                .and_then(|()| Ok(rustix::fs::renameat(&parent, &temporary, &parent, name)?));
+            if made.is_err() {
+                // It may be what fills the disk.
+                sweep(&parent, name);
+            }
+            made?;
         }
         Value::Directory { mode, owner } => {
             let is_new = !matches!(now, Value::Directory { .. });
@@ -150,28 +189,36 @@ fn put(hands: &Hands, path: &str, now: &Value, to: &Value) -> std::io::Result<()
                 rustix::fs::renameat(&parent, &temporary, &parent, name)?;
             }
         }
-        _ => return Err(Errno::INVAL.into()),
+        Value::Text(_) => return Err(Errno::INVAL.into()),
     }
     Ok(rustix::fs::fsync(parent)?)
-}
-
-fn fill(hands: &Hands, file: &mut File, content: &Digest) -> std::io::Result<()> {
-    let mut source = hands.journal.content(content).map_err(std::io::Error::other)?;
-    std::io::copy(&mut source, file).map(drop)
 }
 
 fn own(hands: &Hands, file: &File, mode: Mode, owner: &str) -> std::io::Result<()> {
     let (user, group) = owner.split_once(':').unwrap_or((owner, owner));
     let id = |table, name| hands.view.id(table, name).map_err(std::io::Error::other);
     let (user, group) = (id("/etc/passwd", user)?, id("/etc/group", group)?);
-    std::os::unix::fs::fchown(file, Some(user), Some(group))?;
+    let now = rustix::fs::fstat(file)?;
+    if (now.st_uid, now.st_gid) != (user, group) {
+        std::os::unix::fs::fchown(file, Some(user), Some(group))?;
+    }
+    // What the directory hands down would grant more than the mode says.
+    match rustix::fs::fremovexattr(file, admission::ACCESS_LIST) {
+        Ok(()) | Err(Errno::NODATA | Errno::NOTSUP) => {}
+        Err(error) => return Err(error.into()),
+    }
     // After the owner, because changing that drops set-id bits.
     Ok(rustix::fs::fchmod(file, Permissions::from_raw_mode(mode.bits()))?)
 }
 
+/// Removes what an interrupted assignment left, and says how its temporary sibling is called.
 fn sweep(parent: &OwnedFd, name: &OsStr) -> OsString {
     let mut temporary = OsString::from(".osapi-");
-    temporary.push(name);
+    if name.len() + temporary.len() > 255 {
+        temporary.push(Digest::of(name.as_bytes()).as_str());
+    } else {
+        temporary.push(name);
+    }
     for flags in [AtFlags::empty(), AtFlags::REMOVEDIR] {
         let _ = rustix::fs::unlinkat(parent, &temporary, flags);
     }

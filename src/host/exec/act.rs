@@ -1,0 +1,116 @@
+//! What is done rather than brought about: at most once, and never undone.
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::{Executor, group};
+use crate::error::{Error, Kind, Result};
+use crate::host::command::{self, Done};
+use crate::host::hands;
+use crate::host::journal::{Event, HOST, Planned, Turn};
+use crate::host::want::{Act, Run};
+use crate::job::Task;
+
+impl Executor {
+    /// Does something for the first time. The inner error is the answer to the job.
+    pub(super) fn act(&self, turn: &Turn, job: &str, act: &Act) -> Result<Result<Done>> {
+        match act {
+            Act::Run(run) if self.outlives() => Ok(self.hands(turn, job, run.limit).unit_of(run)),
+            Act::Run(run) => Ok(self.run_here(job, run)),
+            Act::Signal { pid, start, signal } => Ok(self.signal(*pid, *start, *signal)),
+            Act::Confirm { job } => Ok(self.core.journal.confirm(job).map(|()| Done::default())),
+            Act::Revert { job } => self.revert(job),
+        }
+    }
+
+    /// Answers for an act that an earlier attempt wrote down and did not see the end of.
+    pub(super) fn again(
+        &self,
+        turn: &Turn,
+        task: &Task,
+        planned: &Planned,
+        act: &Act,
+        started: Option<(i32, u64)>,
+    ) -> Result<Result<Done>> {
+        let is_same_boot = planned.boot == self.boot();
+        match act {
+            // A unit's name is taken once per boot.
+            Act::Run(_) if self.outlives() && is_same_boot => self.act(turn, &task.job, act),
+            // Its group is on record before it runs, so it never ran.
+            Act::Run(_) if !self.outlives() && started.is_none() => {
+                if task.left_ms == 0 {
+                    return Ok(Err(Error::new(Kind::Expired, "it was never begun")));
+                }
+                self.act(turn, &task.job, act)
+            }
+            Act::Run(_) => {
+                if let Some((leader, start)) = started.filter(|_| is_same_boot) {
+                    group::end(&task.job, leader, start);
+                }
+                Ok(Err(interrupted()))
+            }
+            Act::Signal { .. } => Ok(Err(interrupted())),
+            // These say the same however often they are asked.
+            Act::Confirm { .. } | Act::Revert { .. } => self.act(turn, &task.job, act),
+        }
+    }
+
+    fn outlives(&self) -> bool {
+        self.core.root.has_systemd() && !self.is_booting()
+    }
+
+    /// Runs a program as a child, which ends with its group when time is up.
+    fn run_here(&self, job: &str, run: &Run) -> Result<Done> {
+        let child = self.start(job, run, |pid, start| {
+            self.core.journal.write(job, &Event::Started { pid, start })
+        })?;
+        let _mortal = self.core.gate.mortal(Pid::from_child(&child));
+        let program = std::path::Path::new(&run.program);
+        let done = command::follow(child, program, &[], run.limit);
+        // 128 and SIGKILL, which is how time up ends it.
+        let is_killed = done.as_ref().is_ok_and(|done| done.exit_code == 137);
+        if is_killed && self.core.gate.is_over() { Err(interrupted()) } else { done }
+    }
+
+    fn signal(&self, pid: i32, start: u64, signal: i32) -> Result<Done> {
+        let gone = || Error::new(Kind::NotFound, format!("process {pid} has ended"));
+        let failed = |error: Errno| match error {
+            Errno::SRCH | Errno::INVAL => gone(),
+            error => hands::failed("signal", format!("process {pid}"), "CAP_KILL", error),
+        };
+        let process = Pid::from_raw(pid).filter(|_| pid > 1);
+        let (Some(process), Some(signal)) = (process, Signal::from_named_raw(signal)) else {
+            let message = format!("process {pid} cannot be sent signal {signal}");
+            return Err(Error::new(Kind::InvalidInput, message));
+        };
+        let process = pidfd_open(process, PidfdFlags::empty()).map_err(failed)?;
+        // Looked at only now: the handle stays with the process, the number does not.
+        let stat = self.view().read(&format!("/proc/{pid}/stat")).map_err(|_| gone())?;
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+        if fields.split_whitespace().nth(19) != Some(start.to_string().as_str()) {
+            return Err(gone());
+        }
+        pidfd_send_signal(&process, signal).map_err(failed)?;
+        Ok(Done::default())
+    }
+
+    /// Takes a change back that waits to be confirmed.
+    fn revert(&self, job: &str) -> Result<Result<Done>> {
+        let turn = self.core.journal.lock(HOST)?;
+        let entry = self.core.journal.load(job)?;
+        if !entry.waits() {
+            if entry.back.is_some() && entry.outcome.is_some() {
+                return Ok(Ok(Done::default()));
+            }
+            let message = format!("job {job} does not wait for confirmation");
+            return Ok(Err(Error::new(Kind::Conflict, message)));
+        }
+        self.take_back_now(&turn, job)?;
+        Ok(Ok(Done::default()))
+    }
+}
+
+fn interrupted() -> Error {
+    let message = "it was interrupted and may have taken effect; look at the host";
+    Error::new(Kind::Interrupted, message)
+}
