@@ -76,10 +76,6 @@ impl CellKind for Node<'_> {
             Ok(format!("{}:{}", host.user_name(stat.st_uid)?, host.group_name(stat.st_gid)?))
         };
         let mode = |stat: &Stat| Mode(stat.st_mode & 0o7777);
-        if !is_plain(path) {
-            let message = format!("{path:?} is not an absolute path without . and ..");
-            return Err(Error::new(Kind::InvalidInput, message));
-        }
         let fd = match host.root.open(path, OFlags::PATH | OFlags::NOFOLLOW) {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Value::Absent),
             fd => fd.map_err(|error| failed(path, error))?,
@@ -110,6 +106,10 @@ impl CellKind for Node<'_> {
     }
 
     fn check(&self, host: &View, from: &Value, to: &Value) -> Result<()> {
+        if !is_plain(self.0) {
+            let message = format!("{:?} is not an absolute path without . and ..", self.0);
+            return Err(Error::new(Kind::InvalidInput, message));
+        }
         self.admit(host, from, to)
     }
 

@@ -32,9 +32,8 @@ impl CellKind for Sysctl<'_> {
     fn check(&self, host: &View, _: &Value, _: &Value) -> Result<()> {
         let refused = |error| failed("set", self, "the right to write /proc/sys", error);
         let path = path(self.0)?;
-        let fd = host.root.open(&path, OFlags::PATH).map_err(refused)?;
-        match rustix::fs::accessat(fd, "", Access::WRITE_OK, AtFlags::EACCESS | AtFlags::EMPTY_PATH)
-        {
+        let (dir, name) = host.root.parent(&path).map_err(refused)?;
+        match rustix::fs::accessat(dir, name, Access::WRITE_OK, AtFlags::EACCESS) {
             Err(Errno::ROFS) => {
                 let message = format!("cannot set {self}: /proc/sys is mounted read-only here");
                 Err(Error::new(Kind::Unsupported, message))

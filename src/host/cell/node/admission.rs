@@ -95,8 +95,8 @@ impl Node<'_> {
             let message = format!("cannot write {path} as uid {uid}; run the agent with {right}");
             Err(Error::new(Kind::AgentUnprivileged, message))
         };
-        let how = AtFlags::EACCESS | AtFlags::EMPTY_PATH;
-        match rustix::fs::accessat(&dir, "", Access::WRITE_OK | Access::EXEC_OK, how) {
+        let how = Access::WRITE_OK | Access::EXEC_OK;
+        match rustix::fs::accessat(&dir, ".", how, AtFlags::EACCESS) {
             Err(Errno::ACCESS | Errno::PERM) => return unprivileged("CAP_DAC_OVERRIDE"),
             Err(Errno::ROFS) => {
                 let message = format!("cannot write {}: {parent} is mounted read-only", self.0);
