@@ -54,7 +54,8 @@ pub struct Server {
     pub command: ServerCommand,
     /// What the agent shall call this host (`--agent-hostname`).
     pub hostname: Option<String>,
-    /// Published flags that were given and have nothing to act on here, to be listed once.
+    /// Published flags, without their dashes, that were given and have nothing to act on here; to
+    /// be listed once.
     pub without_effect: Vec<String>,
 }
 
@@ -95,11 +96,21 @@ pub enum Task {
 /// Where to ask when the call itself does not say.
 #[derive(Clone, Debug, Default)]
 pub struct Reach {
+    /// `controller.client.url` of the configuration, which goes first where it is a socket's.
+    pub url: Option<String>,
     /// Sockets of a controller, in the order they are tried.
     pub sockets: Vec<PathBuf>,
     /// Directories where an agent of this host may keep its state, among it heads of the audit
     /// log.
     pub states: Vec<PathBuf>,
+}
+
+impl Reach {
+    /// Published files name a TCP address here, at which nothing listens; it is passed over, as
+    /// the rest of what has no meaning in them.
+    fn url(&self) -> Option<&str> {
+        self.url.as_deref().filter(|url| url.starts_with("unix:"))
+    }
 }
 
 /// Tells a person something, beside the result.

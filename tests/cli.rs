@@ -79,9 +79,9 @@ fn what_a_machine_does_itself_has_its_published_words() {
 #[test]
 fn flags_without_a_use_are_named_and_not_forgotten() {
     let agent = server(&["agent", "start", "--agent-port", "1", "--agent-hostname", "web"]);
-    assert_eq!(agent.without_effect, ["--agent-port"]);
+    assert_eq!(agent.without_effect, ["agent-port"]);
     assert_eq!(agent.hostname.as_deref(), Some("web"));
-    assert_eq!(server(&["controller", "start", "-p", "8080"]).without_effect, ["--port"]);
+    assert_eq!(server(&["controller", "start", "-p", "8080"]).without_effect, ["port"]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::Frame;
+use hyper::header::LOCATION;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -53,6 +54,9 @@ pub(super) enum Content {
 
 pub(super) struct Reply {
     pub(super) status: StatusCode,
+    /// Whether it only says that a job was accepted. Finished calls may be answered 202 too, but
+    /// say nowhere to look.
+    pub(super) is_pending: bool,
     pub(super) bytes: Bytes,
 }
 
@@ -124,7 +128,9 @@ impl Client {
             let body = Limited::new(body, MAX_REPLY).collect().await.map_err(|error| {
                 Error::new(Kind::Unavailable, "the controller's answer broke off").because(error)
             })?;
-            Ok(Reply { status: parts.status, bytes: body.to_bytes() })
+            let status = parts.status;
+            let is_pending = status == StatusCode::ACCEPTED && parts.headers.contains_key(LOCATION);
+            Ok(Reply { status, is_pending, bytes: body.to_bytes() })
         };
         let reply: Result<Reply> = answer.await;
         connection.abort();

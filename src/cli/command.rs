@@ -421,7 +421,7 @@ fn server(globals: Globals, local: &words::Local, matches: &ArgMatches) -> Serve
         },
         without_effect: idle
             .filter(|flag| given(flag.name).is_some())
-            .map(|flag| format!("--{}", flag.name))
+            .map(|flag| flag.name.to_owned())
             .collect(),
     }
 }

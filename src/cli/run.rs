@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::call::Call;
 use super::client::{Client, Content, Letter, Problem, Reply};
 use super::text::{self, flat};
-use super::wait::{Wait, is_pending};
+use super::wait::Wait;
 use super::{Globals, Reach, Task, audit, files, output, say, terminal};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
@@ -43,7 +43,7 @@ async fn carry_out(
     reach: &Reach,
 ) -> Result<u8, Problem> {
     let session = |client| Session { client, globals };
-    let client = || Client::new(url, reach, globals.debug);
+    let client = || Client::new(url.or(reach.url()), reach, globals.debug);
     match task {
         Task::Elsewhere(elsewhere) => {
             let place = if elsewhere.is_client { "client " } else { "" };
@@ -90,7 +90,7 @@ impl Session<'_> {
             return self.tell_deletion(call);
         }
         let value = reply.json()?;
-        if is_pending(&reply) {
+        if reply.is_pending {
             // Only who did not want to wait gets here.
             let id = flat(value["job_id"].as_str().unwrap_or_default());
             self.print(&reply, None, &format!("\n  Job ID: {id}\n"))?;

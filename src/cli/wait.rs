@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
-use hyper::{Method, StatusCode};
+use hyper::Method;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -24,9 +24,9 @@ use crate::error::{Error, Kind, Result};
 /// How long a call waits that does not say so itself.
 const USUAL: Duration = Duration::from_secs(600);
 /// The first wait, in seconds: after it the job's id is known.
-const FIRST: u64 = 1;
+const FIRST: u128 = 1;
 /// Every further one.
-const NEXT: u64 = 20;
+const NEXT: u128 = 20;
 /// The pause before asking a controller again that did not answer.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -38,14 +38,6 @@ pub(super) struct Wait<'a> {
     patience: Duration,
     begun: Instant,
     job: RefCell<Option<String>>,
-}
-
-/// Whether a reply only says that a job was accepted.
-pub(super) fn is_pending(reply: &Reply) -> bool {
-    reply.status == StatusCode::ACCEPTED
-        && reply
-            .json()
-            .is_ok_and(|value| value["job_id"].is_string() && !value["results"].is_array())
 }
 
 impl<'a> Wait<'a> {
@@ -91,13 +83,13 @@ impl<'a> Wait<'a> {
     async fn ask(&self) -> Result<Reply, Problem> {
         let mut slice = FIRST;
         loop {
-            let letter = self.letter(slice.min(self.left().as_secs()))?;
+            let letter = self.letter(slice.min(self.left().as_millis().div_ceil(1000)))?;
             slice = NEXT;
             let problem = match self.session.send(letter).await {
                 Ok(reply) if self.key.is_none() || self.call.patience == Patience::None => {
                     return Ok(reply);
                 }
-                Ok(reply) if !is_pending(&reply) => return Ok(reply),
+                Ok(reply) if !reply.is_pending => return Ok(reply),
                 Ok(reply) => {
                     let id = reply.json()?["job_id"].as_str().map(str::to_owned);
                     self.job.replace(id.clone());
@@ -125,7 +117,7 @@ impl<'a> Wait<'a> {
         self.patience.saturating_sub(self.begun.elapsed())
     }
 
-    fn letter(&self, seconds: u64) -> Result<Letter> {
+    fn letter(&self, seconds: u128) -> Result<Letter> {
         let question = self.call.question()?;
         let mut headers = Vec::new();
         if let Some(key) = &self.key {

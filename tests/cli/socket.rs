@@ -49,12 +49,14 @@ impl Controller {
                 let number = record.lock().unwrap().len();
                 let (status, body) = answer(&request, number);
                 record.lock().unwrap().push(request);
+                let is_pending = body["pending"] == true;
                 let body = body.to_string();
+                let location = if is_pending { "location: /api/job/x\r\n" } else { "" };
                 let length = body.len();
                 // The client may have gone; that is its business.
                 drop(write!(
                     stream,
-                    "HTTP/1.1 {status} x\r\ncontent-length: {length}\r\n\r\n{body}"
+                    "HTTP/1.1 {status} x\r\n{location}content-length: {length}\r\n\r\n{body}"
                 ));
             }
         });
@@ -66,7 +68,7 @@ impl Controller {
             self.directory.path().join("nobody.sock"),
             self.directory.path().join("osapi.sock"),
         ];
-        Reach { sockets, states: vec![self.directory.path().to_owned()] }
+        Reach { sockets, states: vec![self.directory.path().to_owned()], url: None }
     }
 
     fn run(&self, words: &[&str]) -> u8 {
@@ -118,7 +120,7 @@ fn rows(rows: &Value) -> Value {
 fn a_change_is_asked_for_again_until_its_job_is_done() {
     let done = rows(&json!([{ "hostname": "a", "status": "ok", "changed": true, "key": "k" }]));
     let controller = Controller::new(move |_, number| match number {
-        0 | 1 => (202, json!({ "job_id": JOB, "status": "submitted" })),
+        0 | 1 => (202, json!({ "job_id": JOB, "results": [], "pending": true })),
         2 => (504, json!({ "kind": "timeout", "detail": "not yet", "job_id": JOB })),
         _ => (200, done.clone()),
     });
@@ -141,7 +143,8 @@ fn a_finished_call_that_is_answered_202_is_not_waited_for_again() {
 
 #[test]
 fn patience_ends_when_it_was_said_to() {
-    let controller = Controller::new(|_, _| (202, json!({ "job_id": JOB, "status": "submitted" })));
+    let controller =
+        Controller::new(|_, _| (202, json!({ "job_id": JOB, "results": [], "pending": true })));
     assert_eq!(controller.run(&["sysctl", "update", "k", "1", "--wait=0"]), 18);
     assert_eq!(controller.run(&["sysctl", "update", "k", "1", "--async"]), 0);
     assert_eq!(controller.asked()[1].header("prefer"), Some("respond-async"));
@@ -180,7 +183,8 @@ fn the_exit_status_says_what_kind_of_failure_it_was() {
 #[test]
 fn nobody_who_answers_is_an_exit_status_too() {
     let directory = tempfile::tempdir().unwrap();
-    let reach = Reach { sockets: vec![directory.path().join("none.sock")], states: Vec::new() };
+    let sockets = vec![directory.path().join("none.sock")];
+    let reach = Reach { sockets, ..Reach::default() };
     assert_eq!(run(&["os", "get"], &reach), 19);
     assert_eq!(run(&["os", "get", "--url", "http://localhost:8080"], &reach), 10);
 }
