@@ -1,0 +1,54 @@
+"""Drains and undrains the appliance, last and apart, and judges what schemathesis was answered."""
+import json
+import os
+import sys
+import urllib.request
+
+BASE = os.environ["OSAPI_BASE"]
+with open(os.environ["OSAPI_LEDGER"], encoding="utf-8") as file:
+    ledger = json.load(file)
+
+
+def call(method, path):
+    request = urllib.request.Request(BASE + path, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+host = os.uname().nodename
+trouble = []
+for verb in ("drain", "undrain"):
+    row = f"POST /api/agent/{{hostname}}/{verb}"
+    status, body = call("POST", f"/api/agent/{host}/{verb}")
+    ledger["calls"] += 1
+    if status == 200:
+        ledger["ok"][row] = 1
+    else:
+        trouble.append(f"{row}: {status} {body!r}")
+    status, body = call("POST", f"/api/agent/{host}/{verb}")
+    ledger["calls"] += 1
+    if status != 409:
+        trouble.append(f"{row} again: {status} {body!r}")
+
+document = json.loads(call("GET", "/api/openapi.json")[1])
+rows = [f"{method.upper()} {path}" for path, item in document["paths"].items() for method in item]
+missing = [row for row in rows if row not in ledger["ok"]]
+well = sum(ledger["ok"].values())
+print(f"made-up calls: {ledger['calls']} calls, {well} answered 2xx, {len(rows)} rows, never 2xx: {missing}")
+if ledger["calls"] < int(os.environ.get("OSAPI_CALLS", "5000")):
+    trouble.append("fewer calls than wanted")
+if well < int(os.environ.get("OSAPI_WELL", "1000")):
+    trouble.append("fewer answered 2xx than wanted")
+if missing:
+    trouble.append("rows that were never answered 2xx")
+if ledger["internal"]:
+    trouble.append(f"internal errors: {ledger['internal'][:5]}")
+for path in ("/api/health", "/api/health/ready", "/api/health/status", "/api/node/_any"):
+    status, body = call("GET", path)
+    if status != 200:
+        trouble.append(f"{path} afterwards: {status} {body!r}")
+print("\n".join(trouble) or "made-up calls: all as promised")
+sys.exit(bool(trouble))
