@@ -164,9 +164,13 @@ impl Appliance {
             self.controller = Some(self.process(&["controller", "start"]));
         }
         if self.agent.is_none() {
-            let root = self.site.0.join("root");
-            self.agent = Some(self.process(&["agent", "start", "--root", root.to_str().unwrap()]));
+            self.start_agent();
         }
+    }
+
+    pub fn start_agent(&mut self) {
+        let root = self.site.0.join("root");
+        self.agent = Some(self.process(&["agent", "start", "--root", root.to_str().unwrap()]));
     }
 
     fn process(&self, words: &[&str]) -> Child {
