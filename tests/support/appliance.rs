@@ -161,11 +161,15 @@ impl Appliance {
     /// Starts whichever process does not run.
     pub fn revive(&mut self) {
         if self.controller.is_none() {
-            self.controller = Some(self.process(&["controller", "start"]));
+            self.start_controller();
         }
         if self.agent.is_none() {
             self.start_agent();
         }
+    }
+
+    pub fn start_controller(&mut self) {
+        self.controller = Some(self.process(&["controller", "start"]));
     }
 
     pub fn start_agent(&mut self) {
