@@ -1,0 +1,27 @@
+//! Replays what fuzzing has found worth keeping.
+#![expect(clippy::disallowed_methods, reason = "reads the stored corpus")]
+
+#[path = "../fuzz/targets/frames.rs"]
+mod frames;
+#[path = "../fuzz/targets/parameters.rs"]
+mod parameters;
+
+fn replay(target: &str, run: fn(&[u8])) {
+    let corpus = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
+    let mut inputs = 0;
+    for file in std::fs::read_dir(corpus).unwrap() {
+        run(&std::fs::read(file.unwrap().path()).unwrap());
+        inputs += 1;
+    }
+    assert!(inputs > 10, "{target}: only {inputs} inputs");
+}
+
+#[test]
+fn the_corpus_of_parameters_is_taken_or_refused() {
+    replay("parameters", parameters::run);
+}
+
+#[test]
+fn the_corpus_of_frames_is_taken_or_refused() {
+    replay("frames", frames::run);
+}
