@@ -1,5 +1,7 @@
 //! What comes over the private socket, in both directions.
 
+#![allow(unreachable_pub, reason = "fuzz targets and tests both call it")]
+
 use osapi::error::ErrorBody;
 use osapi::job::Task;
 use osapi::link::{Answer, Ask, parse_frame};

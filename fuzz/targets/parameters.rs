@@ -2,6 +2,8 @@
 //!
 //! Whatever comes in is either refused as input, or is something the row's own types take.
 
+#![allow(unreachable_pub, reason = "fuzz targets and tests both call it")]
+
 use osapi::api::json;
 use osapi::error::{Error, Kind};
 use osapi::{ops, schema};
