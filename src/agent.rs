@@ -26,6 +26,7 @@ use crate::link::{About, Ask, Link};
 use crate::op::Access;
 
 mod carry;
+mod fetch;
 mod heads;
 mod lane;
 mod link;
@@ -40,7 +41,7 @@ pub use machine::machine_id;
 pub use policy::Policy;
 
 use heads::Heads;
-use lane::Lane;
+use lane::{Confirmations, Lane};
 use link::Trouble;
 use report::Outbox;
 
@@ -75,6 +76,7 @@ struct Shared<L> {
     /// waits for no commit.
     lasting: Outbox<L>,
     passing: Outbox<L>,
+    confirmations: Confirmations,
     held: Mutex<Held>,
     rested: Condvar,
     trouble: Trouble,
@@ -97,6 +99,7 @@ impl<L: Link + 'static> Agent<L> {
         let shared = Arc::new(Shared {
             lasting: Outbox::new(links()),
             passing: Outbox::new(links()),
+            confirmations: Confirmations::default(),
             held: Mutex::default(),
             rested: Condvar::new(),
             trouble: Trouble::default(),
@@ -116,30 +119,28 @@ impl<L: Link + 'static> Agent<L> {
         })?;
         for _ in 0..BESIDE {
             let (looks, acts) = (looks.clone(), acts.clone());
-            shared.spawn("looks", move |agent| looks.work(&agent))?;
+            shared.spawn("looks", move |agent| {
+                Lane::only_look(&agent);
+                looks.work(&agent);
+            })?;
             shared.spawn("acts", move |agent| acts.work(&agent))?;
         }
+        shared.spawn("confirmations", |agent| Confirmations::work(&agent))?;
         shared.spawn("reports", |agent| agent.lasting.send_always(&agent))?;
         shared.spawn("answers", |agent| agent.passing.send_always(&agent))?;
         shared.spawn("presence", |agent| presence::tell(&agent))?;
         Ok(Self { shared })
     }
 
-    /// Begins nothing more, and returns when what was begun is reported, or after `patience`:
-    /// what runs by then is left to the journal.
-    pub fn stop(&self, patience: Duration) {
+    /// Begins nothing more, and returns when what was begun is reported. What runs after
+    /// `patience` is cut off or left to the journal; reports of that have `last_words`.
+    pub fn stop(&self, patience: Duration, last_words: Duration) {
         let agent = &self.shared;
         agent.is_stopping.store(true, Ordering::SeqCst);
-        let held = lock(&agent.held);
-        let busy = |held: &mut Held| held.begun > 0;
-        let (held, _) = agent
-            .rested
-            .wait_timeout_while(held, patience, busy)
-            .unwrap_or_else(PoisonError::into_inner);
-        if held.begun > 0 {
-            tracing::warn!(tasks = held.begun, "stopping in the middle; the journal has the rest");
+        agent.executor().stop(patience);
+        if !agent.rests_within(last_words) {
+            tracing::warn!("stopping in the middle of work; the journal has what to do about it");
         }
-        drop(held);
         agent.heads.save();
     }
 }
@@ -203,6 +204,13 @@ impl<L> Shared<L> {
         let may = !self.is_stopping();
         held.begun += usize::from(may);
         may
+    }
+
+    /// Whether all that was begun is reported before `patience` is over.
+    fn rests_within(&self, patience: Duration) -> bool {
+        let held = lock(&self.held);
+        let rested = self.rested.wait_timeout_while(held, patience, |held| held.begun > 0);
+        rested.unwrap_or_else(PoisonError::into_inner).0.begun == 0
     }
 
     /// Says that what was begun has no answer, and will have none here.

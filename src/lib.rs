@@ -30,6 +30,8 @@ pub mod ops;
 pub mod permission;
 pub mod provider;
 pub mod schema;
+pub mod start;
 pub mod store;
 pub mod sys;
+pub mod telemetry;
 pub mod types;

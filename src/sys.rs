@@ -4,9 +4,10 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `<asm-generic/socket.h>`; since Linux 4.13.
 const SO_PEERGROUPS: libc::c_int = libc::SO_PEERGROUPS;
@@ -125,6 +126,45 @@ pub fn hold(command: &mut Command, leash: Leash, other: &OwnedFd) {
     unsafe {
         command.pre_exec(wait);
     }
+}
+
+/// The number of the user `name`, as the system's name service has it. May block, so it is for
+/// the start only.
+pub fn user_id(name: &str) -> io::Result<Option<u32>> {
+    let name = CString::new(name)?;
+    let mut text = vec![0_u8; 64 * 1024];
+    let mut entry = std::mem::MaybeUninit::<libc::passwd>::uninit();
+    let mut found = std::ptr::null_mut();
+    // SAFETY: `name` ends with NUL; `entry`, `text` (with its true length) and `found` outlive
+    // the call, and `entry` is read only where `found` says that it was filled.
+    let result = unsafe {
+        libc::getpwnam_r(
+            name.as_ptr(),
+            entry.as_mut_ptr(),
+            text.as_mut_ptr().cast(),
+            text.len(),
+            &raw mut found,
+        )
+    };
+    match (result, found.is_null()) {
+        (0, true) => Ok(None),
+        // SAFETY: `found` points to `entry`, which getpwnam_r has filled.
+        (0, false) => Ok(Some(unsafe { (*found).pw_uid })),
+        (error, _) => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// The descriptors that the service manager handed over, closed by what this process executes.
+/// Only the first call gets them.
+pub fn inherited() -> io::Result<Vec<OwnedFd>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::SeqCst) {
+        return Ok(Vec::new());
+    }
+    let passed = sd_notify::listen_fds()?;
+    // SAFETY: the service manager says, to this process and no other, that these are open and
+    // its own; nobody else here knows them, and `TAKEN` lets nobody take them twice.
+    Ok(passed.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect())
 }
 
 #[cfg(test)]

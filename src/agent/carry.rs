@@ -67,15 +67,24 @@ fn attempt<L: Link + 'static>(agent: &Shared<L>, task: &Task) -> Result<Outcome>
         Ok(op) => op,
         Err(error) => return Ok(Err(error).into()),
     };
-    let only_looks = match op.run.access() {
+    if only_looks(task) && task.left_ms == 0 {
+        return Ok(Err(Error::new(Kind::Expired, "it was not begun by its deadline")).into());
+    }
+    if let Err(error) = super::fetch::objects(agent, task) {
+        // Without them nothing was begun. Whoever hands them out may be away for a moment.
+        let passing = matches!(error.kind(), Kind::Unavailable | Kind::Timeout);
+        return if passing && task.left_ms > 0 { Err(error) } else { Ok(Err(error).into()) };
+    }
+    agent.executor().run(op, task)
+}
+
+/// Whether nothing is changed by it. What nobody knows is refused, and so changes nothing.
+pub(super) fn only_looks(task: &Task) -> bool {
+    ops::agent(&task.op).is_none_or(|op| match op.run.access() {
         Access::Read => true,
         Access::Write => task.options.dry_run,
         Access::Execute => false,
-    };
-    if only_looks && task.left_ms == 0 {
-        return Ok(Err(Error::new(Kind::Expired, "it was not begun by its deadline")).into());
-    }
-    agent.executor().run(op, task)
+    })
 }
 
 /// Whether this agent takes such a task at all: whoever hands it out is not trusted further.

@@ -58,7 +58,8 @@ pub(super) fn about(setup: &Setup) -> About {
         conditions: Vec::new(),
         uid: rustix::process::getuid().as_raw(),
         pid: rustix::process::getpid().as_raw_nonzero().get(),
-        ..About::default()
+        waiting: setup.executor.waiting(),
+        landlock: setup.executor.landlock(),
     };
     judge(setup, &mut about.conditions);
     about

@@ -1,7 +1,7 @@
 //! The work of one class: asked for by whichever of its workers is free, in order.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::link::Asker;
 use super::{POLL, ROOM, Shared, carry, lock};
@@ -34,6 +34,11 @@ impl<L: Link + 'static> Lane<L> {
             if !agent.begin() {
                 return;
             }
+            // This thread may only look; what confirms or reverts comes with what looks.
+            if self.class == Access::Read && !carry::only_looks(&taken.task) {
+                agent.confirmations.push(taken);
+                continue;
+            }
             let Some(report) = carry::out(agent, taken) else { return agent.give_up() };
             let size = report.size;
             match self.class {
@@ -41,6 +46,13 @@ impl<L: Link + 'static> Lane<L> {
                 // Whoever has more to do does not wait until this is stored.
                 _ => agent.lasting.push(agent, report.report, size, lock(&self.queue).is_empty()),
             }
+        }
+    }
+
+    /// Makes the calling thread one that can do nothing else than look.
+    pub(super) fn only_look(agent: &Shared<L>) {
+        if let Err(error) = agent.executor().only_look() {
+            tracing::error!(%error, "reads are not kept from writing");
         }
     }
 
@@ -56,8 +68,8 @@ impl<L: Link + 'static> Lane<L> {
                 return Some(taken);
             }
             match link.ask(agent, &mut agent.next(vec![self.class], POLL)) {
-                Ok(Answer::Tasks { tasks, heads }) => {
-                    agent.heads.keep(heads);
+                // Heads are for one connection to keep: from several they come out of order.
+                Ok(Answer::Tasks { tasks, heads: _ }) => {
                     let tasks = tasks.into_iter().take(ROOM);
                     lock(&self.queue).extend(tasks.filter_map(|task| take(agent, &task)));
                 }
@@ -66,6 +78,38 @@ impl<L: Link + 'static> Lane<L> {
             }
         }
         None
+    }
+}
+
+/// What came with what looks and has to be done by a thread that may do more.
+#[derive(Default)]
+pub(super) struct Confirmations {
+    queue: Mutex<VecDeque<Taken>>,
+    filled: Condvar,
+}
+
+impl Confirmations {
+    fn push(&self, taken: Taken) {
+        lock(&self.queue).push_back(taken);
+        self.filled.notify_one();
+    }
+
+    /// Works until the process ends.
+    pub(super) fn work<L: Link + 'static>(agent: &Shared<L>) {
+        let own = &agent.confirmations;
+        let mut queue = lock(&own.queue);
+        loop {
+            let Some(taken) = queue.pop_front() else {
+                queue = own.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            drop(queue);
+            match carry::out(agent, taken) {
+                Some(report) => agent.lasting.push(agent, report.report, report.size, true),
+                None => agent.give_up(),
+            }
+            queue = lock(&own.queue);
+        }
     }
 }
 

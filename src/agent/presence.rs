@@ -10,12 +10,15 @@ use crate::link::{Answer, Link};
 const BEAT: Duration = Duration::from_secs(10);
 /// How often the agent says the same of itself again.
 const REPEAT: Duration = Duration::from_secs(60);
+/// How often what is too old to be kept is dropped, when there is nothing to do.
+const PRUNE: Duration = Duration::from_secs(3600);
 
 /// Goes on until the process ends.
 pub(super) fn tell<L: Link + 'static>(agent: &Shared<L>) {
     let mut link = Asker::new((agent.links)());
     let mut collected = Instant::now();
     let mut told = None::<Instant>;
+    let mut pruned = Instant::now();
     loop {
         let before = agent.about();
         let mut about = before.clone();
@@ -24,6 +27,7 @@ pub(super) fn tell<L: Link + 'static>(agent: &Shared<L>) {
             about.hostname = facts::hostname(&agent.setup);
             collected = Instant::now();
         }
+        about.waiting = agent.executor().waiting();
         facts::judge(&agent.setup, &mut about.conditions);
         let is_new = about != before || told.is_none_or(|told| told.elapsed() >= REPEAT);
         if is_new {
@@ -52,6 +56,16 @@ pub(super) fn tell<L: Link + 'static>(agent: &Shared<L>) {
             }
         }
         agent.heads.save();
+        if pruned.elapsed() >= PRUNE && agent.holds().is_empty() {
+            match agent.executor().prune() {
+                Ok(0) => {}
+                Ok(dropped) => {
+                    tracing::info!("dropped what {dropped} old jobs needed to be undone")
+                }
+                Err(error) => tracing::warn!(%error, "cannot drop what is old"),
+            }
+            pruned = Instant::now();
+        }
         std::thread::sleep(BEAT);
     }
 }

@@ -1,0 +1,194 @@
+//! The ways to start: the controller with the agent as its child, either alone, and what ends
+//! at once.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::json;
+
+use crate::agent::{self, Policy};
+use crate::cli::{Reach, Server, ServerCommand};
+use crate::clock::Clock;
+use crate::config::{self, Config, Loaded};
+use crate::error::{Error, Kind, Result};
+use crate::host::{Executor, Root, UndoBounds};
+
+mod agent_process;
+mod controller_process;
+mod listen;
+mod paths;
+mod signals;
+
+pub use paths::Paths;
+
+/// Runs an agent for the host whose files are below this directory instead of `/`. For tests, so
+/// that they never touch the machine they run on.
+const ROOT: &str = "OSAPI_ROOT";
+
+/// Does what `server` asks for; for the commands that stay, until a signal ends them.
+pub fn run(server: &Server) -> Result<()> {
+    match server.command {
+        ServerCommand::Start => controller_process::run(server, true),
+        ServerCommand::Controller => controller_process::run(server, false),
+        ServerCommand::Agent => agent_process::run(server),
+        ServerCommand::Settle => settle(server),
+        ServerCommand::ConfigValidate => validate(server),
+        ServerCommand::Version => say(&version()),
+    }
+}
+
+/// What `osapi version` prints, under the published names.
+pub fn version() -> serde_json::Value {
+    json!({
+        "gitVersion": env!("CARGO_PKG_VERSION"),
+        "gitCommit": option_env!("OSAPI_COMMIT").unwrap_or_default(),
+        "gitTreeState": "",
+        "buildDate": "",
+        "builtBy": "",
+        "goVersion": "",
+        "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
+    })
+}
+
+fn say(value: &serde_json::Value) -> Result<()> {
+    use std::io::Write;
+
+    let text = format!("{value:#}\n");
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| Error::new(Kind::Unavailable, format!("cannot write to stdout: {error}")))
+}
+
+/// Where the command line finds a controller, and what an agent has kept.
+///
+/// A configuration that a client cannot use is no reason not to ask, unless it was named.
+pub fn reach(file: Option<&Path>) -> Result<Reach> {
+    let loaded = match config::load(file, std::env::vars()) {
+        Err(error) if file.is_some() => return Err(error),
+        loaded => loaded.unwrap_or_default(),
+    };
+    let controller = &loaded.config.controller;
+    let url = controller.client.url.as_deref().and_then(|url| url.strip_prefix("unix://"));
+    let set = url.map(PathBuf::from).or_else(|| controller.socket.clone());
+    let system = paths::SYSTEM_RUN.as_ref();
+    let sockets = match set {
+        Some(socket) => vec![socket],
+        None => distinct([paths::run_dir().join(paths::SOCKET), Path::join(system, paths::SOCKET)]),
+    };
+    let own = Paths::of(&loaded.config).map(|paths| paths.agent_state);
+    let system = Path::new(paths::SYSTEM_STATE).join("agent");
+    let states = match own {
+        Ok(own) => distinct([own, system]),
+        Err(_) => vec![system],
+    };
+    Ok(Reach { sockets, states })
+}
+
+fn distinct(paths: [PathBuf; 2]) -> Vec<PathBuf> {
+    let mut paths = Vec::from(paths);
+    paths.dedup();
+    paths
+}
+
+fn load(server: &Server) -> Result<Loaded> {
+    let mut loaded = config::load(server.globals.file.as_deref(), std::env::vars())?;
+    loaded.config.debug |= server.globals.debug;
+    if let Some(hostname) = &server.hostname {
+        hostname.clone_into(&mut loaded.config.agent.hostname);
+    }
+    Ok(loaded)
+}
+
+/// Says once what was set and does nothing.
+fn list_without_effect(server: &Server, loaded: &Loaded) {
+    for inert in &loaded.inert {
+        tracing::info!("{} is set and has no effect here: {}", inert.key, inert.why);
+    }
+    for flag in &server.without_effect {
+        tracing::info!("--{flag} has no effect here");
+    }
+}
+
+fn validate(server: &Server) -> Result<()> {
+    let loaded = load(server)?;
+    let inert = loaded.inert.iter().map(|inert| json!({ "key": inert.key, "why": inert.why }));
+    let files = loaded.files.iter().map(|file| file.display().to_string());
+    if server.globals.json {
+        let files: Vec<_> = files.collect();
+        return say(
+            &json!({ "valid": true, "files": files, "without_effect": inert.collect::<Vec<_>>() }),
+        );
+    }
+    let mut text = match &loaded.files[..] {
+        [] => "there is no configuration, and none is needed\n".to_owned(),
+        _ => format!("{}: valid\n", files.collect::<Vec<_>>().join(", ")),
+    };
+    for inert in &loaded.inert {
+        text.push_str(&format!("{} has no effect: {}\n", inert.key, inert.why));
+    }
+    std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())
+        .map_err(|error| Error::new(Kind::Unavailable, format!("cannot write to stdout: {error}")))
+}
+
+/// Brings to an end what an agent left half done: what the alarm and the boot unit run.
+fn settle(server: &Server) -> Result<()> {
+    let loaded = load(server)?;
+    crate::telemetry::start("osapi-settle", loaded.config.debug);
+    let executor = executor(&loaded.config, &Paths::of(&loaded.config)?)?;
+    for job in executor.settle()? {
+        tracing::info!(OSAPI_JOB_ID = job, "settled");
+    }
+    Ok(())
+}
+
+fn executor(config: &Config, paths: &Paths) -> Result<Arc<Executor>> {
+    let undo = &config.agent.undo;
+    let bounds = UndoBounds { age: undo.age.0, bytes: undo.size.0, ..UndoBounds::default() };
+    paths::state_dir(&paths.agent_state)?;
+    Executor::new(Root::at(root()), &paths.agent_state, bounds).map(Arc::new)
+}
+
+fn root() -> PathBuf {
+    std::env::var_os(ROOT).map_or_else(|| "/".into(), PathBuf::from)
+}
+
+fn agent_setup(config: &Config, paths: &Paths) -> Result<agent::Setup> {
+    let executor = executor(config, paths)?;
+    let (own, limits) = (&config.agent, &config.agent.conditions);
+    Ok(agent::Setup {
+        machine_id: agent::machine_id(&executor.view(), &paths.agent_state)?,
+        executor,
+        state: paths.agent_state.clone(),
+        clock: Clock::default(),
+        policy: Policy::new(&own.policy)?,
+        facts: agent::facts::Settings {
+            hostname: own.hostname.clone(),
+            labels: own.labels.clone(),
+            interval: own.facts.interval.0,
+            memory_pressure: limits.memory_pressure_threshold.into(),
+            high_load: limits.high_load_multiplier,
+            disk_pressure: limits.disk_pressure_threshold.into(),
+        },
+    })
+}
+
+/// The number of a user that is named by name or number.
+fn uid(user: &str) -> Result<u32> {
+    if let Ok(uid) = user.parse() {
+        return Ok(uid);
+    }
+    let found = crate::sys::user_id(user).map_err(|error| {
+        Error::new(Kind::Unavailable, format!("cannot look up the user {user:?}: {error}"))
+    })?;
+    found.ok_or_else(|| {
+        Error::new(
+            Kind::InvalidInput,
+            format!("the configuration names the user {user:?}, whom nobody knows"),
+        )
+    })
+}
+
+fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}

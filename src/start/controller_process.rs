@@ -1,0 +1,292 @@
+//! The controller as a process, and under `osapi start` the agent as its child.
+
+#![expect(clippy::disallowed_methods, reason = "runs the agent, which is no act on the host")]
+
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use sd_notify::NotifyState;
+use tokio::process::{Child, Command};
+use tokio::sync::Semaphore;
+use tokio::sync::watch::{Receiver, channel};
+
+use super::agent_process::PARENT;
+use super::listen::{Bound, inherited, listen};
+use super::signals::{Signals, Wish, feed_watchdog, notify, runtime};
+use super::{Paths, own_uid, paths, uid};
+use crate::api::{Access, Api, Caps};
+use crate::cli::Server;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::controller::{Controller, Limits, Setup, Shared};
+use crate::error::{Kind, Result};
+use crate::store::Bounds;
+use crate::store::objects::Files;
+use crate::store::redb::RedbStore;
+use crate::{link, telemetry};
+
+/// How many connections agents may have. One needs six.
+const AGENT_CONNECTIONS: usize = 64;
+/// How long the agent may take to end, and how soon it is started again.
+const AGENT_END: Duration = Duration::from_millis(9500);
+const AGAIN_FIRST: Duration = Duration::from_millis(200);
+const AGAIN_LAST: Duration = Duration::from_secs(10);
+/// How long an agent has to run to count as well.
+const WELL: Duration = Duration::from_secs(30);
+/// How long answers may take to be written once their work is done.
+const LAST_ANSWERS: Duration = Duration::from_millis(200);
+
+pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
+    let loaded = super::load(server)?;
+    let volume = telemetry::start(
+        if with_agent { "osapi" } else { "osapi-controller" },
+        loaded.config.debug,
+    );
+    super::list_without_effect(server, &loaded);
+    let config = loaded.config;
+    let paths = Paths::of(&config)?;
+    let agent_uid = match config.controller.agent_user.as_deref().filter(|_| !with_agent) {
+        Some(user) => uid(user)?,
+        None => own_uid(),
+    };
+    runtime()?.block_on(async {
+        let mut signals = Signals::new()?;
+        let mut passed = inherited()?;
+        let api_socket = listen(&paths.socket, &mut passed)?;
+        let agent_socket = listen(&paths.agent_socket, &mut passed)?;
+        for (path, _) in passed {
+            tracing::warn!("the inherited socket {} is none of ours, and not used", path.display());
+        }
+        let controller = open(&config, &paths).await?;
+        let access = access(&config, with_agent);
+        let api = Api::new(controller.clone(), access, config.controller.api.job_timeout.0)?;
+        let answering = tokio::spawn(answer_agents(agent_socket, controller.clone(), agent_uid));
+        let serving = tokio::spawn(serve(api.clone(), api_socket));
+        let (end_child, ended) = channel(false);
+        let child = with_agent
+            .then(|| tokio::spawn(supervise(child_arguments(server), paths.clone(), ended)));
+        tokio::spawn(feed_watchdog());
+        greet(&paths);
+        loop {
+            match signals.next().await {
+                Wish::Stop => break,
+                Wish::Reload => match super::load(server) {
+                    Ok(new) => reload(&config, &new.config, &volume),
+                    Err(error) => tracing::error!("the old configuration stays: {error}"),
+                },
+            }
+        }
+
+        notify(&[NotifyState::Stopping]);
+        tracing::info!("stopping: nothing new is accepted");
+        serving.abort();
+        if let Some(child) = child {
+            drop(end_child.send(true));
+            drop(child.await);
+        }
+        // What the agent reported last goes to whoever waits for it.
+        tokio::time::sleep(LAST_ANSWERS).await;
+        answering.abort();
+        controller.stop().await;
+        tracing::info!("stopped");
+        Ok(())
+    })
+}
+
+async fn open(config: &Config, paths: &Paths) -> Result<Shared> {
+    let limits = &config.controller.limits;
+    paths::state_dir(&paths.controller_state)?;
+    let clock = Clock::default();
+    let bounds = Bounds {
+        database: limits.database.size.0,
+        audit: limits.audit.size.0,
+        audit_age: limits.audit.age.0,
+        objects: limits.objects.size.0,
+        ..Bounds::default()
+    };
+    let store = Arc::new(RedbStore::open(&paths.controller_state, clock.clone(), bounds)?);
+    let objects = paths.controller_state.join("objects");
+    let objects = Files::open(objects, store.clone(), clock.clone(), limits.objects.size.0).await?;
+    Controller::start(Setup {
+        store,
+        objects: Arc::new(objects),
+        clock,
+        name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        limits: Limits {
+            jobs: limits.jobs.count,
+            job_age: limits.jobs.age.0,
+            reads: limits.reads.count,
+            read_age: limits.reads.age.0,
+            ..Limits::default()
+        },
+        job_timeout: config.controller.api.job_timeout.0,
+    })
+    .await
+}
+
+fn access(config: &Config, own_is_admin: bool) -> Access {
+    let controller = &config.controller;
+    let roles = controller.api.security.roles.iter();
+    Access {
+        groups: controller.groups.clone(),
+        roles: roles.map(|(name, role)| (name.clone(), role.permissions.clone())).collect(),
+        own_is_admin,
+        metrics_group: controller.metrics.group.clone(),
+    }
+}
+
+async fn serve(api: Arc<Api>, bound: Bound) {
+    // The name of the socket goes when this is dropped.
+    let Bound { listener, own: _own } = bound;
+    if let Err(error) = api.serve(listener, Caps::default()).await {
+        tracing::error!(%error, "the API is no longer served");
+    }
+}
+
+/// Answers whoever connects as the agent's user.
+async fn answer_agents(bound: Bound, controller: Shared, uid: u32) {
+    let room = Arc::new(Semaphore::new(AGENT_CONNECTIONS));
+    loop {
+        let Ok(place) = room.clone().acquire_owned().await else { return };
+        let stream = match bound.listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept an agent's connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).unwrap_or_default();
+        let desk = controller.agent(uid, pid);
+        tokio::spawn(async move {
+            if let Err(error) = link::serve(stream, uid, desk).await {
+                match error.kind() {
+                    Kind::Unavailable => {
+                        tracing::debug!(%error, pid, "an agent's connection ended")
+                    }
+                    _ => tracing::warn!(%error, pid, "an agent's connection was closed"),
+                }
+            }
+            drop(place);
+        });
+    }
+}
+
+/// Runs the agent, again whenever it ends, until told to end it.
+async fn supervise(server: Vec<OsString>, paths: Paths, mut end: Receiver<bool>) {
+    let mut pause = AGAIN_FIRST;
+    loop {
+        let began = Instant::now();
+        match start_agent(&server, &paths) {
+            Ok(mut child) => {
+                let status = tokio::select! {
+                    status = child.wait() => status,
+                    () = told(&mut end) => return end_agent(child).await,
+                };
+                if began.elapsed() > WELL {
+                    pause = AGAIN_FIRST;
+                }
+                let status = status.map_or_else(|error| error.to_string(), describe);
+                tracing::error!("the agent ended ({status}); starting it again in {pause:?}");
+            }
+            Err(error) => {
+                tracing::error!("cannot start the agent: {error}; trying again in {pause:?}")
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = told(&mut end) => return,
+        }
+        pause = (pause * 2).min(AGAIN_LAST);
+    }
+}
+
+async fn told(end: &mut Receiver<bool>) {
+    // Where nobody can tell any more, it is over as well.
+    drop(end.wait_for(|end| *end).await);
+}
+
+/// What the agent is told of what this process was told.
+fn child_arguments(server: &Server) -> Vec<OsString> {
+    let mut arguments = Vec::new();
+    if let Some(file) = &server.globals.file {
+        arguments.extend(["--osapi-file".into(), file.clone().into_os_string()]);
+    }
+    if server.globals.debug {
+        arguments.push("--debug".into());
+    }
+    arguments
+}
+
+fn describe(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(signal) => format!("killed by signal {signal}"),
+        None => format!("exit status {}", status.code().unwrap_or_default()),
+    }
+}
+
+fn start_agent(arguments: &[OsString], paths: &Paths) -> std::io::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .args(arguments)
+        .args(["agent", "start"])
+        .env(PARENT, std::process::id().to_string())
+        .env("OSAPI_AGENT_SOCKET", &paths.agent_socket)
+        .env("OSAPI_AGENT_STATE_DIR", &paths.agent_state)
+        .stdin(Stdio::null());
+    for variable in [
+        "NOTIFY_SOCKET",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+        "LISTEN_PID",
+        "LISTEN_FDS",
+        "LISTEN_FDNAMES",
+    ] {
+        command.env_remove(variable);
+    }
+    command.spawn()
+}
+
+async fn end_agent(mut child: Child) {
+    let pid = child.id().and_then(|pid| Pid::from_raw(pid.try_into().unwrap_or_default()));
+    if let Some(pid) = pid
+        && let Err(error) = kill_process(pid, Signal::TERM)
+    {
+        tracing::warn!(%error, "cannot end the agent");
+    }
+    if tokio::time::timeout(AGENT_END, child.wait()).await.is_err() {
+        tracing::warn!(
+            "the agent did not end in time and is killed; its journal has what it was at"
+        );
+        drop(child.kill().await);
+    }
+}
+
+/// Tells a person where to go on.
+fn greet(paths: &Paths) {
+    let socket = paths.socket.display();
+    let program = std::env::args().next().unwrap_or_else(|| "osapi".to_owned());
+    tracing::info!("listening at {socket}");
+    tracing::info!("try `{program} os get` in a second terminal");
+    tracing::info!("or `curl --unix-socket {socket} http://localhost/api/node/_any/os`");
+    let status = format!("Listening at {socket}");
+    notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+}
+
+/// Takes over what may change while the process runs, and names what may not.
+fn reload(old: &Config, new: &Config, volume: &telemetry::Volume) {
+    volume.set(new.debug);
+    let mut rest = new.clone();
+    rest.debug = old.debug;
+    if rest == *old {
+        tracing::info!("took the log level from the configuration");
+    } else {
+        tracing::warn!(
+            "took the log level from the configuration; the rest of what changed needs a restart"
+        );
+    }
+}
