@@ -69,8 +69,8 @@ pub fn reach(file: Option<&Path>) -> Result<Reach> {
         loaded => loaded.unwrap_or_default(),
     };
     let controller = &loaded.config.controller;
-    let url = controller.client.url.as_deref().and_then(|url| url.strip_prefix("unix://"));
-    let set = url.map(PathBuf::from).or_else(|| controller.socket.clone());
+    let url = controller.client.url.clone();
+    let set = controller.socket.clone();
     let system = paths::SYSTEM_RUN.as_ref();
     let sockets = match set {
         Some(socket) => vec![socket],
@@ -82,7 +82,7 @@ pub fn reach(file: Option<&Path>) -> Result<Reach> {
         Ok(own) => distinct([own, system]),
         Err(_) => vec![system],
     };
-    Ok(Reach { sockets, states })
+    Ok(Reach { url, sockets, states })
 }
 
 fn distinct(paths: [PathBuf; 2]) -> Vec<PathBuf> {
