@@ -114,6 +114,18 @@ impl Step {
         self.is_owed = true;
         self
     }
+
+    /// Whether it is let through where there is no room for what is new: it makes room, or ends
+    /// what was accepted.
+    pub(crate) fn is_urgent(&self) -> bool {
+        let is_deletion = |write: &Write| write.value.is_none();
+        self.is_owed || !self.writes.is_empty() && self.writes.iter().all(is_deletion)
+    }
+
+    /// What its values take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.writes.iter().filter_map(|write| write.value.as_ref()).map(Bytes::len).sum()
+    }
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]

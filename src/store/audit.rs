@@ -244,9 +244,13 @@ impl Tail {
         Ok(stored)
     }
 
-    /// Lets go of `stored`, the oldest link.
-    pub(crate) fn drop_oldest(&mut self, link: &Link, stored: &[u8]) {
-        self.stub = self.stub.after(link, stored);
+    /// Lets go of `stored`, the oldest link. One that somebody has damaged must not stand in the
+    /// way; that it was shows in the next one.
+    pub(crate) fn drop_oldest(&mut self, number: u64, stored: &[u8]) {
+        self.stub = match decode::<Link>(stored) {
+            Ok(link) => Head { number, ..self.stub.after(&link, stored) },
+            Err(_) => Head { number, hash: hash(stored), ..self.stub.clone() },
+        };
         self.bytes = self.bytes.saturating_sub(stored.len() as u64);
     }
 }

@@ -1,145 +1,238 @@
 //! Single-host records in one redb file, owned by the controller.
 //!
-//! One thread writes. It takes every step that is waiting, commits them in one transaction, and
-//! only then answers, so that the cost of a flush is shared by everyone who waited for the last.
-//! Reads are short transactions on the caller's thread: the file is small and stays cached.
+//! One thread writes (see [`writer`]). Reads are short transactions on the caller's thread: the
+//! file is small and stays cached. No read transaction is held across an await, since that would
+//! keep the file from using its free pages.
+//!
+//! The bounds are kept in the same transactions as everything else: what has expired is swept, the
+//! audit log drops its oldest links, and steps that would exceed the database's bound are `Full`.
+//! Jobs are dropped by the controller, which knows what is finished.
 
+use std::io;
 use std::ops::Bound;
 use std::path::Path;
-use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, mpsc};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream::{self, BoxStream};
-use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
-use tokio::sync::{mpsc as channel, oneshot};
+use futures_util::stream::BoxStream;
+use redb::{Database, ReadTransaction, ReadableDatabase, StorageBackend, TableDefinition};
+use tokio::sync::oneshot;
 
-use super::audit::{Chain, Ends, Stored, Tail};
-use super::{
-    Bounds, Coming, Entry, Event, Expect, Order, Revision, Room, Step, Store, Write, audit,
-    is_under,
-};
+use super::audit::{Ends, Stored};
+use super::{Bounds, Coming, Entry, Event, Order, Revision, Room, Step, Store, is_under};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 
-/// key -> (revision, end of life in ms or MAX, value)
+mod held;
+mod open;
+mod tables;
+mod time;
+mod watch;
+mod writer;
+
+use open::Source;
+use tables::{REFUSALS, REQUESTS, State, Tables};
+use time::Time;
+use watch::Recent;
+use writer::{Command, Pending, Writer};
+
+/// key -> (revision, end of life in the store's time or MAX, value)
 const RECORDS: TableDefinition<&str, (u64, u64, &[u8])> = TableDefinition::new("records");
 /// revision -> key it wrote last: what a watch since some revision has to read.
 const CHANGES: TableDefinition<u64, &str> = TableDefinition::new("changes");
-/// (end of life in ms, revision): what to sweep next.
-const ENDS: TableDefinition<(u64, u64), &str> = TableDefinition::new("ends");
-const AUDIT: TableDefinition<u64, &[u8]> = TableDefinition::new("audit");
 
-/// The default would be 1 GiB, and redb uses what it is given.
-const CACHE: usize = 8 << 20;
-/// Bounds the work of one transaction, and with it the time others wait.
-const GROUP: usize = 512;
-/// How many expired records one transaction takes along.
-const SWEEP: usize = 2 * GROUP;
-/// How long a watch that resumes still hears of a deletion. It also keeps the last revision from
-/// being given out again after a restart.
-const TOMBSTONE: Duration = Duration::from_hours(1);
+const KEY: usize = 512;
+const VALUE: usize = 8 << 20;
+/// How often, and with what pause, a read tries again while the database is being opened again.
+const READS: usize = 200;
+const PAUSE: Duration = Duration::from_millis(10);
 
+/// Cheap to clone. The file is released when the last clone goes.
 #[derive(Clone)]
-pub struct RedbStore {
-    db: Arc<Database>,
+pub struct RedbStore(Arc<Handle>);
+
+struct Handle {
     shared: Arc<Shared>,
-    writer: mpsc::Sender<Command>,
+    /// Taken when the store closes, which ends the thread.
+    writer: Option<(mpsc::Sender<Command>, JoinHandle<()>)>,
 }
 
-enum Command {
-    Commit(Step, oneshot::Sender<Result<Revision>>),
-    /// Goes through the writer so that nothing is committed between snapshot and changes.
-    Watch(Watcher, Revision),
-}
-
-struct Watcher {
-    prefix: String,
-    events: channel::UnboundedSender<Event>,
-}
-
-struct Writer {
-    db: Arc<Database>,
-    watchers: Vec<Watcher>,
-    revision: Revision,
-    tail: Tail,
-    shared: Arc<Shared>,
-}
-
-/// What readers see without asking the database.
+/// What readers and the writer have in common.
 struct Shared {
-    clock: Clock,
+    /// Empty only while the database is being opened again, and once the store is closed.
+    slot: RwLock<Option<Database>>,
+    time: Time,
     bounds: Bounds,
-    coming: Arc<AtomicUsize>,
+    recent: Recent,
     room: Mutex<Room>,
     ends: Mutex<Ends>,
+    /// How many commits are about to come or under way, as far as callers say so.
+    coming: Arc<AtomicUsize>,
+    /// How many steps are in the writer's queue.
+    waiting: AtomicUsize,
+    lazy: Mutex<Vec<Pending>>,
+    /// Notes of lazy steps that were dropped and not yet accounted for.
+    lost: AtomicU64,
 }
 
 impl RedbStore {
+    /// Opens the store in `dir`, which is made if need be. Refuses a newer format, a damaged file
+    /// and a store that another process has open, and leaves all of these as they are.
     pub fn open(dir: &Path, clock: Clock, bounds: Bounds) -> Result<Self> {
-        let path = dir.join("controller-1.redb");
-        let db = Database::builder().set_cache_size(CACHE).create(path).map_err(storage)?;
-        Self::start(db, clock, bounds)
+        Self::start(Source::at(dir)?, clock, bounds)
     }
 
-    fn start(db: Database, clock: Clock, bounds: Bounds) -> Result<Self> {
-        let txn = db.begin_write().map_err(storage)?;
-        let (revision, tail) = {
-            let tables = Tables::open(&txn)?;
-            let revision = tables.changes.last().map_err(storage)?.map_or(0, |row| row.0.value());
-            let mut tail = Tail::new(Chain::Requests, "controller");
-            for row in tables.audit.iter().map_err(storage)? {
-                let bytes = row.map_err(storage)?.1.value().to_vec();
-                tail.head = tail.head.after(&Stored::parse(bytes.clone().into())?.link, &bytes);
-                tail.bytes += bytes.len() as u64;
-            }
-            (revision, tail)
+    /// A store on whatever `backend` makes, which is asked again whenever the database has to be
+    /// opened again.
+    pub fn with_backend<B: StorageBackend>(
+        backend: impl Fn() -> io::Result<B> + Send + 'static,
+        clock: Clock,
+        bounds: Bounds,
+    ) -> Result<Self> {
+        Self::start(Source::from(backend), clock, bounds)
+    }
+
+    fn start(source: Source, clock: Clock, bounds: Bounds) -> Result<Self> {
+        let (db, held) = source.open()?;
+        let attached = held.release().map_err(|error| failed(error.into()));
+        let state = match (stored_state(&db).map_err(failed)?, &attached) {
+            (Some(state), _) => state,
+            (None, Ok(())) => begin(&db).map_err(failed)?,
+            (None, Err(error)) => return Err(Error::from(error.body())),
         };
-        txn.commit().map_err(storage)?;
-        let db = Arc::new(db);
         let shared = Arc::new(Shared {
+            slot: RwLock::new(Some(db)),
+            time: Time::resume(clock, &state.time),
+            recent: Recent::new(state.revision),
             room: Mutex::new(Room { bound: bounds.database, ..Room::default() }),
-            clock,
-            bounds,
+            ends: Mutex::default(),
             coming: Arc::default(),
-            ends: Mutex::new(ends(&tail)),
+            waiting: AtomicUsize::new(0),
+            lazy: Mutex::default(),
+            lost: AtomicU64::new(0),
+            bounds,
         });
-        let mut writer =
-            Writer { db: db.clone(), watchers: Vec::new(), revision, tail, shared: shared.clone() };
         let (sender, commands) = mpsc::channel();
-        std::thread::Builder::new()
+        let writer = Writer::new(shared.clone(), source, held, commands, state, &attached);
+        let thread = std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || writer.run(&commands))
-            .map_err(storage)?;
-        Ok(Self { db, shared, writer: sender })
+            .spawn(move || writer.run())
+            .map_err(|error| {
+                Error::new(Kind::Unavailable, "cannot start the store's thread").because(error)
+            })?;
+        Ok(Self(Arc::new(Handle { shared, writer: Some((sender, thread)) })))
     }
 }
 
-fn ends(tail: &Tail) -> Ends {
-    let none = audit::Head::first(Chain::Refusals.of(&tail.stub.writer));
-    Ends {
-        stub: tail.stub.clone(),
-        head: tail.head.clone(),
-        refusals_stub: none.clone(),
-        refusals_head: none,
+/// Makes the tables of a new store.
+fn begin(db: &Database) -> Result<State, redb::Error> {
+    let state = State::new(&uuid::Uuid::now_v7().simple().to_string());
+    let mut txn = db.begin_write()?;
+    txn.set_two_phase_commit(true);
+    Tables::open(&txn, 0)?.store(&state)?;
+    txn.commit()?;
+    Ok(state)
+}
+
+fn stored_state(db: &Database) -> Result<Option<State>, redb::Error> {
+    State::read(&db.begin_read()?)
+}
+
+impl Handle {
+    fn send(&self, command: Command) -> Result<()> {
+        let (sender, _) = self.writer.as_ref().ok_or_else(closed)?;
+        sender.send(command).map_err(|_| closed())
+    }
+
+    fn enqueue(&self, step: Step, done: oneshot::Sender<Result<Revision>>) -> Result<()> {
+        let Shared { bounds, waiting, lazy, lost, .. } = &*self.shared;
+        if !step.is_lazy {
+            if waiting.fetch_add(1, Ordering::Relaxed) >= bounds.queue {
+                waiting.fetch_sub(1, Ordering::Relaxed);
+                return Err(busy());
+            }
+            return self.send(Command::Commit(Pending { step, done }));
+        }
+        let mut lazy = lock(lazy);
+        // Refusals cost whoever is refused nothing, so they give way first.
+        let is_refusal = step.notes.iter().any(super::audit::Note::is_refusal);
+        let bound = if is_refusal { bounds.lazy / 2 } else { bounds.lazy };
+        if lazy.len() >= bound {
+            lost.fetch_add(step.notes.len() as u64, Ordering::Relaxed);
+            return Err(busy());
+        }
+        lazy.push(Pending { step, done });
+        let is_first = lazy.len() == 1;
+        drop(lazy);
+        if is_first { self.send(Command::Wake) } else { Ok(()) }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if let Some((sender, thread)) = self.writer.take() {
+            drop(sender);
+            // It has nothing to say but that it is done, and that the file is released.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn stored_state(&self) -> Result<Option<State>> {
+        let slot = self.slot.read().unwrap_or_else(PoisonError::into_inner);
+        slot.as_ref().map_or(Ok(None), stored_state).map_err(failed)
+    }
+
+    /// Runs one short read transaction. While the database is being opened again, it waits.
+    async fn read<T>(
+        &self,
+        read: impl Fn(&ReadTransaction) -> Result<T, redb::Error>,
+    ) -> Result<T> {
+        let mut last = None;
+        for _ in 0..READS {
+            let result = {
+                let slot = self.slot.read().unwrap_or_else(PoisonError::into_inner);
+                match slot.as_ref() {
+                    Some(db) => db.begin_read().map_err(Into::into).and_then(|txn| read(&txn)),
+                    None => Err(redb::Error::DatabaseClosed),
+                }
+            };
+            match result {
+                Ok(value) => return Ok(value),
+                Err(error @ (redb::Error::PreviousIo | redb::Error::DatabaseClosed))
+                    if !self.recent.is_closed() =>
+                {
+                    last = Some(error);
+                }
+                Err(error) => return Err(failed(error)),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Err(last.map_or_else(closed, failed))
     }
 }
 
 #[async_trait]
 impl Store for RedbStore {
     async fn commit(&self, step: Step) -> Result<Revision> {
+        check(&step)?;
         let (done, committed) = oneshot::channel();
-        self.writer.send(Command::Commit(step, done)).map_err(|_| closed())?;
+        self.0.enqueue(step, done)?;
         committed.await.map_err(|_| closed())?
     }
 
     async fn get(&self, key: &str) -> Result<Option<Entry>> {
-        let table = self.db.begin_read().map_err(storage)?.open_table(RECORDS).map_err(storage)?;
-        let row = table.get(key).map_err(storage)?;
-        Ok(row.and_then(|row| live(key, row.value())))
+        let now = self.0.shared.time.now();
+        let read = |txn: &ReadTransaction| {
+            let row = txn.open_table(RECORDS)?.get(key)?;
+            Ok(row.and_then(|row| live(key, row.value(), now)))
+        };
+        self.0.shared.read(read).await
     }
 
     async fn list(
@@ -149,296 +242,158 @@ impl Store for RedbStore {
         limit: usize,
         order: Order,
     ) -> Result<Vec<Entry>> {
-        let table = self.db.begin_read().map_err(storage)?.open_table(RECORDS).map_err(storage)?;
-        let mut entries = Vec::new();
-        let mut take = |row: std::result::Result<Row<'_>, redb::StorageError>| -> Result<bool> {
-            let (key, row) = row.map_err(storage)?;
-            if entries.len() < limit && is_under(key.value(), prefix) {
-                entries.extend(live(key.value(), row.value()));
-            }
-            Ok(entries.len() < limit)
+        let now = self.0.shared.time.now();
+        // In the order of bytes, what is under a prefix is all that lies between these.
+        let (first, end) = (format!("{prefix}."), format!("{prefix}/"));
+        let (mut low, mut high) = match prefix {
+            "" => (Bound::Unbounded, Bound::Unbounded),
+            _ => (Bound::Included(first.as_str()), Bound::Excluded(end.as_str())),
         };
-        let rows = match (order, after) {
-            (Order::Descending, after) if !after.is_empty() => table.range(..after),
-            (Order::Ascending, after) => {
-                table.range::<&str>((Bound::Excluded(after), Bound::Unbounded))
+        match order {
+            Order::Ascending
+                if after > first.as_str() || prefix.is_empty() && !after.is_empty() =>
+            {
+                low = Bound::Excluded(after);
             }
-            _ => table.range::<&str>(..),
-        };
-        let mut rows = rows.map_err(storage)?;
-        while let Some(row) = if order == Order::Ascending { rows.next() } else { rows.next_back() }
-        {
-            if !take(row)? {
-                break;
+            Order::Descending
+                if !after.is_empty() && (prefix.is_empty() || after < end.as_str()) =>
+            {
+                high = Bound::Excluded(after);
             }
+            _ => {}
         }
-        Ok(entries)
+        if !is_range(low, high) {
+            return Ok(Vec::new());
+        }
+        let read = |txn: &ReadTransaction| {
+            let mut rows = txn.open_table(RECORDS)?.range::<&str>((low, high))?;
+            let mut entries = Vec::new();
+            while entries.len() < limit
+                && let Some(row) = match order {
+                    Order::Ascending => rows.next(),
+                    Order::Descending => rows.next_back(),
+                }
+            {
+                let (key, row) = row?;
+                debug_assert!(is_under(key.value(), prefix), "the bounds are those of the prefix");
+                entries.extend(live(key.value(), row.value(), now));
+            }
+            Ok(entries)
+        };
+        self.0.shared.read(read).await
     }
 
     async fn watch(&self, prefix: &str, since: Revision) -> Result<BoxStream<'static, Event>> {
-        let (events, later) = channel::unbounded_channel();
-        let watcher = Watcher { prefix: prefix.to_owned(), events };
-        self.writer.send(Command::Watch(watcher, since)).map_err(|_| closed())?;
-        Ok(stream::unfold(later, async |mut later| Some((later.recv().await?, later))).boxed())
+        Ok(watch::watch(&self.0.shared, prefix, since))
     }
 
     async fn audit(&self, after: u64, limit: usize, order: Order) -> Result<Vec<Stored>> {
-        let table = self.db.begin_read().map_err(storage)?.open_table(AUDIT).map_err(storage)?;
-        let parse = |row: std::result::Result<_, redb::StorageError>| {
-            let (_, bytes): (redb::AccessGuard<'_, u64>, redb::AccessGuard<'_, &[u8]>) =
-                row.map_err(storage)?;
-            Stored::parse(Bytes::copy_from_slice(bytes.value()))
+        let (low, high) = match order {
+            Order::Ascending => (Bound::Excluded(after), Bound::Unbounded),
+            Order::Descending if after == 0 => (Bound::Unbounded, Bound::Unbounded),
+            Order::Descending => (Bound::Unbounded, Bound::Excluded(after)),
         };
-        match (order, after) {
-            (Order::Ascending, _) => {
-                table.range(after + 1..).map_err(storage)?.take(limit).map(parse).collect()
+        let read = |txn: &ReadTransaction| {
+            let mut links = Vec::new();
+            for table in [REQUESTS, REFUSALS] {
+                let mut rows = txn.open_table(table)?.range::<u64>((low, high))?;
+                for _ in 0..limit {
+                    let row = match order {
+                        Order::Ascending => rows.next(),
+                        Order::Descending => rows.next_back(),
+                    };
+                    let Some((number, row)) = row.transpose()? else { break };
+                    links.push((number.value(), Bytes::copy_from_slice(row.value().1)));
+                }
             }
-            (Order::Descending, 0) => {
-                table.iter().map_err(storage)?.rev().take(limit).map(parse).collect()
-            }
-            (Order::Descending, _) => {
-                table.range(..after).map_err(storage)?.rev().take(limit).map(parse).collect()
-            }
+            Ok(links)
+        };
+        let mut links = self.0.shared.read(read).await?;
+        links.sort_by_key(|(number, _)| *number);
+        if order == Order::Descending {
+            links.reverse();
         }
+        links.truncate(limit);
+        links.into_iter().map(|(_, bytes)| Stored::parse(bytes)).collect()
     }
 
     async fn ends(&self) -> Result<Ends> {
-        Ok(lock(&self.shared.ends).clone())
+        Ok(lock(&self.0.shared.ends).clone())
     }
 
     fn room(&self) -> Room {
-        Room { bound: self.shared.bounds.database, ..*lock(&self.shared.room) }
+        *lock(&self.0.shared.room)
     }
 
     fn expect(&self) -> Coming {
-        Coming::among(&self.shared.coming)
+        Coming::among(&self.0.shared.coming)
     }
 }
 
-type Row<'a> =
-    (redb::AccessGuard<'a, &'static str>, redb::AccessGuard<'a, (u64, u64, &'static [u8])>);
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+fn is_range(low: Bound<&str>, high: Bound<&str>) -> bool {
+    match (low, high) {
+        (Bound::Included(low) | Bound::Excluded(low), Bound::Excluded(high)) => low < high,
+        _ => true,
+    }
 }
 
-impl Writer {
-    fn run(&mut self, commands: &mpsc::Receiver<Command>) {
-        while let Ok(first) = commands.recv() {
-            let mut group = Vec::new();
-            for command in std::iter::once(first).chain(commands.try_iter().take(GROUP)) {
-                match command {
-                    Command::Commit(step, done) => group.push((step, done)),
-                    Command::Watch(watcher, since) => {
-                        // What came before the watch must be in its snapshot, not behind it.
-                        self.commit(std::mem::take(&mut group));
-                        self.watch(watcher, since);
-                    }
-                }
-            }
-            self.commit(group);
-        }
-    }
-
-    fn commit(&mut self, group: Vec<(Step, oneshot::Sender<Result<Revision>>)>) {
-        if group.is_empty() {
-            return;
-        }
-        let (steps, done): (Vec<_>, Vec<_>) = group.into_iter().unzip();
-        match self.apply(steps) {
-            Ok((results, events)) => {
-                self.watchers.retain(|watcher| {
-                    let mut relevant = events.iter().filter(|event| watcher.wants(event));
-                    relevant.all(|event| watcher.events.send(event.clone()).is_ok())
-                });
-                for (done, result) in done.into_iter().zip(results) {
-                    // Whoever asked may have stopped waiting; the step counts all the same.
-                    let _ = done.send(result);
-                }
-            }
-            Err(error) => {
-                tracing::error!(%error, "a commit failed");
-                for done in done {
-                    let _ = done.send(Err(Error::from(error.body())));
-                }
-            }
-        }
-    }
-
-    fn apply(&mut self, steps: Vec<Step>) -> Result<(Vec<Result<Revision>>, Vec<Event>)> {
-        let mut txn = self.db.begin_write().map_err(storage)?;
-        // Values come from outside. Without this, whoever chooses them and can crash the process
-        // at the right moment might make a torn commit look whole.
-        txn.set_two_phase_commit(true);
-        let (mut revision, mut tail) = (self.revision, self.tail.clone());
-        let (mut results, mut events, mut notes) = (Vec::new(), Vec::new(), Vec::new());
-        {
-            let mut tables = Tables::open(&txn)?;
-            tables.sweep(&mut events)?;
-            for step in steps {
-                match tables.conflict(&step)? {
-                    Some(key) => {
-                        let message = format!("{key} has changed");
-                        results.push(Err(Error::new(Kind::Conflict, message)));
-                    }
-                    None => {
-                        for write in step.writes {
-                            revision += 1;
-                            events.push(tables.write(write, revision)?);
-                        }
-                        notes.extend(step.notes);
-                        results.push(Ok(revision));
-                    }
-                }
-            }
-            if !notes.is_empty() {
-                let number = tail.head.number + 1;
-                let link = tail.add(number, self.shared.clock.wall(), notes)?;
-                tables.audit.insert(number, link.as_ref()).map_err(storage)?;
-            }
-        }
-        txn.commit().map_err(storage)?;
-        *lock(&self.shared.ends) = ends(&tail);
-        lock(&self.shared.room).figures.commits += 1;
-        (self.revision, self.tail) = (revision, tail);
-        Ok((results, events))
-    }
-
-    fn watch(&mut self, watcher: Watcher, since: Revision) {
-        let snapshot = || -> Result<()> {
-            let txn = self.db.begin_read().map_err(storage)?;
-            let (changes, records) = (txn.open_table(CHANGES), txn.open_table(RECORDS));
-            let (changes, records) = (changes.map_err(storage)?, records.map_err(storage)?);
-            for row in changes.range(since + 1..).map_err(storage)? {
-                let (revision, key) = row.map_err(storage)?;
-                let (revision, key) = (revision.value(), key.value());
-                let current = records.get(key).map_err(storage)?;
-                let event = match current.and_then(|row| live(key, row.value())) {
-                    Some(entry) if entry.revision == revision => Event::Put(entry),
-                    _ => Event::Delete { key: key.to_owned(), revision },
-                };
-                // A new watcher has nothing to delete.
-                if watcher.wants(&event) && (since > 0 || matches!(event, Event::Put(_))) {
-                    let _ = watcher.events.send(event);
-                }
-            }
-            let _ = watcher.events.send(Event::Current);
-            Ok(())
+/// Whether the step is one that every backend can take.
+fn check(step: &Step) -> Result<()> {
+    for write in &step.writes {
+        let is_token = |token: &str| {
+            !token.is_empty()
+                && token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
         };
-        match snapshot() {
-            Ok(()) => self.watchers.push(watcher),
-            // Dropping the sender ends the stream, which is how a watcher learns of it.
-            Err(error) => tracing::error!(%error, "a watch failed"),
+        if write.key.len() > KEY || !write.key.split('.').all(is_token) {
+            let message = format!("{:?} is no key of the store", write.key);
+            return Err(Error::new(Kind::Internal, message));
+        }
+        if write.value.as_ref().is_some_and(|value| value.len() > VALUE) {
+            let message = format!("{} is larger than a record may be", write.key);
+            return Err(Error::new(Kind::TooLarge, message));
         }
     }
+    let mut keys: Vec<_> = step.writes.iter().map(|write| &write.key).collect();
+    keys.sort_unstable();
+    if keys.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(Error::new(Kind::Internal, "a step writes a key twice"));
+    }
+    Ok(())
 }
 
-impl Watcher {
-    fn wants(&self, event: &Event) -> bool {
-        match event {
-            Event::Put(Entry { key, .. }) | Event::Delete { key, .. } => {
-                is_under(key, &self.prefix)
-            }
-            Event::Current => true,
-        }
-    }
-}
-
-struct Tables<'txn> {
-    records: Table<'txn, &'static str, (u64, u64, &'static [u8])>,
-    changes: Table<'txn, u64, &'static str>,
-    ends: Table<'txn, (u64, u64), &'static str>,
-    audit: Table<'txn, u64, &'static [u8]>,
-}
-
-impl<'txn> Tables<'txn> {
-    fn open(txn: &'txn WriteTransaction) -> Result<Self> {
-        Ok(Self {
-            records: txn.open_table(RECORDS).map_err(storage)?,
-            changes: txn.open_table(CHANGES).map_err(storage)?,
-            ends: txn.open_table(ENDS).map_err(storage)?,
-            audit: txn.open_table(AUDIT).map_err(storage)?,
-        })
-    }
-
-    /// The first key that is not as the step expects it.
-    fn conflict(&self, step: &Step) -> Result<Option<String>> {
-        for write in &step.writes {
-            let row = self.records.get(write.key.as_str()).map_err(storage)?;
-            let current = row.and_then(|row| live(&write.key, row.value()));
-            let holds = match write.expect {
-                Expect::Anything => true,
-                Expect::Absent => current.is_none(),
-                Expect::Revision(expected) => current.is_some_and(|c| c.revision == expected),
-            };
-            if !holds {
-                return Ok(Some(write.key.clone()));
-            }
-        }
-        Ok(None)
-    }
-
-    fn write(&mut self, write: Write, revision: Revision) -> Result<Event> {
-        let Write { key, value, lifetime, .. } = write;
-        self.remove(&key)?;
-        self.changes.insert(revision, key.as_str()).map_err(storage)?;
-        let lifetime = if value.is_none() { Some(TOMBSTONE) } else { lifetime };
-        let end = lifetime.map_or(u64::MAX, |lifetime| now() + millis(lifetime));
-        if end < u64::MAX {
-            self.ends.insert((end, revision), key.as_str()).map_err(storage)?;
-        }
-        let Some(value) = value else { return Ok(Event::Delete { key, revision }) };
-        let row = (revision, end, value.as_ref());
-        self.records.insert(key.as_str(), row).map_err(storage)?;
-        Ok(Event::Put(Entry { key, value, revision }))
-    }
-
-    fn remove(&mut self, key: &str) -> Result<()> {
-        if let Some(row) = self.records.remove(key).map_err(storage)? {
-            let (revision, end, _) = row.value();
-            self.changes.remove(revision).map_err(storage)?;
-            self.ends.remove((end, revision)).map_err(storage)?;
-        }
-        Ok(())
-    }
-
-    /// An expired record ends with the revision that it had.
-    fn sweep(&mut self, events: &mut Vec<Event>) -> Result<()> {
-        let due = self.ends.range(..(now(), 0)).map_err(storage)?.take(SWEEP);
-        let due = due.map(|row| {
-            let (end, key) = row.map_err(storage)?;
-            Ok((end.value(), key.value().to_owned()))
-        });
-        for ((end, revision), key) in due.collect::<Result<Vec<_>>>()? {
-            let row = self.records.get(key.as_str()).map_err(storage)?;
-            let is_tombstone = row.is_none_or(|row| row.value().0 != revision);
-            if !is_tombstone {
-                self.records.remove(key.as_str()).map_err(storage)?;
-                events.push(Event::Delete { key, revision });
-            }
-            self.changes.remove(revision).map_err(storage)?;
-            self.ends.remove((end, revision)).map_err(storage)?;
-        }
-        Ok(())
-    }
-}
-
-fn live(key: &str, (revision, end, value): (u64, u64, &[u8])) -> Option<Entry> {
+fn live(key: &str, (revision, end, value): (u64, u64, &[u8]), now: u64) -> Option<Entry> {
     let entry = || Entry { key: key.to_owned(), value: Bytes::copy_from_slice(value), revision };
-    (end > now()).then(entry)
+    (end > now).then(entry)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn closed() -> Error {
     Error::new(Kind::Unavailable, "the state store is closed")
 }
 
-fn storage(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(Kind::Unavailable, "the state store failed").because(error)
+fn busy() -> Error {
+    Error::new(Kind::Busy, "too much waits for the state store; retry later")
 }
 
-#[expect(clippy::disallowed_methods, reason = "expiry is a matter of the wall clock")]
-fn now() -> u64 {
-    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+fn failed(error: redb::Error) -> Error {
+    if is_room_error(&error) {
+        let message = "the disk of the state store is full; make room";
+        return Error::new(Kind::Full, message).because(error);
+    }
+    Error::new(Kind::Unavailable, "the state store failed; retry").because(error)
+}
+
+fn is_room_error(error: &redb::Error) -> bool {
+    matches!(error, redb::Error::Io(error) if is_no_room(error))
+}
+
+fn is_no_room(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 fn millis(duration: Duration) -> u64 {
