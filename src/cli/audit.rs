@@ -5,6 +5,7 @@
 //! behind the edit, and cannot rewrite the heads that the agent of the host has kept.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
@@ -13,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::call::Call;
 use super::client::Problem;
 use super::run::{Session, put};
-use super::text::{flat, moment, plain};
+use super::text::{flat, moment};
 use super::wait::Wait;
 use super::{Globals, Reach, files};
 use crate::error::{Error, Kind, Result};
@@ -68,7 +69,7 @@ pub(super) async fn verify(session: &Session<'_>, reach: &Reach) -> Result<u8, P
         let heads = heads(reach);
         let verdict = walk(session, heads.as_deref().unwrap_or_default()).await?;
         if verdict.is_whole() || tried == TRIES {
-            return Ok(tell(session.globals, verdict, heads.as_deref())?);
+            return Ok(tell(session.globals, &verdict, heads.as_deref())?);
         }
         tried += 1;
     }
@@ -118,7 +119,7 @@ fn parse<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T> {
 pub(super) fn verify_export(globals: &Globals, path: &Path, reach: &Reach) -> Result<u8, Problem> {
     let heads = heads(reach);
     let verdict = judge(path, heads.as_deref().unwrap_or_default())?;
-    Ok(tell(globals, verdict, heads.as_deref())?)
+    Ok(tell(globals, &verdict, heads.as_deref())?)
 }
 
 /// Looks at an export twice: for where it ends, then at every link and entry.
@@ -283,11 +284,11 @@ struct Told<'a> {
     verdict: &'a Verdict,
 }
 
-fn tell(globals: &Globals, verdict: Verdict, heads: Option<&[link::Head]>) -> Result<u8> {
+fn tell(globals: &Globals, verdict: &Verdict, heads: Option<&[link::Head]>) -> Result<u8> {
     let is_whole = verdict.is_whole();
     let exit = if is_whole { 0 } else { BROKEN };
     if globals.json {
-        let told = Told { whole: is_whole, heads_compared: heads.is_some(), verdict: &verdict };
+        let told = Told { whole: is_whole, heads_compared: heads.is_some(), verdict };
         let document: Map<String, Value> = match serde_json::to_value(told) {
             Ok(Value::Object(fields)) => fields,
             _ => Map::new(),
@@ -295,16 +296,18 @@ fn tell(globals: &Globals, verdict: Verdict, heads: Option<&[link::Head]>) -> Re
         put(&format!("{}\n", Value::Object(document)))?;
         return Ok(exit);
     }
-    let Verdict { links, entries, anchored, faults } = &verdict;
+    let Verdict { links, entries, anchored, faults } = verdict;
     let mut text = format!("\n  Looked at {entries} entries in {links} links.\n");
-    text.push_str(&match heads {
-        Some(_) => format!("  {anchored} places agree with what the agent has kept.\n"),
-        None => "  What the agent has kept could not be compared: only root may read it, or the \
-                 owner of a controller started by hand.\n"
-            .to_owned(),
-    });
+    if heads.is_some() {
+        _ = writeln!(text, "  {anchored} places agree with what the agent has kept.");
+    } else {
+        text.push_str(
+            "  What the agent has kept could not be compared: only root may read it, or the owner \
+             of a controller started by hand.\n",
+        );
+    }
     for fault in faults {
-        text.push_str(&format!("  BROKEN: {}\n", plain(&fault.message.as_str().into())));
+        _ = writeln!(text, "  BROKEN: {}", flat(&fault.message));
     }
     text.push_str(if is_whole {
         "  Nothing was edited, removed, moved or cut off.\n"

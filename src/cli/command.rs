@@ -37,7 +37,7 @@ enum Leaf {
 struct Node {
     leaf: Option<Leaf>,
     about: &'static str,
-    children: Vec<(&'static str, Node)>,
+    children: Vec<(&'static str, Self)>,
 }
 
 impl Node {
@@ -156,7 +156,10 @@ fn subcommand(word: &'static str, node: Node, path: &mut Vec<&'static str>) -> C
                 } else {
                     arg.hide(true)
                 };
-                flag.short.map_or(arg.clone(), |short| arg.short(short))
+                match flag.short {
+                    Some(short) => arg.short(short),
+                    None => arg,
+                }
             });
             command.about(local.about).hide(local.is_hidden).args(flags)
         }

@@ -1,7 +1,6 @@
 //! The files that a person names: what is uploaded, and where an export goes.
 
 #![expect(
-    clippy::disallowed_methods,
     clippy::disallowed_types,
     reason = "the command line reads and writes as its user, not as the agent of a host"
 )]

@@ -16,8 +16,9 @@ pub fn document(call: &Call, reply: &Value) -> Option<Value> {
     match call.row.id {
         "job.list" => {
             let jobs = reply["items"].as_array()?;
-            let given =
-                |name: &str, usual: u64| call.params.get(name).cloned().unwrap_or(json!(usual));
+            let given = |name: &str, usual: u64| {
+                call.params.get(name).cloned().unwrap_or_else(|| json!(usual))
+            };
             Some(json!({
                 "total_jobs": reply["total_items"],
                 "displayed_jobs": jobs.len(),

@@ -1,5 +1,6 @@
 //! Carries a call out: asks, waits, prints, and says how it ended.
 
+use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
@@ -19,7 +20,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 
 /// The longest that an answer may take which nobody waits for on purpose.
-const LONGEST: Duration = Duration::from_secs(660);
+const LONGEST: Duration = Duration::from_mins(11);
 /// What shells say of a command that Ctrl-C has ended.
 pub(super) const DETACHED: u8 = 130;
 /// Some of several hosts failed.
@@ -43,7 +44,7 @@ async fn carry_out(
     reach: &Reach,
 ) -> Result<u8, Problem> {
     let session = |client| Session { client, globals };
-    let client = || Client::new(url.or(reach.url()), reach, globals.debug);
+    let client = || Client::new(url.or_else(|| reach.url()), reach, globals.debug);
     match task {
         Task::Elsewhere(elsewhere) => {
             let place = if elsewhere.is_client { "client " } else { "" };
@@ -134,7 +135,10 @@ impl Session<'_> {
             let host = flat(result["hostname"].as_str().unwrap_or_default());
             let told = |name| {
                 let text = result[name].as_str().unwrap_or_default();
-                text::lines(text).map(|line| format!("[{host}] {line}\n")).collect::<String>()
+                text::lines(text).fold(String::new(), |mut told, line| {
+                    _ = writeln!(told, "[{host}] {line}");
+                    told
+                })
             };
             if call.asked("stdout") && !self.globals.json {
                 put(&told("stdout"))?;

@@ -1,5 +1,7 @@
 //! Tables that fit a terminal.
 
+use std::fmt::Write as _;
+
 use super::text::{cut, pad, width};
 
 const INDENT: &str = "  ";
@@ -77,7 +79,7 @@ impl Table {
                 let shown = pad(&cut(&cell.text, *columns), *columns);
                 match cell.colour.filter(|_| page.has_colour) {
                     Some(colour) => {
-                        line.push_str(&format!("\x1b[{}m{shown}\x1b[0m", colour as u8));
+                        _ = write!(line, "\x1b[{}m{shown}\x1b[0m", colour as u8);
                     }
                     None => line.push_str(&shown),
                 }

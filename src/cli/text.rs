@@ -190,7 +190,7 @@ fn item(value: &Value) -> Option<String> {
 
 fn decimal(number: f64) -> String {
     let text = format!("{number:.2}");
-    text.strip_suffix(".00").map_or(text.clone(), str::to_owned)
+    text.strip_suffix(".00").map_or_else(|| text.clone(), str::to_owned)
 }
 
 /// A field's name as people write it.

@@ -22,7 +22,7 @@ use super::text::flat;
 use crate::error::{Error, Kind, Result};
 
 /// How long a call waits that does not say so itself.
-const USUAL: Duration = Duration::from_secs(600);
+const USUAL: Duration = Duration::from_mins(10);
 /// The first wait, in seconds: after it the job's id is known.
 const FIRST: u128 = 1;
 /// Every further one.

@@ -214,11 +214,10 @@ fn a_file_that_is_stored_already_is_not_sent() {
         return;
     }
     let digest = sha2::Sha256::digest(b"hello");
-    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = digest.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
     let stored = json!({ "name": "motd", "sha256": digest, "size": 5, "content_type": "raw" });
-    let controller = Controller::new(move |asked, _| match asked.line.starts_with("GET") {
-        true => (200, stored.clone()),
-        false => (201, stored.clone()),
+    let controller = Controller::new(move |asked, _| {
+        (if asked.line.starts_with("GET") { 200 } else { 201 }, stored.clone())
     });
     let (same, other) = (controller.path("same"), controller.path("other"));
     std::fs::write(&same, "hello").unwrap();
@@ -334,9 +333,12 @@ fn a_log_that_was_rewritten_as_a_whole_does_not_agree_with_the_heads_kept() {
     let (honest, forged) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (honest, forged) = (log(honest.path()), log(forged.path()));
     let answer = honest.clone();
-    let controller = Controller::new(move |asked, _| match asked.line.contains("after=0") {
-        true => (200, answer["chain"].clone()),
-        false => (200, json!({ "ends": answer["chain"]["ends"], "links": [] })),
+    let controller = Controller::new(move |asked, _| {
+        let mut chain = answer["chain"].clone();
+        if !asked.line.contains("after=0") {
+            chain["links"] = json!([]);
+        }
+        (200, chain)
     });
     let head = |reply: &Value| {
         let mut head = reply["chain"]["ends"]["head"].clone();
