@@ -186,9 +186,7 @@ static TESTS: &[&Op] = &[
         timeout: Duration::from_secs(10),
         run: &Write(
             |host: &View, path: &String| {
-                Ok(Want::new()
-                    .release(host, Cell::Node(path.clone()))
-                    .release_parents(host, path))
+                Ok(Want::new().release(host, Cell::Node(path.clone())).release_parents(host, path))
             },
             |_, _| Ok(json!({})),
         ),

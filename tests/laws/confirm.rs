@@ -1,0 +1,141 @@
+//! Changes that are taken back unless somebody confirms them.
+
+use std::time::{Duration, Instant};
+
+use osapi::error::Kind;
+use osapi::job::Options;
+use serde_json::json;
+
+use crate::support::cases::{cases, managed_host_for};
+use crate::support::host::{TestHost, job};
+
+fn within(seconds: u64) -> Options {
+    Options { confirm: Some(seconds), ..Options::default() }
+}
+
+#[test]
+fn what_is_not_confirmed_is_taken_back() {
+    for (op, params) in cases() {
+        let host = managed_host_for(op);
+        let before = host.snapshot();
+        host.run_with("lost", op, &params, within(0)).unwrap();
+        let alarm = host.calls().into_iter().find(|call| call.starts_with("systemd-run"));
+        let alarm = alarm.expect("an alarm is set");
+        assert!(alarm.contains("OSAPI_AGENT_STATE_DIR="), "{alarm}");
+        assert_eq!(host.executor.settle().unwrap(), [job("lost")], "{op}");
+        host.assert_is(&before, op);
+        let error = host.run("lost", op, &params).unwrap_err();
+        assert_eq!(error.kind(), Kind::Reverted, "{op}");
+        assert_eq!(host.executor.confirm(&job("lost")).unwrap_err().kind(), Kind::Conflict);
+    }
+}
+
+#[test]
+fn what_waits_keeps_other_changes_away_until_it_is_confirmed() {
+    let host = TestHost::with_service_manager();
+    host.run_with("kept", "test.banner", &json!("kept"), within(600)).unwrap();
+    assert_eq!(host.executor.waiting(), [job("kept")]);
+    let params = json!({ "key": "vm.swappiness", "value": "10" });
+    let error = host.run("other", "node.sysctl.create", &params).unwrap_err();
+    assert_eq!(error.kind(), Kind::Conflict);
+    assert!(error.to_string().contains(&job("kept")), "{error}");
+    host.run("act", "test.run", &json!({ "program": "true" })).unwrap();
+    assert!(host.executor.settle().unwrap().is_empty());
+    host.run("confirm", "job.confirm", &json!({ "id": job("kept") })).unwrap();
+    assert_eq!(host.executor.waiting(), [""; 0]);
+    host.write("/proc/sys/kernel/random/boot_id", "second\n");
+    assert!(host.executor.settle().unwrap().is_empty());
+    host.run("after", "node.sysctl.create", &params).unwrap();
+    assert_eq!(host.read("/etc/banner"), "kept");
+}
+
+#[test]
+fn waiting_can_be_ended_before_its_time() {
+    let host = TestHost::with_service_manager();
+    let before = host.snapshot();
+    host.run_with("job", "test.banner", &json!("gone"), within(600)).unwrap();
+    let params = json!({ "id": job("job") });
+    let first = host.run("revert", "job.revert", &params).unwrap();
+    host.assert_is(&before, "");
+    assert_eq!(host.run("revert", "job.revert", &params).unwrap(), first);
+    let error = host.run("job", "test.banner", &json!("gone")).unwrap_err();
+    assert_eq!(error.kind(), Kind::Reverted);
+    let error = host.run("confirm", "job.confirm", &params).unwrap_err();
+    assert_eq!(error.kind(), Kind::Conflict);
+    let error = host.run("nothing", "job.revert", &json!({ "id": job("no job") })).unwrap_err();
+    assert_eq!(error.kind(), Kind::Conflict);
+    host.run("after", "test.banner", &json!("again")).unwrap();
+}
+
+#[test]
+fn without_a_service_manager_the_agent_itself_keeps_the_time() {
+    let host = TestHost::new();
+    let before = host.snapshot();
+    host.run_with("job", "test.banner", &json!("brief"), within(1)).unwrap();
+    assert_eq!(host.read("/etc/banner"), "brief");
+    assert!(host.calls().iter().all(|call| !call.starts_with("systemd-run")));
+    let patience = Instant::now() + Duration::from_secs(30);
+    while !host.entry("done", "job").exists() {
+        assert!(Instant::now() < patience, "nobody takes it back");
+        std::thread::yield_now();
+    }
+    host.assert_is(&before, "");
+
+    // One that takes over keeps the time as well.
+    host.run_with("next", "test.banner", &json!("brief"), within(1)).unwrap();
+    let host = host.restart();
+    host.executor.settle().unwrap();
+    while !host.entry("done", "next").exists() {
+        assert!(Instant::now() < patience, "nobody takes it back");
+        std::thread::yield_now();
+    }
+    host.assert_is(&before, "");
+}
+
+#[test]
+fn what_others_changed_while_it_waited_is_not_taken_back() {
+    let host = TestHost::with_service_manager();
+    host.run_with("job", "test.tree", &json!("x"), within(0)).unwrap();
+    host.write("/opt/tree/deep/file", "somebody was here");
+    assert_eq!(host.executor.settle().unwrap(), [job("job")]);
+    assert_eq!(host.read("/opt/tree/deep/file"), "somebody was here");
+    assert!(!host.path("/etc/tree").exists(), "the rest is taken back");
+    let error = host.run("job", "test.tree", &json!("x")).unwrap_err();
+    assert_eq!(error.kind(), Kind::Reverted);
+    let left = error.body().not_restored;
+    assert!(left.contains(&"/opt/tree/deep/file".to_owned()), "{left:?}");
+    // It stays on record with what it should hold, so that drift shows it.
+    let drift = host.executor.view().drift().unwrap();
+    assert!(drift.iter().any(|drift| json!(drift)["cell"]["node"] == "/opt/tree/deep/file"));
+}
+
+#[test]
+fn a_boot_ends_waiting_and_takes_back_what_outlived_it() {
+    let host = TestHost::with_service_manager();
+    let params = json!({ "key": "vm.swappiness", "value": "10" });
+    host.run_with("job", "node.sysctl.create", &params, within(600)).unwrap();
+    host.write("/proc/sys/kernel/random/boot_id", "second\n");
+    host.write("/proc/sys/vm/swappiness", "1");
+    let host = host.restart();
+    assert_eq!(host.executor.settle().unwrap(), [job("job")]);
+    assert!(!host.path("/etc/sysctl.d/osapi-vm.swappiness.conf").exists());
+    assert_eq!(host.read("/proc/sys/vm/swappiness"), "1", "a boot sets it anew");
+}
+
+#[test]
+fn without_an_alarm_nothing_is_changed() {
+    let host = TestHost::with_service_manager();
+    let before = host.snapshot();
+    host.fail("systemd-run", true);
+    host.run_with("job", "test.banner", &json!("x"), within(600)).unwrap_err();
+    host.assert_is(&before, "");
+}
+
+#[test]
+fn what_is_done_rather_than_brought_about_cannot_wait() {
+    let host = TestHost::new();
+    let params = json!({ "program": "true" });
+    let error = host.run_with("job", "test.run", &params, within(600)).unwrap_err();
+    assert_eq!(error.kind(), Kind::InvalidInput);
+    assert!(host.calls().is_empty());
+}
