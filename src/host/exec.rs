@@ -212,7 +212,7 @@ impl Executor {
         };
         let shown = self.show(provider, task, Some(&plan), For::Read)?;
         let changes = changes(&plan, &self.view().of_task(&task.job, &task.objects));
-        let mut answer = told(shown, !plan.is_empty(), &changes, &plan);
+        let mut answer = told(shown, &changes, &plan);
         answer["plan"] = json!(name);
         answer["dry_run"] = json!(true);
         Ok(answer)
@@ -247,7 +247,7 @@ impl Executor {
                 // Somebody else brought it about, who could not tell.
                 Work::Plan(plan) => {
                     let shown = self.show(provider, task, None, For::Change).unwrap_or_default();
-                    Ok(told(shown, true, &planned.changes, plan))
+                    Ok(told(shown, &planned.changes, plan))
                 }
             };
             return Ok((answer, true));
@@ -256,7 +256,7 @@ impl Executor {
             Err(error) => return Ok((Err(error), false)),
             Ok(Begun::Nothing) => {
                 let shown = self.show(provider, task, None, For::Change);
-                let answer = shown.map(|shown| told(shown, false, &[], &Plan::default()));
+                let answer = shown.map(|shown| told(shown, &[], &Plan::default()));
                 return Ok((answer, false));
             }
             Ok(Begun::Planned(planned)) => planned,
@@ -271,7 +271,7 @@ impl Executor {
                     self.show(provider, task, None, For::Change)
                 };
                 let shown = self.bring_about(turn, job, &planned, plan, false, check)?;
-                shown.map(|shown| told(shown, true, &planned.changes, plan))
+                shown.map(|shown| told(shown, &planned.changes, plan))
             }
         };
         Ok((answer, true))
@@ -378,9 +378,9 @@ fn changes(plan: &Plan, view: &View) -> Vec<Change> {
 }
 
 /// The answer to a change: what its operation tells, and what it did.
-fn told(shown: Json, changed: bool, changes: &[Change], plan: &Plan) -> Json {
+fn told(shown: Json, changes: &[Change], plan: &Plan) -> Json {
     let mut answer = object(shown);
-    answer["changed"] = json!(changed);
+    answer["changed"] = json!(plan.changes_the_host());
     if !changes.is_empty() {
         answer["changes"] = json!(changes);
     }

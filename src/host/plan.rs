@@ -63,10 +63,16 @@ impl Plan {
                     announcing = false;
                     let now = host.after(&plan);
                     let (from, to) = (now.value(&cell)?, now.owned(to)?);
+                    let known = host.record(&cell);
                     if from == to {
+                        // Somebody else has put it back. What is left is to forget it.
+                        if claim == Claim::Back
+                            && let Some(Record { origin, owned, .. }) = known
+                        {
+                            plan.steps.push(Step::Set(Set { cell, from, to, origin, owned }));
+                        }
                         continue;
                     }
-                    let known = host.record(&cell);
                     if goes_with_others(&now, &cell, &from, &to)? {
                         match claim {
                             // What others have put there is theirs, and needs it.
@@ -101,6 +107,14 @@ impl Plan {
 
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// Whether it makes a difference to the host, and not only to what is remembered of it.
+    pub fn changes_the_host(&self) -> bool {
+        self.steps.iter().any(|step| match step {
+            Step::Set(set) => set.from != set.to,
+            Step::Refresh(_) => true,
+        })
     }
 
     /// The plan that takes this one back.
@@ -146,7 +160,8 @@ impl Plan {
 
     pub fn changes(&self, host: &View) -> Vec<Change> {
         let after = host.after(self);
-        self.sets().map(|set| set.change(host, &after)).collect()
+        let changed = self.sets().filter(|set| set.from != set.to);
+        changed.map(|set| set.change(host, &after)).collect()
     }
 
     pub(super) fn sets(&self) -> impl DoubleEndedIterator<Item = &Set> {

@@ -213,6 +213,19 @@ impl View {
         }
     }
 
+    /// Whether OSAPI assigned `cell` once and has given it back, as far as it remembers.
+    pub fn is_given_back(&self, cell: &Cell) -> bool {
+        self.record(cell).is_none() && self.journal.is_given_back(cell)
+    }
+
+    /// Whether `path` is in what OSAPI keeps for itself: the agent's memory, and what else is in
+    /// the directory that it shares with the controller's.
+    pub fn is_own_state(&self, path: &str) -> bool {
+        let own = self.journal.dir();
+        let shared = own.parent().filter(|parent| parent.ends_with("osapi"));
+        self.root.real(path).starts_with(shared.unwrap_or(own))
+    }
+
     /// Every cell that OSAPI has assigned and not given back, in the order of cells.
     pub fn records(&self) -> Vec<Record> {
         let known = self.journal.records().into_iter();

@@ -238,7 +238,10 @@ impl Executor {
     /// Whether the provider, asked again, wants nothing more.
     pub(super) fn check(&self, provider: Agent, task: &Task) -> Result<()> {
         match self.plan(provider, task, For::Change)? {
-            Work::Plan(rest) => converged(rest.sets().map(|set| &set.cell)),
+            Work::Plan(rest) => {
+                let differ = rest.sets().filter(|set| set.from != set.to);
+                converged(differ.map(|set| &set.cell))
+            }
             Work::Act(_) => Ok(()),
         }
     }

@@ -5,8 +5,11 @@ use std::path::PathBuf;
 
 use super::super::cell::{Cell, Digest};
 use super::super::plan::Plan;
-use super::{Journal, Record, failed};
+use super::{Journal, Record, failed, private};
 use crate::error::Result;
+
+/// Marks a cell that OSAPI has given back, where its record was. It has no content.
+pub(super) const GIVEN_BACK: &str = "given-back";
 
 impl Journal {
     pub(in crate::host) fn record(&self, cell: &Cell) -> Option<Record> {
@@ -16,8 +19,13 @@ impl Journal {
     /// Every cell that OSAPI has assigned and not given back.
     pub(in crate::host) fn records(&self) -> Vec<Record> {
         let files = fs::read_dir(self.dir.join("managed")).into_iter().flatten().flatten();
-        let files = files.filter(|file| file.file_name() != ".new");
+        let files = files.filter(|file| !file.file_name().to_string_lossy().contains('.'));
         files.filter_map(|f| serde_json::from_slice(&fs::read(f.path()).ok()?).ok()).collect()
+    }
+
+    /// Whether OSAPI assigned `cell` once and has given it back.
+    pub(in crate::host) fn is_given_back(&self, cell: &Cell) -> bool {
+        self.managed(cell).with_extension(GIVEN_BACK).exists()
     }
 
     /// Notes what `job` assigned. A cell that is back where it started is nobody's concern,
@@ -34,6 +42,11 @@ impl Journal {
             };
             match record {
                 None => {
+                    // The mark comes first, so that nothing in between is unknown. It only spares
+                    // a refusal, so a full disk does not keep the record from going.
+                    if path.exists() {
+                        let _ = private().write(true).open(path.with_extension(GIVEN_BACK));
+                    }
                     let _ = fs::remove_file(path);
                 }
                 Some(record) => {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, DirEntry};
 use std::time::Duration;
 
+use super::managed::GIVEN_BACK;
 use super::{At, HOST, Journal, failed};
 use crate::error::Result;
 
@@ -59,6 +60,7 @@ impl Journal {
             removed += 1;
         }
         self.sweep_locks(bounds)?;
+        self.sweep_marks(bounds)?;
         removed += self.sweep_blobs(bounds)?;
         Ok(removed)
     }
@@ -137,6 +139,16 @@ impl Journal {
             if let Some(_turn) = self.try_lock(&lock.name)? {
                 fs::remove_file(self.dir.join("locks").join(&lock.name)).map_err(failed)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Forgets which cells were given back, as long ago as jobs are forgotten.
+    fn sweep_marks(&self, bounds: Bounds) -> Result<()> {
+        let is_over =
+            |found: &Found| found.name.ends_with(GIVEN_BACK) && found.age > bounds.age.as_secs();
+        for mark in self.found("managed")?.iter().filter(|found| is_over(found)).take(AT_ONCE) {
+            fs::remove_file(self.dir.join("managed").join(&mark.name)).map_err(failed)?;
         }
         Ok(())
     }
