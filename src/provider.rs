@@ -71,17 +71,23 @@ mod tests {
     /// A host that consists of a few files.
     pub(super) struct Fake {
         pub(super) root: tempfile::TempDir,
-        state: tempfile::TempDir,
+        memory: tempfile::TempDir,
+        /// Where under the root the agent keeps its memory, if it does there.
+        inside: Option<&'static str>,
     }
 
     impl Fake {
         pub(super) fn with(files: &[(&str, &str)]) -> Self {
             let root = tempfile::tempdir().unwrap();
-            let fake = Self { root, state: tempfile::tempdir().unwrap() };
+            let fake = Self { root, memory: tempfile::tempdir().unwrap(), inside: None };
             for (path, content) in files {
                 fake.put(path, content);
             }
             fake
+        }
+
+        pub(super) fn remembering_in(directory: &'static str) -> Self {
+            Self { inside: Some(directory), ..Self::with(&[]) }
         }
 
         pub(super) fn put(&self, path: &str, content: &str) {
@@ -94,6 +100,10 @@ mod tests {
             self.root.path().join(path.trim_start_matches('/'))
         }
 
+        pub(super) fn remove(&self, path: &str) {
+            std::fs::remove_file(self.at(path)).unwrap();
+        }
+
         pub(super) fn text(&self, path: &str) -> Option<String> {
             std::fs::read_to_string(self.at(path)).ok()
         }
@@ -104,7 +114,9 @@ mod tests {
 
         fn executor(&self) -> Executor {
             let root = Root::at(self.root.path());
-            Executor::new(root, self.state.path(), UndoBounds::default()).unwrap()
+            let inside = self.inside.map(|directory| self.at(directory));
+            let memory = inside.unwrap_or_else(|| self.memory.path().to_owned());
+            Executor::new(root, &memory, UndoBounds::default()).unwrap()
         }
 
         /// Has `op` carried out as a job of its own, with one object called `object`.

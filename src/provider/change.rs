@@ -128,3 +128,78 @@ fn drift(host: &View) -> Result<DriftAnswer> {
     let (drift, truncated) = super::fitting(host.drift()?);
     Ok(DriftAnswer { drift, truncated })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::error::Kind;
+    use crate::provider::tests::Fake;
+
+    const FILE: &str = "/etc/sysctl.d/osapi-vm.swappiness.conf";
+    const KERNEL: &str = "/proc/sys/vm/swappiness";
+    const JOBS: [&str; 3] = [
+        "0192f0c1-0000-7000-8000-000000000001",
+        "0192f0c1-0000-7000-8000-000000000002",
+        "0192f0c1-0000-7000-8000-000000000003",
+    ];
+
+    /// A host on which the first job set a parameter to 10, and the second one to 11.
+    fn host(jobs: usize) -> Fake {
+        let fake = Fake::with(&[(KERNEL, "60\n"), ("/etc/passwd", ""), ("/etc/group", "")]);
+        let words = ["create", "update"].into_iter().zip(["10", "11"]);
+        for (job, (word, value)) in JOBS.into_iter().zip(words).take(jobs) {
+            let params = json!({ "key": "vm.swappiness", "value": value });
+            fake.job(job, &format!("node.sysctl.{word}"), params, "").unwrap();
+        }
+        fake
+    }
+
+    fn about(fake: &Fake, op: &str, job: &str) -> Result<serde_json::Value, Kind> {
+        fake.run(op, json!({ "id": job }), "")
+    }
+
+    #[test]
+    fn what_a_job_changed_is_taken_back() {
+        let fake = host(2);
+        assert_eq!(about(&fake, "job.undo", JOBS[0]), Err(Kind::Superseded));
+        let undone = about(&fake, "job.undo", JOBS[1]).unwrap();
+        assert_eq!((&undone["job"], &undone["changed"]), (&json!(JOBS[1]), &json!(true)));
+        assert_eq!(fake.text(KERNEL).unwrap(), "10\n");
+        assert_eq!(about(&fake, "job.undo", JOBS[1]).unwrap()["changed"], false);
+        assert_eq!(about(&fake, "job.undo", JOBS[0]).unwrap()["changed"], true);
+        assert_eq!((fake.text(KERNEL).unwrap(), fake.text(FILE)), ("60\n".to_owned(), None));
+        assert_eq!(about(&fake, "node.sysctl.list", "").err(), Some(Kind::InvalidInput));
+    }
+
+    #[test]
+    fn a_job_that_is_not_known_is_not_found() {
+        assert_eq!(about(&host(0), "job.undo", JOBS[0]), Err(Kind::NotFound));
+    }
+
+    #[test]
+    fn a_job_that_does_not_wait_is_neither_confirmed_nor_reverted() {
+        for op in ["job.confirm", "job.revert"] {
+            for known in [0, 1] {
+                assert_eq!(about(&host(known), op, JOBS[0]), Err(Kind::Conflict), "{op}");
+            }
+        }
+    }
+
+    #[test]
+    fn drift_names_what_others_changed() {
+        let fake = host(1);
+        let drift =
+            |fake: &Fake| fake.run("node.drift.get", json!({}), "").unwrap()["drift"].clone();
+        assert_eq!(drift(&fake), json!([]));
+        fake.put(KERNEL, "7\n");
+        let expected = json!([{
+            "cell": { "sysctl": "vm.swappiness" },
+            "expected": { "text": "10" },
+            "found": { "text": "7" },
+            "job": JOBS[0],
+        }]);
+        assert_eq!(drift(&fake), expected);
+    }
+}

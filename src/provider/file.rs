@@ -68,8 +68,8 @@ const FILE: Op = Op {
 /// What is no place for files: interfaces of the kernel.
 const NO_FILES: [&str; 3] = ["/proc", "/sys", "/dev"];
 
-/// Where OSAPI keeps its own state under the package. What it wrote down there about a change
-/// must not be part of one.
+/// Where OSAPI keeps its own state under the package, its controller included. What it wrote down
+/// there about a change must not be part of one.
 const OWN: [&str; 2] = ["/var/lib/osapi", "/run/osapi"];
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -155,6 +155,9 @@ fn deploy(host: &View, params: &Deploy) -> Result<Want> {
 fn undeploy(host: &View, ByPath { path }: &ByPath) -> Result<Want> {
     let cell = Cell::Node(path.as_str().to_owned());
     let Some(record) = host.record(&cell) else {
+        if host.is_given_back(&cell) {
+            return Ok(Want::new());
+        }
         let message = format!("OSAPI has put no file at {path}; there is nothing to give back");
         return Err(Error::new(Kind::NotFound, message));
     };
@@ -206,7 +209,8 @@ fn admit(host: &View, path: &FilePath) -> Result<()> {
     if NO_FILES.iter().any(|directory| path.is_below(directory)) {
         return refuse("the kernel's files are not for that");
     }
-    if OWN.iter().any(|directory| path.is_below(directory)) {
+    let is_own = OWN.iter().any(|directory| path.is_below(directory));
+    if is_own || host.is_own_state(path.as_str()) {
         return refuse("OSAPI keeps its own state there");
     }
     let mut holder = "/".to_owned();
@@ -304,8 +308,11 @@ mod tests {
 
     /// A host with a home and an account for whoever runs this.
     fn host() -> Fake {
+        accounts(Fake::with(&[("/home/me/.profile", "old\n")]))
+    }
+
+    fn accounts(fake: Fake) -> Fake {
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        let fake = Fake::with(&[("/home/me/.profile", "old\n")]);
         fake.put("/etc/passwd", &format!("me:x:{uid}:{gid}::/home/me:/bin/sh\n"));
         fake.put("/etc/group", &format!("us:x:{gid}:\n"));
         fake
@@ -344,6 +351,33 @@ mod tests {
         assert_eq!(fake.text(path).unwrap(), "two");
         assert_eq!(undeploy(&fake, path), Ok(true));
         assert_eq!(fake.text(path).unwrap(), "old\n");
+        assert_eq!(undeploy(&fake, path), Ok(false));
+        assert_eq!(deploy(&fake, "three", path), Ok(true));
+        assert_eq!(undeploy(&fake, path), Ok(true));
+        assert_eq!(fake.text(path).unwrap(), "old\n");
+    }
+
+    #[test]
+    fn what_others_removed_can_be_given_back_and_is_forgotten() {
+        let (fake, path) = (host(), "/home/me/new");
+        assert_eq!(deploy(&fake, "one", path), Ok(true));
+        fake.remove(path);
+        let drift =
+            |fake: &Fake| fake.run("node.drift.get", json!({}), "").unwrap()["drift"].clone();
+        assert_ne!(drift(&fake), json!([]));
+        assert_eq!(undeploy(&fake, path), Ok(false));
+        assert_eq!(drift(&fake), json!([]));
+    }
+
+    #[test]
+    fn osapi_does_not_change_its_own_memory() {
+        // A host whose agent keeps its memory where files can be put.
+        let fake = accounts(Fake::remembering_in("/home/me/.local/state/osapi/agent"));
+        for path in ["agent/key", "controller/controller-1.redb", "x"] {
+            let path = format!("/home/me/.local/state/osapi/{path}");
+            assert_eq!(deploy(&fake, "x", &path), Err(Kind::InvalidInput), "{path}");
+        }
+        assert_eq!(deploy(&fake, "x", "/home/me/.local/state/osapi-x"), Ok(true));
     }
 
     #[test]

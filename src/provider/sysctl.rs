@@ -296,6 +296,17 @@ mod tests {
     }
 
     #[test]
+    fn what_others_removed_can_still_be_given_back() {
+        let fake = host();
+        let by_key = json!({ "key": "vm.swappiness" });
+        assert_eq!(set(&fake, "create", "10"), Ok(true));
+        fake.remove(FILE);
+        assert_eq!(run(&fake, "delete", by_key.clone()).unwrap()["changed"], true);
+        assert_eq!(fake.text(KERNEL).unwrap(), "60\n");
+        assert_eq!(run(&fake, "get", by_key), Err(Kind::NotFound));
+    }
+
+    #[test]
     fn what_others_keep_is_left_alone() {
         let fake = host();
         fake.put(FILE, "vm.swappiness = 1\n");
