@@ -4,6 +4,8 @@
 //! a short form, which leaves out `client` and `node` and takes the obvious arguments by position.
 //! `osapi node …` is kept beside that for what would be ambiguous without, such as `node status`.
 
+use std::fmt::Write as _;
+
 use clap::builder::{BoolishValueParser, PossibleValuesParser};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
@@ -147,7 +149,7 @@ fn below(command: Command, node: Node, path: &mut Vec<&'static str>) -> Command 
 fn subcommand(word: &'static str, node: Node, path: &mut Vec<&'static str>) -> Command {
     let command = Command::new(word).about(node.about);
     match node.leaf {
-        Some(Leaf::Row(row, form)) => operation(command, row, form),
+        Some(Leaf::Row(row, form)) => operation(command, row, form, path),
         Some(Leaf::Local(local)) => {
             let flags = local.flags.iter().map(|flag| {
                 let arg = Arg::new(flag.name).long(flag.name).value_name("VALUE");
@@ -182,6 +184,10 @@ fn subcommand(word: &'static str, node: Node, path: &mut Vec<&'static str>) -> C
                     .help("An export; without it, the running controller is asked"),
             ),
         None => {
+            let command = match node.only() {
+                Some(Leaf::Row(row, _)) => command.about(row.about),
+                _ => command,
+            };
             let is_hidden = node.children.iter().all(|(_, child)| child.is_elsewhere());
             let command =
                 command.hide(is_hidden).subcommand_required(true).arg_required_else_help(true);
@@ -195,6 +201,14 @@ fn subcommand(word: &'static str, node: Node, path: &mut Vec<&'static str>) -> C
 }
 
 impl Node {
+    /// What is below, where that is a single command.
+    fn only(&self) -> Option<Leaf> {
+        match self.children.as_slice() {
+            [(_, child)] => child.leaf.or_else(|| child.only()),
+            _ => None,
+        }
+    }
+
     fn is_elsewhere(&self) -> bool {
         match self.leaf {
             Some(leaf) => matches!(leaf, Leaf::Elsewhere(_)),
@@ -203,9 +217,10 @@ impl Node {
     }
 }
 
-fn operation(command: Command, row: &'static Row, form: Form) -> Command {
+fn operation(command: Command, row: &'static Row, form: Form, path: &[&str]) -> Command {
     let mut command = command.about(row.about).arg(url());
     let mut position = 1;
+    let mut usage = format!("osapi {} [OPTIONS]", path.join(" "));
     let fields = schema::fields(row);
     let by_position = |name: &str| form == Form::Short && row.args.contains(&name);
     for name in row.args.iter().filter(|name| by_position(name)) {
@@ -215,6 +230,12 @@ fn operation(command: Command, row: &'static Row, form: Form) -> Command {
             .index(position)
             .value_name(field.name.to_uppercase())
             .help(field.about.clone());
+        let shown = field.name.to_uppercase();
+        _ = match (is_last_list, is_required(row, field)) {
+            (true, _) => write!(usage, " [{shown}]..."),
+            (_, true) => write!(usage, " <{shown}>"),
+            _ => write!(usage, " [{shown}]"),
+        };
         let arg = if is_last_list {
             arg.num_args(0..).trailing_var_arg(true).allow_hyphen_values(true)
         } else if is_required(row, field) {
@@ -244,10 +265,15 @@ fn operation(command: Command, row: &'static Row, form: Form) -> Command {
                 .help(extra.about)
                 .required_unless_present(local(extra.name));
             position += 1;
+            _ = write!(usage, " <{}>", extra.name.to_uppercase());
             command = command.arg(place).arg(arg.hide(true).conflicts_with(positional(extra.name)));
         } else {
             command = command.arg(arg.required(extra.is_required));
         }
+    }
+    if form == Form::Short && position > 1 {
+        // An argument may be given as a flag instead, and would be shown as optional.
+        command = command.override_usage(usage);
     }
     for field in fields {
         let name = field.name.clone();
@@ -326,6 +352,7 @@ fn flag(name: &'static str, about: &'static str) -> Arg {
 fn url() -> Arg {
     Arg::new("url")
         .long("url")
+        .value_name("URL")
         .env(URL_VARIABLE)
         .hide_env_values(true)
         .help("Where the controller listens, such as unix:///run/osapi/osapi.sock")

@@ -44,6 +44,11 @@ pub fn document(call: &Call, reply: &Value) -> Option<Value> {
 /// The reply for people.
 pub fn page(row: &Row, reply: &Value, page: Page) -> String {
     if let Some(results) = reply["results"].as_array() {
+        if let ("node.status.get", [only]) = (row.id, results.as_slice())
+            && state(only) == State::Ok
+        {
+            return heading(reply) + &block(only, page);
+        }
         return hosts(row, reply, results, page);
     }
     if row.id == "job.list" {
@@ -85,13 +90,17 @@ fn table(columns: &[(&str, &str)], entries: &[Value], page: Page) -> String {
         return "\n  None\n".into();
     }
     let columns = given_or_all(columns, entries, &[]);
+    format!("\n{}", sheet(&columns, entries, page))
+}
+
+fn sheet(columns: &[Column], entries: &[Value], page: Page) -> String {
     let mut table = Table::new(columns.iter().map(|column| column.header.clone()));
     for entry in entries {
-        for cells in explode(&columns, entry, page) {
+        for cells in explode(columns, entry, page) {
             table.push(cells.into_iter().map(Cell::from).collect());
         }
     }
-    format!("\n{}", table.render(page))
+    table.render(page)
 }
 
 struct Column {
@@ -118,7 +127,6 @@ fn given_or_all(columns: &[(&str, &str)], entries: &[Value], without: &[&str]) -
             }
         }
     }
-    let escaped = |name: &str| name.replace('~', "~0").replace('/', "~1");
     names
         .into_iter()
         .map(|name| Column {
@@ -126,6 +134,11 @@ fn given_or_all(columns: &[(&str, &str)], entries: &[Value], without: &[&str]) -
             pointer: format!("/{}", escaped(name)),
         })
         .collect()
+}
+
+/// A field's name as JSON pointers have it.
+fn escaped(name: &str) -> String {
+    name.replace('~', "~0").replace('/', "~1")
 }
 
 /// The lines of an entry: one, or one for each element of the list that its columns look into
@@ -153,14 +166,8 @@ fn cell(column: &Column, entry: &Value, element: &str, page: Page) -> String {
     }
     let Some(value) = find(&column.pointer) else { return String::new() };
     let name = column.pointer.rsplit('/').next().unwrap_or_default();
-    let is_size = match name {
-        "total" | "used" | "free" => {
-            ["/memory/", "/disks/"].iter().any(|place| column.pointer.contains(place))
-        }
-        other => is_size(other),
-    };
     match value {
-        Value::Number(number) if is_size => number.as_u64().map_or_else(|| plain(value), size),
+        Value::Number(_) if is_size(&column.pointer) => size_of(value),
         Value::Object(_) if name == "cell" => cell_name(value),
         Value::Object(_) if matches!(name, "expected" | "found") => holds(value),
         Value::Number(_) if name.ends_with("_ms") => format!("{}ms", plain(value)),
@@ -169,8 +176,18 @@ fn cell(column: &Column, entry: &Value, element: &str, page: Page) -> String {
     }
 }
 
-fn is_size(name: &str) -> bool {
-    matches!(name, "size" | "bytes" | "mem_rss" | "mem_bytes" | "rss_bytes")
+/// Whether what is at `pointer` is a number of bytes.
+fn is_size(pointer: &str) -> bool {
+    match pointer.rsplit('/').next().unwrap_or_default() {
+        "total" | "used" | "free" => {
+            ["memory/", "disks/"].iter().any(|place| pointer.contains(place))
+        }
+        name => matches!(name, "size" | "bytes" | "mem_rss" | "mem_bytes" | "rss_bytes"),
+    }
+}
+
+fn size_of(value: &Value) -> String {
+    value.as_u64().map_or_else(|| plain(value), size)
 }
 
 /// The age of what began at `text`, or `text` where that is no time.
@@ -219,11 +236,13 @@ pub(super) fn has_failed(reply: &Value) -> bool {
     results.map(state).any(|state| state == State::Err)
 }
 
+fn heading(reply: &Value) -> String {
+    let id = reply["job_id"].as_str();
+    id.map_or_else(String::new, |id| format!("\n  Job ID: {}\n", flat(id)))
+}
+
 fn hosts(row: &Row, reply: &Value, results: &[Value], page: Page) -> String {
-    let mut text = String::new();
-    if let Some(id) = reply["job_id"].as_str() {
-        _ = write!(text, "\n  Job ID: {}\n", flat(id));
-    }
+    let mut text = heading(reply);
     let columns = given_or_all(row.columns, results, ENVELOPE);
     let headers = ["HOSTNAME".to_owned(), "STATUS".to_owned()].into_iter();
     let mut table = Table::new(headers.chain(columns.iter().map(|column| column.header.clone())));
@@ -354,12 +373,16 @@ fn block(value: &Value, page: Page) -> String {
         let title = label(name);
         match value {
             Value::Null => {}
+            // A read changes nothing, and says so to programs only.
+            Value::Bool(false) if name == "changed" => {}
             Value::Array(items) if items.iter().any(Value::is_object) => {
-                _ = write!(
-                    tables,
-                    "\n  {title}:\n{}",
-                    table(&[], items, page).trim_start_matches('\n')
-                );
+                let things = [json!({ name: items })];
+                let columns = given_or_all(&[], items, &[]).into_iter().map(|column| Column {
+                    pointer: format!("/{}/*{}", escaped(name), column.pointer),
+                    ..column
+                });
+                let rows = sheet(&columns.collect::<Vec<_>>(), &things, page);
+                _ = write!(tables, "\n  {title}:\n{rows}");
             }
             Value::Object(inner) if inner.values().any(Value::is_object) => {
                 if inner.values().all(is_flat) {
@@ -374,9 +397,13 @@ fn block(value: &Value, page: Page) -> String {
                     }
                 }
             }
-            Value::Number(number) if is_size(name) => {
-                let shown = number.as_u64().map_or_else(|| plain(value), size);
-                _ = writeln!(text, "  {:<1$} {shown}", format!("{title}:"), widest + 1);
+            Value::Object(inner) if name == "memory" => {
+                let parts = inner.iter().map(|(part, value)| format!("{part}:{}", size_of(value)));
+                let parts = parts.collect::<Vec<_>>().join(", ");
+                _ = writeln!(text, "  {:<1$} {2}", format!("{title}:"), widest + 1, flat(&parts));
+            }
+            Value::Number(_) if is_size(name) => {
+                _ = writeln!(text, "  {:<1$} {2}", format!("{title}:"), widest + 1, size_of(value));
             }
             other => {
                 _ = writeln!(text, "  {:<1$} {2}", format!("{title}:"), widest + 1, plain(other));

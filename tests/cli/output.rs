@@ -210,6 +210,28 @@ fn one_thing_is_a_block_with_its_lists_as_tables() {
 }
 
 #[test]
+fn the_status_of_one_host_is_told_in_full() {
+    let reply = json!({ "job_id": "j", "results": [{
+        "hostname": "a", "status": "ok", "changed": false, "uptime": "3 days",
+        "memory": { "total": 2_147_483_648_u64, "used": 1024 },
+        "disks": [{ "name": "/", "total": 1_073_741_824, "used": 0, "free": 1_073_741_824 }],
+    }]});
+    let expected = "
+  Job ID: j
+
+  Hostname: a
+  Status:   ok
+  Uptime:   3 days
+  Memory:   total:2.0 GB, used:1.0 KB
+
+  Disks:
+  NAME  TOTAL   USED  FREE
+  /     1.0 GB  0 B   1.0 GB
+";
+    assert_eq!(shown("node.status.get", &reply, 80), expected);
+}
+
+#[test]
 fn documents_of_jobs_have_the_published_keys() {
     let (Some(list), Some(get)) = (ops::find("job.list"), ops::find("job.get")) else { return };
     let call = |row: &'static Row| osapi::cli::Call {
