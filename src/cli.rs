@@ -54,6 +54,8 @@ pub struct Server {
     pub command: ServerCommand,
     /// What the agent shall call this host (`--agent-hostname`).
     pub hostname: Option<String>,
+    /// What the agent shall take for `/` (`--root`).
+    pub root: Option<PathBuf>,
     /// Published flags, without their dashes, that were given and have nothing to act on here; to
     /// be listed once.
     pub without_effect: Vec<String>,

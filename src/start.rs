@@ -21,10 +21,6 @@ mod signals;
 
 pub use paths::Paths;
 
-/// Runs an agent for the host whose files are below this directory instead of `/`. For tests, so
-/// that they never touch the machine they run on.
-const ROOT: &str = "OSAPI_ROOT";
-
 /// Does what `server` asks for; for the commands that stay, until a signal ends them.
 pub fn run(server: &Server) -> Result<()> {
     match server.command {
@@ -135,26 +131,23 @@ fn validate(server: &Server) -> Result<()> {
 fn settle(server: &Server) -> Result<()> {
     let loaded = load(server)?;
     crate::telemetry::start("osapi-settle", loaded.config.debug);
-    let executor = executor(&loaded.config, &Paths::of(&loaded.config)?)?;
+    let executor = executor(server, &loaded.config, &Paths::of(&loaded.config)?)?;
     for job in executor.settle()? {
         tracing::info!(OSAPI_JOB_ID = job, "settled");
     }
     Ok(())
 }
 
-fn executor(config: &Config, paths: &Paths) -> Result<Arc<Executor>> {
+fn executor(server: &Server, config: &Config, paths: &Paths) -> Result<Arc<Executor>> {
     let undo = &config.agent.undo;
     let bounds = UndoBounds { age: undo.age.0, bytes: undo.size.0, ..UndoBounds::default() };
     paths::state_dir(&paths.agent_state)?;
-    Executor::new(Root::at(root()), &paths.agent_state, bounds).map(Arc::new)
+    let root = server.root.as_deref().unwrap_or(Path::new("/"));
+    Executor::new(Root::at(root), &paths.agent_state, bounds).map(Arc::new)
 }
 
-fn root() -> PathBuf {
-    std::env::var_os(ROOT).map_or_else(|| "/".into(), PathBuf::from)
-}
-
-fn agent_setup(config: &Config, paths: &Paths) -> Result<agent::Setup> {
-    let executor = executor(config, paths)?;
+fn agent_setup(server: &Server, config: &Config, paths: &Paths) -> Result<agent::Setup> {
+    let executor = executor(server, config, paths)?;
     let (own, limits) = (&config.agent, &config.agent.conditions);
     Ok(agent::Setup {
         machine_id: agent::machine_id(&executor.view(), &paths.agent_state)?,

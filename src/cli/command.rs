@@ -153,10 +153,10 @@ fn subcommand(word: &'static str, node: Node, path: &mut Vec<&'static str>) -> C
         Some(Leaf::Local(local)) => {
             let flags = local.flags.iter().map(|flag| {
                 let arg = Arg::new(flag.name).long(flag.name).value_name("VALUE");
-                let arg = if flag.has_effect {
-                    arg.help("What the agent shall call this host")
-                } else {
-                    arg.hide(true)
+                let arg = match flag.name {
+                    words::AGENT_HOSTNAME => arg.help("What the agent shall call this host"),
+                    words::ROOT => arg.help("A directory in place of /, for tests").hide(true),
+                    _ => arg.hide(true),
                 };
                 match flag.short {
                     Some(short) => arg.short(short),
@@ -449,6 +449,11 @@ fn server(globals: Globals, local: &words::Local, matches: &ArgMatches) -> Serve
             ServerCommand::Agent => given(words::AGENT_HOSTNAME).filter(|name| !name.is_empty()),
             _ => None,
         },
+        root: local
+            .flags
+            .iter()
+            .find(|flag| flag.name == words::ROOT)
+            .and_then(|_| given(words::ROOT).map(Into::into)),
         without_effect: idle
             .filter(|flag| given(flag.name).is_some())
             .map(|flag| flag.name.to_owned())

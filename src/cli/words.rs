@@ -28,8 +28,16 @@ const fn local(words: &'static str, about: &'static str, command: ServerCommand)
 
 pub(super) const AGENT_HOSTNAME: &str = "agent-hostname";
 
+/// The host whose files are below this directory instead of `/`. For tests, so that they never
+/// touch the machine they run on.
+pub(super) const ROOT: &str = "root";
+const AT_ROOT: Flag = Flag { name: ROOT, short: None, has_effect: true };
+
 pub(super) static LOCAL: &[Local] = &[
-    local("start", "Run the controller and the agent of this host", ServerCommand::Start),
+    Local {
+        flags: &[AT_ROOT],
+        ..local("start", "Run the controller and the agent of this host", ServerCommand::Start)
+    },
     Local {
         flags: &[Flag { name: "port", short: Some('p'), has_effect: false }],
         ..local("controller start", "Run the controller alone", ServerCommand::Controller)
@@ -37,6 +45,7 @@ pub(super) static LOCAL: &[Local] = &[
     Local {
         flags: &[
             Flag { name: AGENT_HOSTNAME, short: None, has_effect: true },
+            AT_ROOT,
             idle("agent-host"),
             idle("agent-port"),
             idle("agent-client-name"),
@@ -52,6 +61,7 @@ pub(super) static LOCAL: &[Local] = &[
     },
     Local {
         is_hidden: true,
+        flags: &[AT_ROOT],
         ..local("settle", "Finish or take back what a crash left", ServerCommand::Settle)
     },
     local("config validate", "Check the configuration file", ServerCommand::ConfigValidate),

@@ -42,7 +42,7 @@ pub(super) fn run(server: &Server) -> Result<()> {
     let _inside = runtime.enter();
     let mut signals = Signals::new()?;
 
-    let setup = agent_setup(config, &paths)?;
+    let setup = agent_setup(server, config, &paths)?;
     setup.executor.claim()?;
     let machine = setup.machine_id.clone();
     let socket = paths.agent_socket.clone();

@@ -212,7 +212,10 @@ async fn told(end: &mut Receiver<bool>) {
 
 /// What the agent is told of what this process was told.
 fn child_arguments(server: &Server) -> Vec<OsString> {
-    let mut arguments = Vec::new();
+    let mut arguments: Vec<OsString> = vec!["agent".into(), "start".into()];
+    if let Some(root) = &server.root {
+        arguments.extend(["--root".into(), root.clone().into_os_string()]);
+    }
     if let Some(file) = &server.globals.file {
         arguments.extend(["--osapi-file".into(), file.clone().into_os_string()]);
     }
@@ -233,7 +236,6 @@ fn start_agent(arguments: &[OsString], paths: &Paths) -> std::io::Result<Child> 
     let mut command = Command::new("/proc/self/exe");
     command
         .args(arguments)
-        .args(["agent", "start"])
         .env(PARENT, std::process::id().to_string())
         .env("OSAPI_AGENT_SOCKET", &paths.agent_socket)
         .env("OSAPI_AGENT_STATE_DIR", &paths.agent_state)

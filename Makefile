@@ -1,0 +1,38 @@
+# What people and machines do with this tree. `make` alone lists it.
+
+CARGO ?= cargo
+
+.PHONY: help build run test test-long bench docs lint
+
+help:
+	@echo 'make run        build osapi, lay ./osapi into the tree and start it'
+	@echo 'make test       what this machine allows; a tenth of the storms'
+	@echo 'make test-long  the same with every seed of the storms'
+	@echo 'make bench      figures, each beside its limit'
+	@echo 'make docs       rewrite the documents that are derived from the code'
+	@echo 'make lint       format, clippy, licences and sources of dependencies'
+
+# As optimised as the release, and ready in a third of the time.
+build:
+	$(CARGO) build --locked --profile quick
+	@install -m 755 target/quick/osapi .osapi.new && mv -f .osapi.new osapi
+
+run: build
+	@exec ./osapi start
+
+test:
+	tests/run
+
+test-long:
+	LONG=1 tests/run
+
+bench:
+	$(CARGO) bench --locked --bench figures
+
+docs:
+	UPDATE=1 $(CARGO) test --locked --quiet --test main
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) deny check bans licenses sources
