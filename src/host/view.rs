@@ -215,7 +215,8 @@ impl View {
 
     /// Whether OSAPI assigned `cell` once and has given it back, as far as it remembers.
     pub fn is_given_back(&self, cell: &Cell) -> bool {
-        self.record(cell).is_none() && self.journal.is_given_back(cell)
+        let is_marked = self.ahead.contains_key(cell) || self.journal.is_given_back(cell);
+        is_marked && self.record(cell).is_none()
     }
 
     /// Whether `path` is in what OSAPI keeps for itself: the agent's memory, and what else is in
