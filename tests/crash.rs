@@ -1,0 +1,291 @@
+//! Lets the agent die, or its disk fail, at every system call that could matter, and looks at
+//! what is left.
+//!
+//! Needs strace, which does that to the n-th call of a kind. All points take long, so a tenth of
+//! them is tried: `CRASH_POINTS=all` tries all, `CRASH_POINTS=8` tries 8 of each sweep, and
+//! `CRASH_SEED` says which.
+//!
+//! It has a `main` of its own, because strace counts the calls of the main thread, and that has
+//! to be the agent's.
+#![expect(clippy::disallowed_methods, reason = "starts programs and reads its environment")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use osapi::error::Kind;
+use osapi::host::{Executor, Root, UndoBounds};
+use osapi::job::Options;
+use serde_json::{Value, json};
+use support::cases::{cases, find, host_for, managed_host_for};
+use support::host::{TestHost, job, task};
+
+/// Whatever makes something durable or visible, or starts something.
+const CALLS: &[&str] = &[
+    "clone",
+    "clone3",
+    "fchmod",
+    "fchown",
+    "fdatasync",
+    "flock",
+    "fremovexattr",
+    "fsync",
+    "mkdir",
+    "mkdirat",
+    "openat",
+    "pipe2",
+    "rename",
+    "renameat",
+    "symlinkat",
+    "unlink",
+    "unlinkat",
+    "vfork",
+    "wait4",
+    "waitid",
+    "write",
+];
+
+/// What a full or broken disk answers.
+const DISK: &[&str] =
+    &["fdatasync", "fsync", "mkdirat", "rename", "renameat", "symlinkat", "unlinkat", "write"];
+
+/// Tells this program that it is the agent, and what to do.
+const AGENT: &str = "OSAPI_CRASH_AGENT";
+
+/// What is tried, by name.
+const SWEEPS: &[(&str, fn())] = &[
+    (
+        "after_a_crash_anywhere_the_job_is_finished_when_delivered_again",
+        after_a_crash_anywhere_the_job_is_finished_when_delivered_again,
+    ),
+    (
+        "after_a_crash_anywhere_the_job_is_finished_or_never_begun_without_being_delivered_again",
+        after_a_crash_anywhere_the_job_is_finished_or_never_begun_without_being_delivered_again,
+    ),
+    (
+        "after_a_crash_anywhere_an_unconfirmed_job_is_taken_back",
+        after_a_crash_anywhere_an_unconfirmed_job_is_taken_back,
+    ),
+    (
+        "what_a_broken_disk_interrupts_is_finished_or_taken_back",
+        what_a_broken_disk_interrupts_is_finished_or_taken_back,
+    ),
+    ("a_program_never_runs_twice", a_program_never_runs_twice),
+];
+
+fn main() {
+    if let Ok(told) = std::env::var(AGENT) {
+        return agent(&told);
+    }
+    let has_strace = Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_ok();
+    if !has_strace {
+        println!("SKIPPED: crash sweeps: strace is not installed");
+        return;
+    }
+    // As a test binary is called: names to be found, and options that mean nothing here.
+    let wanted: Vec<_> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    for (name, sweep) in SWEEPS {
+        if wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())) {
+            sweep();
+            println!("test {name} ... ok");
+        }
+    }
+}
+
+/// The agent that dies: this very program, told to carry out one job.
+fn agent(told: &str) {
+    let told: Value = serde_json::from_str(told).unwrap();
+    let at = |name: &str| PathBuf::from(told[name].as_str().unwrap());
+    let Some(op) = told["op"].as_str() else { return };
+    let executor = Executor::new(Root::at(at("root")), &at("state"), UndoBounds::default());
+    let options: Options = serde_json::from_value(told["options"].clone()).unwrap();
+    let task = task(&job("job"), &find(op), &told["params"], options);
+    // Whoever looks at what is left finds out how it went.
+    let _ = executor.and_then(|executor| executor.run(&find(op), &task));
+}
+
+/// What `strace` is told to do to the agent, and for which job.
+fn run(host: &TestHost, strace: &[&str], what: Option<(&str, &Value)>, options: &Options) {
+    let told = json!({
+        "root": host.path("/"),
+        "state": host.dir().join("state"),
+        "op": what.map(|(op, _)| op),
+        "params": what.map(|(_, params)| params),
+        "options": options,
+    });
+    let status = Command::new("strace")
+        .args(["-qq", "-o"])
+        .arg(host.dir().join("trace"))
+        .args(strace)
+        .arg("--")
+        .arg(std::env::current_exe().unwrap())
+        .env(AGENT, told.to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    status.unwrap();
+}
+
+/// How often the traced agent made each call.
+fn counts(host: &TestHost, kinds: &[&'static str]) -> BTreeMap<&'static str, usize> {
+    let trace = std::fs::read_to_string(host.dir().join("trace")).unwrap();
+    let of = |kind: &str| trace.lines().filter(|l| l.starts_with(&format!("{kind}("))).count();
+    kinds.iter().map(|kind| (*kind, of(kind))).collect()
+}
+
+/// Every `n`-th call of a kind that the job makes, or some of them.
+fn points(
+    kinds: &'static [&str],
+    host: &TestHost,
+    (op, params): (&str, &Value),
+    options: &Options,
+) -> Vec<(&'static str, usize)> {
+    let trace = format!("-etrace={}", kinds.join(","));
+    run(host, &[&trace], None, options);
+    let before = counts(host, kinds);
+    run(host, &[&trace], Some((op, params)), options);
+    let all = counts(host, kinds);
+    // What the program does before it becomes an agent is left out.
+    let calls = |kind: &&'static str| (before[kind] + 1..=all[kind]).map(|n| (*kind, n)).collect();
+    let mut points: Vec<_> = kinds.iter().flat_map(|kind| -> Vec<_> { calls(kind) }).collect();
+    assert!(points.len() > 5, "{op} hardly does anything: {all:?}");
+    let wanted = std::env::var("CRASH_POINTS").unwrap_or_default();
+    let seed = std::env::var("CRASH_SEED").ok().and_then(|text| text.parse::<u64>().ok());
+    let some = match wanted.as_str() {
+        "all" => points.len(),
+        number => number.parse().unwrap_or(points.len().div_ceil(10)),
+    };
+    points.sort_by_key(|point| {
+        let mut hasher = DefaultHasher::new();
+        (seed.unwrap_or_default(), op, point).hash(&mut hasher);
+        hasher.finish()
+    });
+    points.truncate(some);
+    points
+}
+
+/// Runs a job again and again, each time with something else happening to it, and hands what is
+/// left of the host to `look`.
+fn sweep(
+    kinds: &'static [&str],
+    what: fn(usize) -> String,
+    (op, params): (&str, &Value),
+    options: &Options,
+    look: impl Fn(TestHost, &str) + Sync,
+) {
+    let host = || if options.confirm.is_some() { managed_host_for(op) } else { host_for(op) };
+    let points = points(kinds, &host(), (op, params), options);
+    let (next, half_done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some((call, n)) = points.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let host = host();
+                    let what = what(*n);
+                    let inject = format!("-einject={call}:{what}");
+                    let trace = format!("-etrace={call}");
+                    run(&host, &[&trace, &inject], Some((op, params)), options);
+                    half_done.fetch_add(
+                        usize::from(host.entry("open", "job").exists()),
+                        Ordering::Relaxed,
+                    );
+                    look(host, &format!("{op} {options:?}: {call} {what}"));
+                }
+            });
+        }
+    });
+    let half_done = half_done.into_inner();
+    println!("{op}: {} points, {half_done} of them half done, {}", points.len(), what(1));
+}
+
+fn killed(n: usize) -> String {
+    format!("signal=SIGKILL:when={n}")
+}
+
+/// Which cells are said to be OSAPI's.
+fn managed(host: &TestHost) -> Vec<String> {
+    let files = std::fs::read_dir(host.state("managed")).unwrap().map(Result::unwrap);
+    let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<_> = names.filter(|name| !name.starts_with('.')).collect();
+    names.sort();
+    names
+}
+
+fn after_a_crash_anywhere_the_job_is_finished_when_delivered_again() {
+    for (op, params) in cases() {
+        let whole = host_for(op);
+        whole.run("job", op, &params).unwrap();
+        sweep(CALLS, killed, (op, &params), &Options::default(), |host, at| {
+            host.run("job", op, &params).unwrap_or_else(|error| panic!("{at}: {error}"));
+            host.assert_is(&whole.snapshot(), at);
+            assert_eq!(managed(&host), managed(&whole), "{at}");
+            assert_eq!(host.executor.view().drift().unwrap(), [], "{at}");
+            host.undo("undo", "job").unwrap_or_else(|error| panic!("{at}: {error}"));
+            host.assert_is(&host_for(op).snapshot(), at);
+        });
+    }
+}
+
+fn after_a_crash_anywhere_the_job_is_finished_or_never_begun_without_being_delivered_again() {
+    for (op, params) in cases() {
+        let (before, whole) = (host_for(op), host_for(op));
+        whole.run("job", op, &params).unwrap();
+        sweep(CALLS, killed, (op, &params), &Options::default(), |host, at| {
+            let is_begun = !host.executor.settle().unwrap().is_empty() || is_done(&host);
+            let expected = if is_begun { &whole } else { &before };
+            host.assert_is(&expected.snapshot(), at);
+            assert_eq!(managed(&host), managed(expected), "{at}");
+        });
+    }
+}
+
+fn after_a_crash_anywhere_an_unconfirmed_job_is_taken_back() {
+    let options = Options { confirm: Some(0), ..Options::default() };
+    for (op, params) in cases() {
+        let before = managed_host_for(op);
+        sweep(CALLS, killed, (op, &params), &options, |host, at| {
+            let host = host.restart();
+            host.executor.settle().unwrap();
+            host.assert_is(&before.snapshot(), at);
+            assert_eq!(managed(&host), managed(&before), "{at}");
+        });
+    }
+}
+
+fn what_a_broken_disk_interrupts_is_finished_or_taken_back() {
+    for error in [|n| format!("error=ENOSPC:when={n}+"), |n| format!("error=EIO:when={n}")] {
+        for (op, params) in cases() {
+            let (before, whole) = (host_for(op), host_for(op));
+            whole.run("job", op, &params).unwrap();
+            sweep(DISK, error, (op, &params), &Options::default(), |host, at| {
+                let is_done = host.run("job", op, &params).is_ok();
+                let expected = if is_done { &whole } else { &before };
+                host.assert_is(&expected.snapshot(), at);
+                assert_eq!(managed(&host), managed(expected), "{at}");
+            });
+        }
+    }
+}
+
+fn a_program_never_runs_twice() {
+    let params = json!({ "program": "true" });
+    sweep(CALLS, killed, ("test.run", &params), &Options::default(), |host, at| {
+        let result = host.run("job", "test.run", &params);
+        let runs = host.calls().len();
+        match result {
+            Ok(_) => assert_eq!(runs, 1, "{at}"),
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::Interrupted, "{at}: {error}");
+                assert!(runs <= 1, "{at}");
+            }
+        }
+    });
+}
+
+fn is_done(host: &TestHost) -> bool {
+    host.entry("done", "job").exists()
+}
