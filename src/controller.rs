@@ -32,18 +32,24 @@ use crate::op::{self, Domain, Op, Output, Params, Shape};
 use crate::permission::Caller;
 use crate::store::{Coming, Objects, Reader, Store};
 
+pub mod agent;
+pub mod audit;
 mod desk;
 mod figures;
+pub mod file;
 mod follow;
+pub mod health;
 mod hosts;
 mod ids;
 mod index;
+pub mod job;
 mod lanes;
 mod notes;
 mod retention;
 mod rows;
 mod status;
 mod submit;
+pub mod version;
 mod wait;
 
 pub use desk::AgentDesk;
@@ -53,7 +59,14 @@ pub use status::Status;
 pub use submit::{Key, Submit, Submitted, Target};
 pub use wait::{HostResult, Results};
 
-pub static DOMAINS: &[&Domain<Local>] = &[];
+pub static DOMAINS: &[&Domain<Local>] = &[
+    &agent::DOMAIN,
+    &job::DOMAIN,
+    &file::DOMAIN,
+    &audit::DOMAIN,
+    &health::DOMAIN,
+    &version::DOMAIN,
+];
 
 pub type Shared = Arc<Controller>;
 

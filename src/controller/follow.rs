@@ -229,7 +229,7 @@ impl Controller {
     }
 
     /// Moves jobs that are over from the lanes' care to the index's.
-    fn note_ended(&self) {
+    pub(super) fn note_ended(&self) {
         let ended = self.lanes().ended();
         for Ended { open, is_parked } in ended {
             let finished =

@@ -142,10 +142,12 @@ impl Lanes {
     /// Takes note that the record of an open job was written again.
     pub(super) fn rewritten(&mut self, id: Uuid, revision: Revision, cancelled: Option<Mark>) {
         let Some(slot) = self.open.get_mut(&id) else { return };
-        self.holding.remove(&slot.revision);
-        slot.revision = revision;
-        if !slot.is_parked {
-            self.holding.insert(revision, id);
+        if slot.open.is_stored {
+            self.holding.remove(&slot.revision);
+            slot.revision = revision;
+            if !slot.is_parked {
+                self.holding.insert(revision, id);
+            }
         }
         if let Some(mark) = cancelled {
             let open = slot.open.clone();
@@ -293,12 +295,33 @@ impl Lanes {
         }
     }
 
-    /// Which of the jobs that `host` holds were called off.
-    pub(super) fn called_off(&self, holds: &HashSet<Uuid>) -> Vec<Uuid> {
-        let is_off = |id: &&Uuid| {
-            self.open.get(id).is_some_and(|slot| slot.open.so_far.borrow().cancelled.is_some())
-        };
-        holds.iter().filter(is_off).copied().collect()
+    /// Whether something is still expected of it.
+    pub(super) fn is_open(&self, id: Uuid) -> bool {
+        self.open.get(&id).is_some_and(|slot| !slot.missing.is_empty())
+    }
+
+    /// Hands a job out no more, and says which hosts it was not handed to yet.
+    pub(super) fn hold_back(&mut self, id: Uuid) -> Vec<String> {
+        let Some(slot) = self.open.get(&id) else { return Vec::new() };
+        let mut hosts = Vec::new();
+        for host in &slot.missing {
+            let Some(lane) = self.hosts.get_mut(host) else { continue };
+            if !lane.held.contains(&id) && lane.leave(&slot.open) {
+                hosts.push(host.clone());
+            }
+        }
+        hosts
+    }
+
+    /// Takes that back.
+    pub(super) fn offer_again(&mut self, id: Uuid, hosts: &[String]) {
+        let Some(slot) = self.open.get(&id) else { return };
+        for host in hosts.iter().filter(|host| slot.missing.contains(*host)) {
+            let Some(lane) = self.hosts.get_mut(host) else { continue };
+            lane.stored += usize::from(slot.open.is_stored);
+            lane.classes[class(slot.open.class)].insert(id);
+            lane.arrived[class(slot.open.class)].notify_waiters();
+        }
     }
 
     /// Tells when something of `classes` for `host` arrives.
@@ -491,7 +514,6 @@ mod tests {
         let mark = Mark { at: 1, by: "somebody".to_owned(), job: None };
         lanes.rewritten(open.id, 9, Some(mark));
         assert!(lanes.is_missing(open.id, "a") && !lanes.is_missing(open.id, "b"));
-        assert_eq!(lanes.called_off(&HashSet::from([open.id])), [open.id]);
         assert_eq!(lanes.oldest(), Some(9));
         lanes.finish(open.id, "a", report(&open));
         assert!(open.so_far.borrow().is_over);

@@ -1,0 +1,191 @@
+//! From notes to entries: what was asked, joined with how it went.
+
+use std::collections::HashMap;
+
+use serde_json::json;
+
+use super::super::{Call, Controller};
+use super::{ById, Chain, Export, Found, Item, Links, List, Page};
+use crate::clock::rfc3339;
+use crate::error::{Error, Kind, Result};
+use crate::store::Order;
+use crate::store::audit::{self, End, Entry, Note, Stored};
+
+/// How many links are read between two looks at what else there is to do.
+const CHUNK: usize = 64;
+/// How far ahead of an entry its end is looked for, in links.
+const AHEAD: usize = 2_048;
+/// By how much the order of the log may differ from that of the clock, in milliseconds.
+const SLACK_MS: u64 = 5_000;
+
+/// How the requests went whose ends have been seen, by entry.
+type Ends = HashMap<String, (u16, u64)>;
+
+pub(super) async fn list(call: Call, List { limit, offset }: List) -> Result<Page> {
+    let controller = &call.controller;
+    let ends = controller.store.ends().await?;
+    let limit = usize::try_from(limit.clamp(1, 100)).unwrap_or(100);
+    let mut skip = usize::try_from(offset).unwrap_or(usize::MAX);
+    // Newest first: the end of an entry is met before the entry.
+    let (mut entries, mut known, mut after) = (Vec::new(), Ends::new(), 0);
+    while entries.len() < limit {
+        let links = controller.store.audit(after, CHUNK, Order::Descending).await?;
+        let Some(last) = links.last() else { break };
+        after = last.link.number;
+        for stored in &links {
+            for note in stored.link.notes.iter().rev() {
+                match note {
+                    Note::End(end) => add(&mut known, end),
+                    Note::Entry(_) if skip > 0 => skip -= 1,
+                    Note::Entry(entry) if entries.len() < limit => entries.push(entry.clone()),
+                    _ => {}
+                }
+            }
+        }
+        if after <= 1 {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    let items = entries.iter().map(|entry| item(entry, &known)).collect();
+    Ok(Page { total_items: total(&ends), items })
+}
+
+pub(super) async fn get(call: Call, ById { id }: ById) -> Result<Found> {
+    let controller = &call.controller;
+    let missing = || {
+        let message = format!("no audit entry {}; it may be older than what is kept", id.as_str());
+        Error::new(Kind::NotFound, message)
+    };
+    let start = controller.before(id.as_str()).await?;
+    let found = match controller.find(id.as_str(), start, Some(AHEAD)).await? {
+        Some(found) => Some(found),
+        // Clocks are set, and notes wait: then everything is looked through.
+        None => controller.find(id.as_str(), 0, None).await?,
+    };
+    let (entry, known) = found.ok_or_else(missing)?;
+    Ok(Found { entry: item(&entry, &known) })
+}
+
+pub(super) async fn export(call: Call) -> Result<Export> {
+    let controller = &call.controller;
+    let ends = controller.store.ends().await?;
+    let last = ends.head.number.max(ends.refusals_head.number);
+    let (mut entries, mut known, mut links, mut after) = (Vec::new(), Ends::new(), Vec::new(), 0);
+    while after < last {
+        let chunk = controller.store.audit(after, CHUNK, Order::Ascending).await?;
+        let Some(newest) = chunk.last() else { break };
+        after = newest.link.number;
+        // What was written since belongs to the next export.
+        for Stored { link, bytes } in chunk.into_iter().filter(|stored| stored.link.number <= last)
+        {
+            links.push(String::from_utf8_lossy(&bytes).into_owned());
+            for note in link.notes {
+                match note {
+                    Note::End(end) => add(&mut known, &end),
+                    Note::Entry(entry) => entries.push(entry),
+                    Note::Event(_) => {}
+                }
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+    let items: Vec<_> = entries.iter().rev().map(|entry| item(entry, &known)).collect();
+    Ok(Export { total_items: items.len() as u64, items, ends: json!(ends), links })
+}
+
+pub(super) async fn chain(call: Call, Chain { after, limit }: Chain) -> Result<Links> {
+    let store = &call.controller.store;
+    let limit = usize::try_from(limit.clamp(1, 500)).unwrap_or(500);
+    let ends = json!(store.ends().await?);
+    let links = store.audit(after, limit, Order::Ascending).await?;
+    let last = links.last().map_or(0, |stored| stored.link.number);
+    let text = |stored: &Stored| String::from_utf8_lossy(&stored.bytes).into_owned();
+    Ok(Links { ends, links: links.iter().map(text).collect(), last })
+}
+
+impl Controller {
+    /// The number of a link that was surely written before the entry `id` was.
+    async fn before(&self, id: &str) -> Result<u64> {
+        let ends = self.store.ends().await?;
+        let (mut low, mut high) = (0, ends.head.number.max(ends.refusals_head.number));
+        let Some(at) = time_of(id).map(|at| at.saturating_sub(SLACK_MS)) else { return Ok(0) };
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let found = self.store.audit(middle, 1, Order::Ascending).await?;
+            match found.first() {
+                Some(stored) if stored.link.at < at => low = stored.link.number.max(middle + 1),
+                _ => high = middle,
+            }
+        }
+        Ok(low)
+    }
+
+    /// Looks for an entry and for its end behind a link, through at most so many links.
+    async fn find(
+        &self,
+        id: &str,
+        mut after: u64,
+        most: Option<usize>,
+    ) -> Result<Option<(Entry, Ends)>> {
+        let (mut found, mut known, mut seen) = (None::<Entry>, Ends::new(), 0);
+        loop {
+            let links = self.store.audit(after, CHUNK, Order::Ascending).await?;
+            let Some(last) = links.last() else { break };
+            after = last.link.number;
+            for note in links.iter().flat_map(|stored| &stored.link.notes) {
+                match note {
+                    Note::Entry(entry) if entry.id == id => found = Some(entry.clone()),
+                    Note::End(end) if end.entry == id => add(&mut known, end),
+                    _ => {}
+                }
+            }
+            seen += links.len();
+            let is_whole = found.as_ref().is_some_and(|entry| entry.code.is_some())
+                || (found.is_some() && !known.is_empty());
+            if is_whole || most.is_some_and(|most| seen >= most) {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        Ok(found.map(|entry| (entry, known)))
+    }
+}
+
+fn total(ends: &audit::Ends) -> u64 {
+    let of = |stub: &audit::Head, head: &audit::Head| head.entries.saturating_sub(stub.entries);
+    of(&ends.stub, &ends.head) + of(&ends.refusals_stub, &ends.refusals_head)
+}
+
+/// Of several hosts, the one that fared worst and the one that took longest count.
+fn add(known: &mut Ends, end: &End) {
+    let (code, ms) = known.entry(end.entry.clone()).or_insert((0, 0));
+    (*code, *ms) = ((*code).max(end.code), (*ms).max(end.ms));
+}
+
+fn item(entry: &Entry, known: &Ends) -> Item {
+    let end = known.get(&entry.id).copied();
+    let (code, ms) = (entry.code.or(end.map(|end| end.0)), entry.ms.or(end.map(|end| end.1)));
+    Item {
+        id: entry.id.clone(),
+        timestamp: rfc3339(entry.at),
+        user: entry.user.clone(),
+        roles: entry.roles.clone(),
+        method: entry.method.clone(),
+        path: entry.path.clone(),
+        operation_id: entry.op.clone(),
+        source_ip: entry.source.clone(),
+        response_code: code.unwrap_or(202),
+        duration_ms: ms.unwrap_or(0),
+        trace_id: entry.trace.clone(),
+        job_id: entry.job.clone(),
+        about: entry.about.clone(),
+        more: entry.more,
+    }
+}
+
+/// When a UUIDv7 was made, in milliseconds since 1970.
+fn time_of(id: &str) -> Option<u64> {
+    let (seconds, nanos) = uuid::Uuid::parse_str(id).ok()?.get_timestamp()?.to_unix();
+    Some(seconds * 1000 + u64::from(nanos) / 1_000_000)
+}

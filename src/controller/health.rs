@@ -1,0 +1,257 @@
+//! Whether the controller lives, can be worked with, and how it fares.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::agent::{Agent, Presence};
+use super::status::Status;
+use super::{Call, Controller, Here, Judged, Local};
+use crate::op::{Domain, Nothing, Op, Rows};
+use crate::permission::Permission;
+
+pub static DOMAIN: Domain<Local> = Domain {
+    name: "health",
+    about: "How the controller fares",
+    ops: &[
+        Op {
+            id: "health.live",
+            about: "Say that the controller answers",
+            path: "/health",
+            permission: None,
+            command: "health liveness",
+            run: &Here(|_, _: Nothing| Box::pin(async { Ok(Alive { status: "ok".to_owned() }) })),
+            ..Op::HERE
+        },
+        Op {
+            id: "health.ready",
+            about: "Say whether an agent is there to work with",
+            path: "/health/ready",
+            permission: None,
+            command: "health ready",
+            run: &Judged(|call, _: Nothing| Box::pin(async move { Ok(ready(&call)) }), judge),
+            ..Op::HERE
+        },
+        Op {
+            id: "health.status",
+            about: "Show how controller, store and agents fare",
+            path: "/health/status",
+            permission: Some(Permission::HealthRead),
+            command: "health status",
+            columns: &[
+                ("TYPE", "/type"),
+                ("HOSTNAME", "/hostname"),
+                ("STATUS", "/status"),
+                ("CONDITIONS", "/conditions"),
+                ("AGE", "/age"),
+                ("CPU", "/cpu_percent"),
+                ("MEM", "/mem_bytes"),
+            ],
+            rows: Rows::Each("registry"),
+            run: &Judged(|call, _: Nothing| Box::pin(async move { Ok(status(&call)) }), judge),
+            ..Op::HERE
+        },
+    ],
+};
+
+#[derive(Debug, JsonSchema, Serialize)]
+pub struct Alive {
+    /// Always `ok`.
+    pub status: String,
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+pub struct Ready {
+    /// `ready` or `not_ready`.
+    pub status: String,
+    /// What is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+pub struct Overview {
+    /// `ok` or `degraded`.
+    pub status: String,
+    pub components: BTreeMap<String, Component>,
+    pub version: String,
+    /// Since the controller started, such as `3h 12m`.
+    pub uptime: String,
+    pub object_stores: Vec<ObjectStore>,
+    pub jobs: Jobs,
+    pub agents: Agents,
+    pub registry: Vec<Registered>,
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+pub struct Component {
+    /// `ok` or `error`.
+    pub status: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+pub struct ObjectStore {
+    pub name: String,
+    /// In bytes.
+    pub size: u64,
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+pub struct Jobs {
+    pub total: usize,
+    pub unprocessed: usize,
+    pub processing: usize,
+    pub completed: usize,
+    pub failed: usize,
+    /// Always 0: a failed job is an outcome and nothing is left over.
+    pub dlq: usize,
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+pub struct Agents {
+    pub total: usize,
+    pub ready: usize,
+    pub agents: Vec<AgentLine>,
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+pub struct AgentLine {
+    pub hostname: String,
+    /// As `key:value`, separated by commas.
+    pub labels: String,
+    /// Since when it is known, in RFC 3339.
+    pub registered: String,
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+pub struct Registered {
+    /// `controller` or `agent`.
+    pub r#type: String,
+    pub hostname: String,
+    pub status: String,
+    /// Which conditions hold.
+    pub conditions: Vec<String>,
+    /// For how long it has been running or known, such as `3h 12m`.
+    pub age: String,
+}
+
+/// The published status of an answer that is not well.
+fn judge(output: &Value) -> Option<u16> {
+    matches!(output["status"].as_str(), Some("not_ready" | "degraded")).then_some(503)
+}
+
+fn ready(call: &Call) -> Ready {
+    let agents = call.controller.agents();
+    let error = if agents.is_empty() {
+        Some("no agent has registered yet")
+    } else if agents.iter().all(|agent| agent.status == Presence::NotReady) {
+        Some("no agent is ready")
+    } else {
+        None
+    };
+    let status = if error.is_none() { "ready" } else { "not_ready" };
+    Ready { status: status.to_owned(), error: error.map(str::to_owned) }
+}
+
+fn status(call: &Call) -> Overview {
+    let controller = &call.controller;
+    let agents = controller.agents();
+    let ready = agents.iter().filter(|agent| agent.status == Presence::Ready).count();
+    let uptime = controller.clock.uptime().saturating_sub(controller.started);
+    let components = controller.components(ready);
+    let is_well = components.values().all(|component| component.error.is_none());
+    let here = Registered {
+        r#type: "controller".to_owned(),
+        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        status: if is_well { "Ready" } else { "NotReady" }.to_owned(),
+        conditions: Vec::new(),
+        age: age(uptime),
+    };
+    let there = agents.iter().map(|agent| controller.registered(agent));
+    Overview {
+        status: if is_well { "ok" } else { "degraded" }.to_owned(),
+        components,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime: age(uptime),
+        object_stores: vec![ObjectStore {
+            name: "files".to_owned(),
+            size: controller.objects.bytes(),
+        }],
+        jobs: controller.jobs(),
+        registry: std::iter::once(here).chain(there).collect(),
+        agents: Agents { total: agents.len(), ready, agents: agents.iter().map(line).collect() },
+    }
+}
+
+fn line(agent: &Agent) -> AgentLine {
+    let labels: Vec<_> = agent.labels.iter().map(|(key, value)| format!("{key}:{value}")).collect();
+    AgentLine {
+        hostname: agent.hostname.clone(),
+        labels: labels.join(", "),
+        registered: agent.registered_at.clone(),
+    }
+}
+
+impl Controller {
+    fn components(&self, ready: usize) -> BTreeMap<String, Component> {
+        let room = self.store.room();
+        let store = if room.is_audit_broken {
+            Some("the last commit failed, so that nothing can be put on record; see the log")
+        } else if room.is_full {
+            Some("there is no room left; make room on the disk")
+        } else {
+            None
+        };
+        let agent = (ready == 0).then_some("no agent is ready");
+        [("controller", None), ("store", store), ("agent", agent)]
+            .into_iter()
+            .map(|(name, error)| {
+                let status = if error.is_none() { "ok" } else { "error" };
+                let error = error.map(str::to_owned);
+                (name.to_owned(), Component { status: status.to_owned(), error })
+            })
+            .collect()
+    }
+
+    fn jobs(&self) -> Jobs {
+        let counts = self.counts();
+        let count = |status| counts.get(&status).copied().unwrap_or_default();
+        Jobs {
+            total: counts.values().sum(),
+            unprocessed: count(Status::Submitted),
+            processing: count(Status::Processing),
+            completed: count(Status::Completed),
+            failed: count(Status::Failed) + count(Status::PartialFailure),
+            dlq: 0,
+        }
+    }
+
+    fn registered(&self, agent: &Agent) -> Registered {
+        let known = self.hosts().get(&agent.machine_id).map(|(host, _)| host.first_seen);
+        let since = self.clock.wall().saturating_sub(known.unwrap_or_default());
+        let conditions = agent.conditions.iter().filter(|condition| condition.status);
+        Registered {
+            r#type: "agent".to_owned(),
+            hostname: agent.hostname.clone(),
+            status: format!("{:?}", agent.status),
+            conditions: conditions.map(|condition| format!("{:?}", condition.kind)).collect(),
+            age: age(since),
+        }
+    }
+}
+
+/// Milliseconds as people read them.
+fn age(ms: u64) -> String {
+    let (days, hours) = (ms / 86_400_000, ms / 3_600_000 % 24);
+    let (minutes, seconds) = (ms / 60_000 % 60, ms / 1000 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m"),
+        (0, _, _) => format!("{hours}h {minutes}m"),
+        _ => format!("{days}d {hours}h"),
+    }
+}

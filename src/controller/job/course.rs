@@ -1,0 +1,213 @@
+//! Changing the course of jobs: calling one off, asking for it again, deleting it.
+
+use uuid::Uuid;
+
+use super::super::notes::entry;
+use super::super::submit::Beside;
+use super::super::wait::no_job;
+use super::super::{Call, Controller, Submit, Target, ids};
+use super::{About, Cancelled, Retried, Retry};
+use crate::clock::rfc3339;
+use crate::error::{Error, Kind, Result};
+use crate::job::{Mark, Record, encode};
+use crate::ops::{self, Row};
+use crate::permission::Caller;
+use crate::store::{Expect, Step, audit};
+
+/// How often something is tried again that others keep changing.
+const TRIES: usize = 5;
+
+/// The row of a job, if `caller` may do what it does.
+fn original(record: &Record, caller: &Caller) -> Result<&'static Row> {
+    let op = &record.job.op;
+    let unknown = || Error::new(Kind::Unsupported, format!("this version does not know {op}"));
+    let row = ops::find(op).ok_or_else(unknown)?;
+    match row.permission {
+        Some(needed) if !caller.may(Some(needed)) => {
+            let message =
+                format!("{op} needs the permission {needed}, which {} lacks", caller.name);
+            Err(Error::new(Kind::Denied, message))
+        }
+        _ => Ok(row),
+    }
+}
+
+impl Call {
+    /// The audit entry of a call that has succeeded, about the job `id`.
+    fn entry_about(&self, id: &str, code: u16) -> audit::Note {
+        let ms = self.controller.clock.wall().saturating_sub(self.trail.at);
+        let entry = entry(&self.trail, &self.caller, Some(code), Some(ms));
+        audit::Note::Entry(audit::Entry { about: Some(id.to_owned()), ..entry })
+    }
+}
+
+pub(super) async fn delete(call: Call, About { id }: About) -> Result<()> {
+    let controller = &call.controller;
+    let unfinished = || {
+        let message = format!("job {} is not finished; cancel it first", id.as_str());
+        Error::new(Kind::Conflict, message)
+    };
+    let uuid = Uuid::parse_str(id.as_str()).map_err(|_| no_job(id.as_str()))?;
+    if ids::mark_of(uuid) != ids::STORED {
+        let open = controller.lanes().get(uuid).ok_or_else(|| no_job(id.as_str()))?;
+        if !controller.status(&open).is_final() {
+            return Err(unfinished());
+        }
+        let step = Step::new().note(call.entry_about(id.as_str(), 204));
+        controller.commit(step).await?;
+        controller.lanes().remove(uuid);
+        return Ok(());
+    }
+    let (record, revision) = controller.stored(id.as_str()).await?;
+    if !controller.is_final(uuid, &record).await? {
+        return Err(unfinished());
+    }
+    let mut step = Step::new();
+    for (host, _) in controller.reports(id.as_str()).await? {
+        step = step.delete(format!("job.{uuid}.{host}"), Expect::Anything);
+    }
+    let step = step
+        .delete(format!("job.{uuid}"), Expect::Revision(revision))
+        .note(call.entry_about(id.as_str(), 204))
+        .owed();
+    match controller.commit(step).await {
+        Err(error) if error.kind() == Kind::Conflict => Err(Error::new(
+            Kind::Conflict,
+            format!("job {} has just been changed by somebody else; look again", id.as_str()),
+        )),
+        result => result.map(|_| {
+            controller.lanes().remove(uuid);
+            controller.index().remove(uuid);
+        }),
+    }
+}
+
+pub(super) async fn retry(call: Call, params: Retry) -> Result<Retried> {
+    let Retry { id, target_hostname } = params;
+    let controller = &call.controller;
+    let is_stored = Uuid::parse_str(id.as_str()).is_ok_and(|id| ids::mark_of(id) == ids::STORED);
+    for _ in 0..TRIES {
+        let (record, repeats) = if is_stored {
+            let (record, revision) = controller.stored(id.as_str()).await?;
+            (record.clone(), Some((record, revision)))
+        } else {
+            (controller.record(id.as_str()).await?, None)
+        };
+        let row = original(&record, &call.caller)?;
+        let about = record.params.get("id").and_then(|id| id.as_str());
+        let target = match (&target_hostname, about) {
+            (None, Some(about)) if !row.has_target() => Target::HostsOf(about.to_owned()),
+            (Some(_), _) if !row.has_target() => {
+                let message = format!("{} is about a job and goes to the hosts of that", row.id);
+                return Err(Error::new(Kind::InvalidInput, message));
+            }
+            (Some(target), _) => Target::Named(target.clone()),
+            (None, _) => Target::Named(record.job.target.clone()),
+        };
+        let submit = Submit {
+            row,
+            target,
+            params: record.params,
+            options: record.options,
+            caller: call.caller.clone(),
+            trail: call.trail.clone(),
+            key: None,
+        };
+        let beside = Beside { about: Some(id.as_str().to_owned()), repeats, code: Some(201) };
+        match controller.submit_beside(submit, beside).await {
+            // Its record was written meanwhile.
+            Err(error) if error.kind() == Kind::Conflict && error.to_string().contains("job.") => {}
+            Err(error) => return Err(error),
+            Ok((done, revision)) => {
+                if revision == 0 {
+                    // What only looks has no step of its own to be noted in.
+                    let step = Step::new().note(call.entry_about(id.as_str(), 201));
+                    controller.commit(step).await?;
+                }
+                return Ok(Retried {
+                    job_id: done.job.id.clone(),
+                    status: "created".to_owned(),
+                    revision: i64::try_from(revision).unwrap_or(i64::MAX),
+                    timestamp: rfc3339(done.job.created),
+                });
+            }
+        }
+    }
+    let message = format!("job {} is being changed by others; try again", id.as_str());
+    Err(Error::new(Kind::Conflict, message))
+}
+
+pub(super) async fn cancel(call: Call, About { id }: About) -> Result<Cancelled> {
+    let controller = call.controller.clone();
+    let uuid = Uuid::parse_str(id.as_str()).map_err(|_| no_job(id.as_str()))?;
+    for _ in 0..TRIES {
+        let record = controller.record(id.as_str()).await?;
+        original(&record, &call.caller)?;
+        if !controller.lanes().is_open(uuid) || controller.is_final(uuid, &record).await? {
+            let message = format!("job {} is over; there is nothing to call off", id.as_str());
+            return Err(Error::new(Kind::Conflict, message));
+        }
+        if record.job.cancelled.is_some() {
+            let message = format!("job {} was called off before", id.as_str());
+            return Err(Error::new(Kind::Conflict, message));
+        }
+        // From here on nobody is given it.
+        let hosts = controller.lanes().hold_back(uuid);
+        if hosts.is_empty() {
+            let message = format!(
+                "job {} was taken by its host already and cannot be called off; undo it when it \
+                 is done",
+                id.as_str()
+            );
+            return Err(Error::new(Kind::Conflict, message));
+        }
+        let note = call.entry_about(id.as_str(), 200);
+        match controller.call_off(uuid, &call.caller.name, note).await {
+            Ok(()) => {
+                let status = controller.view(id.as_str()).await?.status;
+                let status = serde_json::from_value(status.into()).unwrap_or(super::Status::Failed);
+                let hosts = hosts.iter().map(|host| controller.hosts().name(host)).collect();
+                return Ok(Cancelled { job_id: id.as_str().to_owned(), status, hosts });
+            }
+            Err(error) => {
+                controller.lanes().offer_again(uuid, &hosts);
+                if error.kind() != Kind::Conflict {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    let message = format!("job {} is being changed by others; try again", id.as_str());
+    Err(Error::new(Kind::Conflict, message))
+}
+
+impl Controller {
+    async fn call_off(&self, id: Uuid, by: &str, note: audit::Note) -> Result<()> {
+        let mark = Mark { at: self.clock.wall(), by: by.to_owned(), job: None };
+        if ids::mark_of(id) != ids::STORED {
+            self.commit(Step::new().note(note)).await?;
+            self.lanes().rewritten(id, 1, Some(mark));
+            return Ok(());
+        }
+        let (mut record, revision) = self.stored(&id.to_string()).await?;
+        record.job.cancelled = Some(mark.clone());
+        let key = format!("job.{id}");
+        let step = Step::new().put(key, encode(&record)?, Expect::Revision(revision)).note(note);
+        let revision = self.commit(step.owed()).await?;
+        // The watch says the same a moment later.
+        self.lanes().rewritten(id, revision, Some(mark));
+        self.note_ended();
+        Ok(())
+    }
+
+    /// Whether nothing more is expected of a job.
+    async fn is_final(&self, id: Uuid, record: &Record) -> Result<bool> {
+        let open = self.lanes().get(id);
+        if let Some(open) = open {
+            return Ok(self.status(&open).is_final());
+        }
+        let reports = self.reports(&record.job.id).await?;
+        let is_over = record.job.cancelled.is_some() || self.is_due(&record.job);
+        Ok(is_over || reports.len() >= record.job.hosts.len())
+    }
+}

@@ -1,0 +1,404 @@
+//! A job as clients see it, computed from its record and the outcomes there are.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::super::lanes::{Open, SoFar};
+use super::super::status::Status;
+use super::super::{Call, Controller, ids, rows};
+use super::{About, List};
+use crate::clock::rfc3339;
+use crate::error::{ErrorBody, Kind, Result};
+use crate::job::{Outcome, Record, Report, decode};
+use crate::store::Order;
+
+#[derive(Debug, JsonSchema, Serialize)]
+pub struct Jobs {
+    /// How many there are with that status, shown or not.
+    pub total_items: usize,
+    /// How many there are of each status.
+    pub status_counts: BTreeMap<String, usize>,
+    pub items: Vec<JobView>,
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+pub struct JobView {
+    #[schemars(extend("format" = "uuid"))]
+    pub id: String,
+    pub status: String,
+    pub created: String,
+    /// `type`, `data` and `target` of what was asked for; secrets are left out.
+    pub operation: BTreeMap<String, Value>,
+    /// What the host answered, where one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<Value>,
+    /// Whether anything was modified, where that is known.
+    pub changed: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The host that was done last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub updated_at: Option<String>,
+    /// By host.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub responses: BTreeMap<String, Response>,
+    /// By host.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub agent_states: BTreeMap<String, AgentState>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub timeline: Vec<Moment>,
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+pub struct Response {
+    pub status: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<Value>,
+    pub changed: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    pub hostname: String,
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+pub struct AgentState {
+    pub status: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// From begin to end, such as `1.5s`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration: Option<String>,
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+pub struct Moment {
+    pub timestamp: String,
+    pub event: String,
+    pub hostname: String,
+    pub message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What one host has made of a job.
+struct Part {
+    host: String,
+    hostname: String,
+    status: Status,
+    /// Whether it was begun at all, or called off, or left until it was too late.
+    is_begun: bool,
+    begun: u64,
+    ended: u64,
+    result: Option<Value>,
+    error: Option<ErrorBody>,
+}
+
+/// As much of a report as a list shows.
+#[derive(Deserialize)]
+struct Brief {
+    begun: u64,
+    ended: u64,
+    #[serde(default)]
+    error: Option<ErrorBody>,
+}
+
+pub(super) async fn list(call: Call, params: List) -> Result<Jobs> {
+    let controller = &call.controller;
+    controller.index_is_complete().await;
+    let wanted = params.status.map(Status::from);
+    let counts = controller.counts();
+    let total_items = match wanted {
+        Some(status) => counts.get(&status).copied().unwrap_or_default(),
+        None => counts.values().sum(),
+    };
+    let (offset, limit) = (index(params.offset), index(params.limit.clamp(1, 100)));
+    let mut items = Vec::new();
+    for id in controller.page(wanted, offset, limit) {
+        // One that was deleted meanwhile is left out.
+        if let Some(item) = controller.item(id).await? {
+            items.push(item);
+        }
+    }
+    let status_counts = counts.into_iter().map(|(status, count)| (status.as_str().into(), count));
+    Ok(Jobs { total_items, status_counts: status_counts.collect(), items })
+}
+
+pub(super) async fn get(call: Call, About { id }: About) -> Result<JobView> {
+    call.controller.view(id.as_str()).await
+}
+
+fn index(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+impl Controller {
+    async fn index_is_complete(&self) {
+        loop {
+            let complete = self.indexed.notified();
+            if self.index().is_complete {
+                return;
+            }
+            complete.await;
+        }
+    }
+
+    /// The ids of a page of jobs, the newest first: what is open or in memory only, and what is
+    /// finished, are two lists in the same order.
+    fn page(&self, wanted: Option<Status>, offset: usize, limit: usize) -> Vec<Uuid> {
+        let open: Vec<Arc<Open>> = self.lanes().newest_first().cloned().collect();
+        let open = open.iter().map(|open| (open.id, wanted.map(|_| self.status(open))));
+        let open: Vec<_> = open.collect();
+        let index = self.index();
+        let mut finished = index.newest_first().peekable();
+        let mut open = open.into_iter().peekable();
+        let merged = std::iter::from_fn(|| match (open.peek(), finished.peek()) {
+            (Some((a, _)), Some((b, _))) if a == b => {
+                open.next();
+                finished.next().map(|(id, status)| (id, Some(status)))
+            }
+            (Some((a, _)), Some((b, _))) if a < b => {
+                finished.next().map(|(id, status)| (id, Some(status)))
+            }
+            (Some(_), _) => open.next(),
+            (None, _) => finished.next().map(|(id, status)| (id, Some(status))),
+        });
+        let is_wanted =
+            |(_, status): &(Uuid, Option<Status>)| wanted.is_none() || *status == wanted;
+        merged.filter(is_wanted).skip(offset).take(limit).map(|(id, _)| id).collect()
+    }
+
+    /// A job as it is shown in a list: without what its hosts have answered.
+    async fn item(&self, id: Uuid) -> Result<Option<JobView>> {
+        let open = self.lanes().get(id);
+        if let Some(open) = open {
+            let so_far = open.so_far.borrow().clone();
+            let mut view = self.viewed(&open.record, self.parts(id, &open.record, &so_far));
+            view.shorten();
+            return Ok(Some(view));
+        }
+        let key = format!("job.{id}");
+        let Some(entry) = self.store.get(&key).await? else { return Ok(None) };
+        let record: Record = decode(&entry.value)?;
+        let mut reports = Vec::new();
+        for entry in self.store.list(&key, "", usize::MAX, Order::Ascending).await? {
+            let Brief { begun, ended, error } = decode(&entry.value)?;
+            let outcome = match error {
+                Some(error) => Outcome::Failed { error },
+                None => Outcome::Done { result: Value::Null },
+            };
+            let report = Report { job: id.to_string(), begun, ended, outcome };
+            reports.push((entry.key[key.len() + 1..].to_owned(), Arc::new(report)));
+        }
+        let cancelled = record.job.cancelled.clone();
+        let so_far = SoFar { reports, cancelled, is_over: true, told: None };
+        let mut view = self.viewed(&record, self.parts(id, &record, &so_far));
+        view.shorten();
+        Ok(Some(view))
+    }
+
+    pub(super) async fn view(&self, id: &str) -> Result<JobView> {
+        let uuid = Uuid::parse_str(id).unwrap_or_default();
+        let open = self.lanes().get(uuid);
+        if let Some(open) = open.filter(|open| ids::mark_of(open.id) != ids::STORED) {
+            let so_far = open.so_far.borrow().clone();
+            return Ok(self.viewed(&open.record, self.parts(uuid, &open.record, &so_far)));
+        }
+        // The store is asked even while the job is open: it may know more already.
+        let record = self.record(id).await?;
+        let reports = self.reports(id).await?;
+        let so_far = SoFar {
+            reports: reports.into_iter().map(|(host, report)| (host, report.into())).collect(),
+            cancelled: record.job.cancelled.clone(),
+            is_over: false,
+            told: None,
+        };
+        Ok(self.viewed(&record, self.parts(uuid, &record, &so_far)))
+    }
+
+    fn parts(&self, id: Uuid, record: &Record, so_far: &SoFar) -> Vec<Part> {
+        let job = &record.job;
+        let part = |host: &String| {
+            let mut status = self.status_on(id, job, host, so_far);
+            let reported = so_far.reports.iter().find(|(name, _)| name == host);
+            let report = match reported {
+                Some((_, report)) => Some(Report::clone(report)),
+                None => self.missing(id, job, host, so_far),
+            };
+            let (begun, ended) =
+                report.as_ref().map_or((0, 0), |report| (report.begun, report.ended));
+            let (result, error) = match report.map(|report| report.outcome) {
+                Some(Outcome::Done { result }) => (Some(result), None),
+                Some(Outcome::Failed { error }) => (None, Some(error)),
+                None => (None, None),
+            };
+            if error.as_ref().is_some_and(|error| error.kind != Kind::Unsupported) {
+                status = Status::Failed;
+            }
+            let is_begun = reported.is_some()
+                && error
+                    .as_ref()
+                    .is_none_or(|e| !matches!(e.kind, Kind::Expired | Kind::Cancelled));
+            let (host, hostname) = (host.clone(), self.hosts().name(host));
+            Part { host, hostname, status, is_begun, begun, ended, result, error }
+        };
+        job.hosts.iter().map(part).collect()
+    }
+
+    fn viewed(&self, record: &Record, parts: Vec<Part>) -> JobView {
+        let job = &record.job;
+        let status = Status::overall(parts.iter().map(|part| part.status));
+        let mut data = rows::shown(&job.op, &record.params);
+        if let (false, Some(fields)) = (record.options.is_default(), data.as_object_mut()) {
+            fields.insert("options".to_owned(), json!(record.options));
+        }
+        let operation = [("type", json!(job.op)), ("data", data), ("target", json!(job.target))];
+        let timeline = timeline(record, &parts);
+        let last = parts.iter().filter(|part| part.status.is_final()).max_by_key(|part| part.ended);
+        let hostname = last.map(|part| part.hostname.clone());
+        let failed = parts.iter().find_map(|part| part.error.as_ref());
+        let error = failed.map(|error| error.message.clone());
+        let updated_at = timeline.last().map(|moment| moment.timestamp.clone());
+        let (mut responses, mut agent_states) = (BTreeMap::new(), BTreeMap::new());
+        let changes: Vec<_> = parts.iter().map(changed).collect();
+        let changed = match changes[..] {
+            [only] => only,
+            _ => changes.contains(&Some(true)).then_some(true),
+        };
+        let result = match &parts[..] {
+            [only] => only.result.clone(),
+            _ => None,
+        };
+        for part in parts {
+            let mut token = token(&part.hostname);
+            if agent_states.contains_key(&token) {
+                // Two hosts of one name.
+                token.clone_from(&part.host);
+            }
+            let error = part.error.as_ref().map(|error| error.message.clone());
+            let duration = part.is_begun.then(|| duration(part.ended.saturating_sub(part.begun)));
+            let status = part.status.as_str().to_owned();
+            let state = AgentState { status: status.clone(), error: error.clone(), duration };
+            agent_states.insert(token.clone(), state);
+            if part.status.is_final() {
+                let changed = changed_of(part.result.as_ref());
+                let (data, hostname) = (part.result, part.hostname);
+                responses.insert(token, Response { status, data, changed, error, hostname });
+            }
+        }
+        JobView {
+            id: job.id.clone(),
+            status: status.as_str().to_owned(),
+            created: rfc3339(job.created),
+            operation: operation.map(|(name, value)| (name.to_owned(), value)).into(),
+            result,
+            changed,
+            error,
+            hostname,
+            updated_at,
+            responses,
+            agent_states,
+            timeline,
+        }
+    }
+}
+
+impl JobView {
+    /// Leaves out what only the view of a single job has.
+    fn shorten(&mut self) {
+        (self.result, self.changed) = (None, None);
+        self.responses.clear();
+        self.agent_states.clear();
+        self.timeline.clear();
+    }
+}
+
+fn changed(part: &Part) -> Option<bool> {
+    changed_of(part.result.as_ref())
+}
+
+fn changed_of(result: Option<&Value>) -> Option<bool> {
+    result?.get("changed")?.as_bool()
+}
+
+/// What has happened so far, by the clocks of those it happened to.
+fn timeline(record: &Record, parts: &[Part]) -> Vec<Moment> {
+    let job = &record.job;
+    let mut moments =
+        vec![(job.created, "submitted", "", format!("Submitted by {}", job.caller), None)];
+    for part in parts {
+        let host = part.hostname.as_str();
+        if part.is_begun {
+            moments.push((part.begun, "started", host, format!("Started on {host}"), None));
+        }
+        let error = part.error.as_ref().map(|error| error.message.clone());
+        let ended = match (part.status, part.error.as_ref().map(|error| error.kind)) {
+            (_, Some(Kind::Cancelled)) => None,
+            (_, Some(Kind::Expired)) => Some(("failed", format!("Not begun in time on {host}"))),
+            (Status::Completed, _) => Some(("completed", format!("Completed on {host}"))),
+            (Status::Failed, _) => Some(("failed", format!("Failed on {host}"))),
+            (Status::Skipped, _) => Some(("skipped", format!("{host} cannot do it"))),
+            _ => None,
+        };
+        moments.extend(ended.map(|(event, message)| (part.ended, event, host, message, error)));
+    }
+    if let Some(mark) = &job.cancelled {
+        moments.push((mark.at, "cancelled", "", format!("Called off by {}", mark.by), None));
+    }
+    for mark in &job.retried {
+        let new = mark.job.as_deref().unwrap_or_default();
+        moments.push((mark.at, "retried", "", format!("Retried by {} as {new}", mark.by), None));
+    }
+    moments.sort_by_key(|moment| moment.0);
+    let moment = |(at, event, host, message, error): (u64, &str, &str, String, Option<String>)| {
+        let (event, hostname) = (event.to_owned(), host.to_owned());
+        Moment { timestamp: rfc3339(at), event, hostname, message, error }
+    };
+    moments.into_iter().map(moment).collect()
+}
+
+/// How hosts are named where clients look for them.
+fn token(hostname: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    hostname.chars().map(|c| if is_plain(c) { c } else { '_' }).collect()
+}
+
+/// Milliseconds as existing clients read them.
+fn duration(ms: u64) -> String {
+    let (hours, minutes) = (ms / 3_600_000, ms / 60_000 % 60);
+    let rest = ms % 60_000;
+    let mut seconds = format!("{}.{:03}", rest / 1000, rest % 1000);
+    seconds.truncate(seconds.trim_end_matches('0').trim_end_matches('.').len());
+    match (hours, minutes) {
+        (0, 0) if ms < 1000 => format!("{ms}ms"),
+        (0, 0) => format!("{seconds}s"),
+        (0, _) => format!("{minutes}m{seconds}s"),
+        _ => format!("{hours}h{minutes}m{seconds}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_as_they_always_did() {
+        for (ms, expected) in [
+            (0, "0ms"),
+            (250, "250ms"),
+            (1_000, "1s"),
+            (1_500, "1.5s"),
+            (10_000, "10s"),
+            (62_050, "1m2.05s"),
+            (3_600_000, "1h0m0s"),
+        ] {
+            assert_eq!(duration(ms), expected);
+        }
+    }
+}
