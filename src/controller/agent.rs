@@ -91,6 +91,9 @@ pub struct Agents {
 pub struct Agent {
     #[serde(default)]
     pub machine_id: String,
+    /// Of the agent's key, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
     #[serde(default)]
     pub hostname: String,
     #[serde(default)]

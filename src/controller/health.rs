@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::agent::{Agent, Presence};
 use super::status::Status;
 use super::{Call, Controller, Here, Judged, Local};
+use crate::error::Result;
 use crate::op::{Domain, Nothing, Op, Rows};
 use crate::permission::Permission;
 
@@ -50,7 +51,7 @@ pub static DOMAIN: Domain<Local> = Domain {
                 ("MEM", "/mem_bytes"),
             ],
             rows: Rows::Each("registry"),
-            run: &Judged(|call, _: Nothing| Box::pin(async move { Ok(status(&call)) }), judge),
+            run: &Judged(|call, _: Nothing| Box::pin(status(call)), judge),
             ..Op::HERE
         },
     ],
@@ -91,6 +92,9 @@ pub struct Component {
     pub status: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Where it listens, for what listens on the network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
 }
 
 #[derive(Debug, JsonSchema, Serialize)]
@@ -137,6 +141,13 @@ pub struct Registered {
     pub conditions: Vec<String>,
     /// For how long it has been running or known, such as `3h 12m`.
     pub age: String,
+    /// Of one processor, since the start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_percent: Option<f64>,
+    /// What it takes of the memory, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "int64"))]
+    pub mem_bytes: Option<i64>,
 }
 
 /// The published status of an answer that is not well.
@@ -157,12 +168,13 @@ fn ready(call: &Call) -> Ready {
     Ready { status: status.to_owned(), error: error.map(str::to_owned) }
 }
 
-fn status(call: &Call) -> Overview {
+async fn status(call: Call) -> Result<Overview> {
     let controller = &call.controller;
     let agents = controller.agents();
     let ready = agents.iter().filter(|agent| agent.status == Presence::Ready).count();
     let uptime = controller.clock.uptime().saturating_sub(controller.started);
     let components = controller.components(ready);
+    let load = Load::of_this_process(uptime).await;
     let is_well = components.values().all(|component| component.error.is_none());
     let here = Registered {
         r#type: "controller".to_owned(),
@@ -170,9 +182,11 @@ fn status(call: &Call) -> Overview {
         status: if is_well { "Ready" } else { "NotReady" }.to_owned(),
         conditions: Vec::new(),
         age: age(uptime),
+        cpu_percent: load.cpu_percent,
+        mem_bytes: load.mem_bytes,
     };
     let there = agents.iter().map(|agent| controller.registered(agent));
-    Overview {
+    Ok(Overview {
         status: if is_well { "ok" } else { "degraded" }.to_owned(),
         components,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -184,6 +198,38 @@ fn status(call: &Call) -> Overview {
         jobs: controller.jobs(),
         registry: std::iter::once(here).chain(there).collect(),
         agents: Agents { total: agents.len(), ready, agents: agents.iter().map(line).collect() },
+    })
+}
+
+/// What this process takes of the machine, as far as the kernel tells.
+#[derive(Default)]
+struct Load {
+    cpu_percent: Option<f64>,
+    mem_bytes: Option<i64>,
+}
+
+impl Load {
+    /// A tick of the kernel's accounting, in milliseconds; the same on every Linux there is.
+    const TICK_MS: f64 = 10.0;
+
+    async fn of_this_process(uptime: u64) -> Self {
+        let read = |path: &'static str| tokio::fs::read_to_string(path);
+        let (stat, status) = (read("/proc/self/stat").await, read("/proc/self/status").await);
+        let load = |stat: &str| {
+            // The name, in brackets, may hold anything.
+            let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+            let ticks = fields.next()?.parse::<f64>().ok()? + fields.next()?.parse::<f64>().ok()?;
+            let uptime = u32::try_from(uptime).ok().filter(|uptime| *uptime > 0)?;
+            Some((ticks * Self::TICK_MS / f64::from(uptime) * 1_000.0).round() / 10.0)
+        };
+        let memory = |status: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+            Some(line.trim().trim_end_matches(" kB").parse::<i64>().ok()? * 1024)
+        };
+        Self {
+            cpu_percent: stat.ok().and_then(|stat| load(&stat)),
+            mem_bytes: status.ok().and_then(|status| memory(&status)),
+        }
     }
 }
 
@@ -212,7 +258,7 @@ impl Controller {
             .map(|(name, error)| {
                 let status = if error.is_none() { "ok" } else { "error" };
                 let error = error.map(str::to_owned);
-                (name.to_owned(), Component { status: status.to_owned(), error })
+                (name.to_owned(), Component { status: status.to_owned(), error, address: None })
             })
             .collect()
     }
@@ -240,6 +286,8 @@ impl Controller {
             status: format!("{:?}", agent.status),
             conditions: conditions.map(|condition| format!("{:?}", condition.kind)).collect(),
             age: age(since),
+            cpu_percent: None,
+            mem_bytes: None,
         }
     }
 }
