@@ -1,8 +1,14 @@
 //! What needs no server of its own: the table against the contract, the laws, the store.
+#[path = "support/answers.rs"]
+mod answers;
+mod api;
 mod cli;
 mod contract;
 mod documents;
 mod fuzz;
 mod laws;
+mod security;
+#[path = "support/server.rs"]
+mod server;
 mod store;
 mod support;

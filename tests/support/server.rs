@@ -1,0 +1,284 @@
+//! A controller with its API on a socket, and an agent that says what a test wants it to.
+
+#![expect(clippy::disallowed_methods, reason = "sockets and accounts of tests")]
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use osapi::api::{Access, Api, Caps};
+use osapi::clock::Clock;
+use osapi::controller::{Controller, Limits, Setup, Shared};
+use osapi::error::{Error, Result};
+use osapi::job::{Outcome, Report, Task, decode};
+use osapi::link::{About, Answer, Ask, Desk};
+use osapi::op;
+use osapi::store::{self, Bounds, Files, Order, RedbStore, Store};
+use rustix::fs::{Gid, Uid};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::UnixListener;
+use tokio::sync::oneshot;
+
+use crate::answers;
+
+/// What the agent answers a task with; None: nothing, ever.
+pub type Script = fn(&Task) -> Option<Result<Value>>;
+
+/// Serves from a thread of its own until dropped.
+pub struct Server {
+    pub dir: TempDir,
+    store: Arc<RedbStore>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// How a test's server differs from others.
+pub struct Config {
+    pub access: Access,
+    pub caps: Caps,
+    pub patience: Duration,
+    pub script: Script,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let access = Access { own_is_admin: true, ..Access::default() };
+        let patience = Duration::from_secs(20);
+        Self { access, caps: Caps::default(), patience, script: |_| Some(Ok(json!({}))) }
+    }
+}
+
+pub const HOST: &str = "0af7651916cd43dd8448eb211c80319c";
+pub const HOSTNAME: &str = "web-1";
+
+impl Server {
+    pub fn start(config: Config) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // Others must reach the socket.
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let bounds = Bounds { free: 0, ..Bounds::default() };
+        let store = Arc::new(RedbStore::open(dir.path(), Clock::default(), bounds).unwrap());
+        let (ready, is_ready) = mpsc::channel();
+        let (stop, stopped) = oneshot::channel();
+        let (path, kept) = (dir.path().to_owned(), store.clone());
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async move {
+                let controller = controller(&path, kept).await;
+                let socket = path.join("osapi.sock");
+                let listener = UnixListener::bind(&socket).unwrap();
+                let open = std::fs::Permissions::from_mode(0o666);
+                std::fs::set_permissions(&socket, open).unwrap();
+                let Config { access, caps, patience, script } = config;
+                let api = Api::new(controller.clone(), access, patience).unwrap();
+                let serving = tokio::spawn(async move { api.serve(listener, caps).await });
+                let (known, is_known) = oneshot::channel();
+                tokio::spawn(agent(controller.clone(), script, known));
+                is_known.await.unwrap();
+                ready.send(()).unwrap();
+                let _ = stopped.await;
+                serving.abort();
+                controller.stop().await;
+            });
+        });
+        is_ready.recv().unwrap();
+        Self { dir, store, stop: Some(stop), thread: Some(thread) }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("osapi.sock")
+    }
+
+    /// Everything that is stored but the audit log.
+    pub fn records(&self) -> BTreeMap<String, Vec<u8>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let list = self.store.list("", "", usize::MAX, Order::Ascending);
+        let entries = runtime.block_on(list).unwrap();
+        entries.into_iter().map(|entry| (entry.key, entry.value.to_vec())).collect()
+    }
+
+    /// Sends `request` as it is and reads until the server hangs up.
+    pub fn raw(&self, request: &[u8]) -> Vec<u8> {
+        exchange(&self.socket(), request)
+    }
+
+    /// A request on a connection of its own, whose answer is as documented.
+    pub fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
+        let request = request(method, path, headers, body.as_bytes());
+        let reply = Reply::parse(&self.raw(&request)).expect("an answer");
+        let content_type = reply.header("content-type").unwrap_or_default().to_owned();
+        answers::documented(method, path, reply.status, &content_type, &reply.body);
+        reply
+    }
+
+    pub fn get(&self, path: &str) -> Reply {
+        self.ask("GET", path, &[], "")
+    }
+
+    pub fn send(&self, method: &str, path: &str, body: &Value) -> Reply {
+        self.ask(method, path, &[("content-type", "application/json")], &body.to_string())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let joined = self.thread.take().map(JoinHandle::join);
+        if !std::thread::panicking() {
+            joined.unwrap().unwrap();
+        }
+    }
+}
+
+async fn controller(dir: &Path, store: Arc<RedbStore>) -> Shared {
+    let clock = Clock::default();
+    let index: Arc<dyn Store> = store.clone();
+    let objects = Files::open(dir.join("objects"), index, clock.clone(), 1 << 30).await.unwrap();
+    let (limits, job_timeout) = (Limits::default(), Duration::from_secs(20));
+    let (name, objects) = ("one".to_owned(), Arc::new(objects) as Arc<dyn store::Objects>);
+    Controller::start(Setup { store, objects, clock, name, limits, job_timeout }).await.unwrap()
+}
+
+async fn agent(controller: Shared, script: Script, known: oneshot::Sender<()>) {
+    let mut desk = controller.agent(0, 1);
+    let about = About {
+        machine_id: HOST.to_owned(),
+        hostname: HOSTNAME.to_owned(),
+        facts: json!({}),
+        pid: 1,
+        ..About::default()
+    };
+    let mut about = Some(Box::new(about));
+    let mut known = Some(known);
+    let mut holds: Vec<String> = Vec::new();
+    loop {
+        let classes = vec![op::Access::Read, op::Access::Write, op::Access::Execute];
+        // The first question is answered at once, so that the host is known.
+        let wait_ms = if known.is_some() { 0 } else { 60_000 };
+        let ask = Ask::Next { holds: holds.clone(), classes, about: about.take(), wait_ms };
+        let Ok(Answer::Tasks { tasks, .. }) = desk.answer(ask).await else { return };
+        if let Some(known) = known.take() {
+            let _ = known.send(());
+        }
+        for sealed in tasks {
+            let task: Task = decode(sealed.body.as_bytes()).unwrap();
+            let Some(result) = script(&task) else {
+                holds.push(task.job);
+                continue;
+            };
+            let outcome = Outcome::from(result);
+            let report = Report { job: task.job, begun: 1, ended: 2, outcome };
+            if desk.answer(Ask::Finish(vec![report])).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// A failed task.
+pub fn failed(kind: osapi::error::Kind, message: &str) -> Option<Result<Value>> {
+    Some(Err(Error::new(kind, message)))
+}
+
+pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if !body.is_empty() {
+        head.push_str(&format!("content-length: {}\r\n", body.len()));
+    }
+    [head.as_bytes(), b"\r\n", body].concat()
+}
+
+/// Sends `request` as it is and reads until the other end hangs up.
+pub fn exchange(socket: &Path, request: &[u8]) -> Vec<u8> {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    // A server that refuses early does not read the rest.
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    let mut part = [0; 64 * 1024];
+    loop {
+        match stream.read(&mut part) {
+            Ok(0) => return answer,
+            Ok(count) => answer.extend_from_slice(&part[..count]),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return answer,
+            Err(error) => panic!("cannot read an answer: {error}"),
+        }
+    }
+}
+
+/// Runs `work` as another account, if this one may become any; None and a line if it may not.
+pub fn as_account<T: Send>(uid: u32, groups: &[u32], work: impl FnOnce() -> T + Send) -> Option<T> {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: only root can try what other accounts may");
+        return None;
+    }
+    let become_it = || {
+        let gids: Vec<_> = groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+        rustix::thread::set_thread_groups(&gids).unwrap();
+        let (gid, uid) = (Gid::from_raw(uid), Uid::from_raw(uid));
+        rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+        // Of this thread alone, which ends with it.
+        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+    };
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            become_it();
+            work()
+        });
+        Some(thread.join().unwrap())
+    })
+}
+
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
+        let head = std::str::from_utf8(&bytes[..end]).ok()?;
+        let mut lines = head.split("\r\n");
+        let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+        let header = |line: &str| {
+            let (name, value) = line.split_once(':').unwrap();
+            (name.to_ascii_lowercase(), value.trim().to_owned())
+        };
+        Some(Self { status, headers: lines.map(header).collect(), body: bytes[end + 4..].to_vec() })
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    #[track_caller]
+    pub fn expect(&self, status: u16) -> Value {
+        let text = String::from_utf8_lossy(&self.body);
+        assert_eq!(self.status, status, "{text}");
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
+    /// A refusal of this kind.
+    #[track_caller]
+    pub fn refused(&self, kind: &str) -> Value {
+        let body = self.json();
+        assert_eq!(body["kind"], kind, "{body:#}");
+        answers::problem(self.status, &body);
+        body
+    }
+}
