@@ -380,20 +380,22 @@ impl Api {
 }
 
 /// What is refused whatever it is about.
-fn admit(parts: &Parts, head: &Head) -> Result<()> {
+fn admit(parts: &Parts, head: &Head) -> Result<(), Failure> {
     let start = format!("{} {}", parts.method, parts.uri);
     let is_chunked = parts.headers.contains_key(header::TRANSFER_ENCODING);
     if let Some(fault) = head.fault(&start, is_chunked) {
-        return Err(Error::new(Kind::InvalidInput, fault));
+        let error = Error::new(Kind::InvalidInput, fault);
+        return Err(Failure { is_last: true, ..Failure::from(error) });
     }
     let length = parts.uri.path_and_query().map_or(0, |path| path.as_str().len());
     if length > request::MOST_PATH {
         let message = format!("path and query are longer than {} bytes", request::MOST_PATH);
-        return Err(Error::new(Kind::TooLarge, message));
+        return Err(Error::new(Kind::TooLarge, message).into());
     }
     // Only a page in a browser says where it comes from, and none has business with a socket.
     if parts.headers.contains_key(header::ORIGIN) {
-        return Err(Error::new(Kind::Denied, "requests of web pages are refused on this socket"));
+        let message = "requests of web pages are refused on this socket";
+        return Err(Error::new(Kind::Denied, message).into());
     }
     Ok(())
 }

@@ -112,8 +112,10 @@ fn whoever_lacks_a_permission_is_told_which_and_gets_no_further() {
 #[test]
 fn members_of_a_group_may_what_its_role_may() {
     let groups = [(READERS.to_string(), "read".to_owned())].into();
-    let server =
-        Server::start(Config { access: Access { groups, ..Access::default() }, ..Config::default() });
+    let server = Server::start(Config {
+        access: Access { groups, ..Access::default() },
+        ..Config::default()
+    });
     let socket = server.socket();
     let before = server.records();
     as_account(STRANGER, &[READERS], || {
@@ -193,7 +195,8 @@ fn paths_that_are_not_what_they_should_be_change_nothing() {
     let server = Server::start(Config::default());
     let before = server.records();
     let long = "a".repeat(5_000);
-    let bad = ["%00", "%0a", "%1b%5b31m", "%ff", "%zz", "%2e%2e%2f%2e%2e%2fetc", "-rf", long.as_str()];
+    let bad =
+        ["%00", "%0a", "%1b%5b31m", "%ff", "%zz", "%2e%2e%2f%2e%2e%2fetc", "-rf", long.as_str()];
     for row in ops::all() {
         let method = row.method.as_str();
         let fields = schema::known(row).fields.iter();
@@ -226,17 +229,28 @@ fn paths_that_are_not_what_they_should_be_change_nothing() {
             }
         }
     }
-    for path in ["/", "/api", "/api/", "/api/node", "/api/node/_any/os/", "//api/version",
-        "/api/../etc/passwd", "/api/node/_any/../../version", "/api/%6eode/_any", "/API/version",
-        "/api/version%00"]
-    {
+    for path in [
+        "/",
+        "/api",
+        "/api/",
+        "/api/node",
+        "/api/node/_any/os/",
+        "//api/version",
+        "/api/../etc/passwd",
+        "/api/node/_any/../../version",
+        "/api/%6eode/_any",
+        "/API/version",
+        "/api/version%00",
+    ] {
         refused(&server, &request("GET", path, &[], b""), &["not_found", "invalid_input"]);
     }
     let long = format!("/api/job?status={}", "a".repeat(9_000));
     refused(&server, &request("GET", &long, &[], b""), &["too_large"]);
     let longer = format!("/api/job?status={}", "a".repeat(70_000));
     refused(&server, &request("GET", &longer, &[], b""), &["too_large"]);
-    for query in ["x=1", "dry_run=true&dry_run=true", "confirm=1.5", "plan=%00", "confirm=99999999999"] {
+    for query in
+        ["x=1", "dry_run=true&dry_run=true", "confirm=1.5", "plan=%00", "confirm=99999999999"]
+    {
         let path = format!("/api/node/_any/sysctl/vm.swappiness?{query}");
         refused(&server, &request("DELETE", &path, &[], b""), &["invalid_input"]);
     }
@@ -275,10 +289,14 @@ fn framing_that_can_be_read_in_two_ways_is_refused() {
         assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{head:?} is answered\n{text}");
         refused(&server, request.as_bytes(), &["invalid_input"]);
     }
-    for garbage in ["\u{1}\u{2}\u{3}\r\n\r\n", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n",
-        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "GET /a b HTTP/1.1\r\n\r\n",
-        "POST /api/node/_any/sysctl HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"]
-    {
+    for garbage in [
+        "\u{1}\u{2}\u{3}\r\n\r\n",
+        "GET\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "GET /a b HTTP/1.1\r\n\r\n",
+        "POST /api/node/_any/sysctl HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    ] {
         let answer = server.raw(garbage.as_bytes());
         let text = String::from_utf8_lossy(&answer);
         assert!(answer.is_empty() || text.starts_with("HTTP/1.1 4"), "{garbage:?}: {text}");

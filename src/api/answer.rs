@@ -30,11 +30,13 @@ pub struct Failure {
     pub goes_on: bool,
     /// The methods there are, where another one was used.
     pub allow: Option<String>,
+    /// Whether nothing more of this connection can be understood for sure.
+    pub is_last: bool,
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, job: None, goes_on: false, allow: None }
+        Self { error, job: None, goes_on: false, allow: None, is_last: false }
     }
 }
 
@@ -62,7 +64,7 @@ impl Answer {
     }
 
     pub fn failure(failure: Failure) -> Self {
-        let Failure { error, job, goes_on, allow } = failure;
+        let Failure { error, job, goes_on, allow, is_last } = failure;
         let location = job.as_deref().filter(|_| goes_on).map(location);
         let document = Document::new(error.body(), job);
         let mut answer = Self::bytes(document.status, problem::CONTENT_TYPE, document.bytes());
@@ -71,6 +73,9 @@ impl Answer {
         }
         if let Some(allow) = allow {
             answer = answer.with(header::ALLOW, &allow);
+        }
+        if is_last {
+            answer = answer.with(header::CONNECTION, "close");
         }
         if matches!(error.kind(), Kind::Busy | Kind::Unavailable) {
             answer = answer.with(header::RETRY_AFTER, "1");

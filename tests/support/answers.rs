@@ -16,13 +16,12 @@ static VALIDATORS: LazyLock<Mutex<HashMap<Key, &'static Validator>>> =
 
 /// Panics unless the document has this answer to a request of a path that it knows. What it does
 /// not know must be refused with a problem document.
-pub fn documented(method: &str, path: &str, status: u16, content_type: &str, body: &[u8]) {
+pub(crate) fn documented(method: &str, path: &str, status: u16, content_type: &str, body: &[u8]) {
     let method = method.to_lowercase();
     let path = path.split('?').next().unwrap();
     let path = if path == "/health/ready" { "/api/health/ready" } else { path };
-    let operation = template(path).filter(|template| {
-        DOCUMENT["paths"][template.as_str()].get(&method).is_some()
-    });
+    let operation = template(path)
+        .filter(|template| DOCUMENT["paths"][template.as_str()].get(&method).is_some());
     let Some(template) = operation else {
         assert!(matches!(status, 400 | 403 | 404 | 405 | 413), "{method} {path}: {status}");
         let body: Value = serde_json::from_slice(body).unwrap();
@@ -37,18 +36,20 @@ pub fn documented(method: &str, path: &str, status: u16, content_type: &str, bod
         return;
     };
     let media_type = content_type.split(';').next().unwrap();
-    let schema = content.get(media_type).map(|media| &media["schema"]).unwrap_or_else(|| {
-        panic!("{method} {path}: {status} {media_type} is not documented")
-    });
+    let schema = content
+        .get(media_type)
+        .map(|media| &media["schema"])
+        .unwrap_or_else(|| panic!("{method} {path}: {status} {media_type} is not documented"));
     if media_type == "text/plain" {
         return;
     }
     let body: Value = serde_json::from_slice(body).unwrap();
     let key = (template, method, status, media_type.to_owned());
     let validator = *VALIDATORS.lock().unwrap().entry(key).or_insert_with(|| compile(schema));
-    let wrong: Vec<_> = validator.iter_errors(&body).map(|error| {
-        format!("{}: {error}", error.instance_path())
-    }).collect();
+    let wrong: Vec<_> = validator
+        .iter_errors(&body)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect();
     assert!(wrong.is_empty(), "{path}: {wrong:#?} in {body:#}");
     if status >= 400 && media_type == "application/problem+json" {
         problem(status, &body);
@@ -56,7 +57,7 @@ pub fn documented(method: &str, path: &str, status: u16, content_type: &str, bod
 }
 
 /// What every problem document says, whatever it is about.
-pub fn problem(status: u16, body: &Value) {
+pub(crate) fn problem(status: u16, body: &Value) {
     assert_eq!(body["status"], status, "{body:#}");
     assert_eq!(body["detail"], body["error"], "{body:#}");
     assert!(body["kind"].is_string() && body["title"].is_string(), "{body:#}");

@@ -18,7 +18,9 @@ use osapi::error::{Error, Result};
 use osapi::job::{Outcome, Report, Task, decode};
 use osapi::link::{About, Answer, Ask, Desk};
 use osapi::op;
-use osapi::store::{self, Bounds, Files, Order, RedbStore, Store};
+use osapi::store::objects::Files;
+use osapi::store::redb::RedbStore;
+use osapi::store::{self, Bounds, Order, Store};
 use rustix::fs::{Gid, Uid};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -28,22 +30,22 @@ use tokio::sync::oneshot;
 use crate::answers;
 
 /// What the agent answers a task with; None: nothing, ever.
-pub type Script = fn(&Task) -> Option<Result<Value>>;
+pub(crate) type Script = fn(&Task) -> Option<Result<Value>>;
 
 /// Serves from a thread of its own until dropped.
-pub struct Server {
-    pub dir: TempDir,
+pub(crate) struct Server {
+    pub(crate) dir: TempDir,
     store: Arc<RedbStore>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// How a test's server differs from others.
-pub struct Config {
-    pub access: Access,
-    pub caps: Caps,
-    pub patience: Duration,
-    pub script: Script,
+pub(crate) struct Config {
+    pub(crate) access: Access,
+    pub(crate) caps: Caps,
+    pub(crate) patience: Duration,
+    pub(crate) script: Script,
 }
 
 impl Default for Config {
@@ -54,11 +56,11 @@ impl Default for Config {
     }
 }
 
-pub const HOST: &str = "0af7651916cd43dd8448eb211c80319c";
-pub const HOSTNAME: &str = "web-1";
+pub(crate) const HOST: &str = "0af7651916cd43dd8448eb211c80319c";
+pub(crate) const HOSTNAME: &str = "web-1";
 
 impl Server {
-    pub fn start(config: Config) -> Self {
+    pub(crate) fn start(config: Config) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // Others must reach the socket.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -91,12 +93,12 @@ impl Server {
         Self { dir, store, stop: Some(stop), thread: Some(thread) }
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("osapi.sock")
     }
 
     /// Everything that is stored but the audit log.
-    pub fn records(&self) -> BTreeMap<String, Vec<u8>> {
+    pub(crate) fn records(&self) -> BTreeMap<String, Vec<u8>> {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let list = self.store.list("", "", usize::MAX, Order::Ascending);
         let entries = runtime.block_on(list).unwrap();
@@ -104,12 +106,18 @@ impl Server {
     }
 
     /// Sends `request` as it is and reads until the server hangs up.
-    pub fn raw(&self, request: &[u8]) -> Vec<u8> {
+    pub(crate) fn raw(&self, request: &[u8]) -> Vec<u8> {
         exchange(&self.socket(), request)
     }
 
     /// A request on a connection of its own, whose answer is as documented.
-    pub fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
+    pub(crate) fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Reply {
         let request = request(method, path, headers, body.as_bytes());
         let reply = Reply::parse(&self.raw(&request)).expect("an answer");
         let content_type = reply.header("content-type").unwrap_or_default().to_owned();
@@ -117,11 +125,11 @@ impl Server {
         reply
     }
 
-    pub fn get(&self, path: &str) -> Reply {
+    pub(crate) fn get(&self, path: &str) -> Reply {
         self.ask("GET", path, &[], "")
     }
 
-    pub fn send(&self, method: &str, path: &str, body: &Value) -> Reply {
+    pub(crate) fn send(&self, method: &str, path: &str, body: &Value) -> Reply {
         self.ask(method, path, &[("content-type", "application/json")], &body.to_string())
     }
 }
@@ -182,11 +190,11 @@ async fn agent(controller: Shared, script: Script, known: oneshot::Sender<()>) {
 }
 
 /// A failed task.
-pub fn failed(kind: osapi::error::Kind, message: &str) -> Option<Result<Value>> {
+pub(crate) fn failed(kind: osapi::error::Kind, message: &str) -> Option<Result<Value>> {
     Some(Err(Error::new(kind, message)))
 }
 
-pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let mut head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -198,7 +206,7 @@ pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) 
 }
 
 /// Sends `request` as it is and reads until the other end hangs up.
-pub fn exchange(socket: &Path, request: &[u8]) -> Vec<u8> {
+pub(crate) fn exchange(socket: &Path, request: &[u8]) -> Vec<u8> {
     let mut stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     // A server that refuses early does not read the rest.
@@ -216,7 +224,11 @@ pub fn exchange(socket: &Path, request: &[u8]) -> Vec<u8> {
 }
 
 /// Runs `work` as another account, if this one may become any; None and a line if it may not.
-pub fn as_account<T: Send>(uid: u32, groups: &[u32], work: impl FnOnce() -> T + Send) -> Option<T> {
+pub(crate) fn as_account<T: Send>(
+    uid: u32,
+    groups: &[u32],
+    work: impl FnOnce() -> T + Send,
+) -> Option<T> {
     if !rustix::process::geteuid().is_root() {
         println!("SKIPPED: only root can try what other accounts may");
         return None;
@@ -239,14 +251,14 @@ pub fn as_account<T: Send>(uid: u32, groups: &[u32], work: impl FnOnce() -> T + 
 }
 
 #[derive(Debug)]
-pub struct Reply {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Reply {
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
         let head = std::str::from_utf8(&bytes[..end]).ok()?;
         let mut lines = head.split("\r\n");
@@ -258,16 +270,16 @@ impl Reply {
         Some(Self { status, headers: lines.map(header).collect(), body: bytes[end + 4..].to_vec() })
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap()
     }
 
     #[track_caller]
-    pub fn expect(&self, status: u16) -> Value {
+    pub(crate) fn expect(&self, status: u16) -> Value {
         let text = String::from_utf8_lossy(&self.body);
         assert_eq!(self.status, status, "{text}");
         serde_json::from_slice(&self.body).unwrap_or_default()
@@ -275,7 +287,7 @@ impl Reply {
 
     /// A refusal of this kind.
     #[track_caller]
-    pub fn refused(&self, kind: &str) -> Value {
+    pub(crate) fn refused(&self, kind: &str) -> Value {
         let body = self.json();
         assert_eq!(body["kind"], kind, "{body:#}");
         answers::problem(self.status, &body);
