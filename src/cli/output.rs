@@ -54,6 +54,13 @@ pub fn page(row: &Row, reply: &Value, page: Page) -> String {
     if row.id == "job.list" {
         return jobs(row, reply, page);
     }
+    if let ("health.status", Some(entries)) = (row.id, entries(row, reply)) {
+        let mut rest = reply.clone();
+        if let (Some(fields), Rows::Each(list)) = (rest.as_object_mut(), row.rows) {
+            fields.shift_remove(list);
+        }
+        return table(row.columns, entries, page) + &block(&rest, page);
+    }
     match entries(row, reply) {
         Some(entries) => table(row.columns, entries, page),
         None => block(reply, page),
@@ -168,6 +175,9 @@ fn cell(column: &Column, entry: &Value, element: &str, page: Page) -> String {
     let name = column.pointer.rsplit('/').next().unwrap_or_default();
     match value {
         Value::Number(_) if is_size(&column.pointer) => size_of(value),
+        Value::Object(fields) if name == "os_info" => {
+            fields.values().map(plain).collect::<Vec<_>>().join(" ")
+        }
         Value::Object(_) if name == "cell" => cell_name(value),
         Value::Object(_) if matches!(name, "expected" | "found") => holds(value),
         Value::Number(_) if name.ends_with("_ms") => format!("{}ms", plain(value)),

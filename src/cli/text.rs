@@ -104,7 +104,15 @@ pub(super) fn moment(text: &str) -> Option<u64> {
     let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i64>().ok();
     let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
     let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
-    let rest = text.get(19..)?.trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());
+    let rest = text.get(19..)?;
+    let (millis, rest) = match rest.strip_prefix('.') {
+        Some(rest) => {
+            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+            let (fraction, rest) = rest.split_at(digits);
+            (format!("{fraction:0<3}").get(..3)?.parse().ok()?, rest)
+        }
+        None => (0, rest),
+    };
     let offset = match rest.as_bytes() {
         b"Z" => 0,
         [sign @ (b'+' | b'-'), ..] if rest.len() == 6 => {
@@ -123,7 +131,7 @@ pub(super) fn moment(text: &str) -> Option<u64> {
         - 1
         - 719_468;
     let seconds = days * 86_400 + hour * 3600 + minute * 60 + second - offset;
-    u64::try_from(seconds).ok()?.checked_mul(1000)
+    u64::try_from(seconds).ok()?.checked_mul(1000)?.checked_add(millis)
 }
 
 /// A moment, in milliseconds since 1970, as RFC 3339 writes it.
@@ -240,7 +248,7 @@ mod tests {
     #[test]
     fn times_are_read_with_their_offset() {
         assert_eq!(moment("1970-01-02T00:00:00Z"), Some(86_400_000));
-        assert_eq!(moment("2026-11-21T13:45:12.5+01:00"), Some(1_795_265_112_000));
+        assert_eq!(moment("2026-11-21T13:45:12.5+01:00"), Some(1_795_265_112_500));
         assert_eq!(moment("2024-02-29T00:00:00Z"), Some(1_709_164_800_000));
         assert_eq!(moment("yesterday"), None);
         for text in ["2024-02-29T23:59:59Z", "1999-12-31T00:00:01Z", "2026-03-01T12:00:00Z"] {

@@ -312,7 +312,13 @@ fn an_export_shows_every_edit_removal_move_and_cut() {
         let mut removed = lines.clone();
         removed.remove(i);
         assert_eq!(verify(&removed), 1, "line {i} was removed");
-        for (from, to) in [("root", "r00t"), ("200", "403"), ("/api/job", "/api/jab")] {
+        for (from, to) in [
+            ("00:00:0", "00:01:0"),
+            ("{", "{\"x\":1,"),
+            ("root", "r00t"),
+            ("200", "403"),
+            ("/api/job", "/api/jab"),
+        ] {
             if lines[i].contains(from) {
                 let mut edit = lines.clone();
                 edit[i] = edit[i].replace(from, to);
