@@ -106,6 +106,7 @@ pub enum Chain {
 impl Chain {
     pub const ALL: [Self; 2] = [Self::Requests, Self::Refusals];
 
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it like that")]
     fn is_requests(&self) -> bool {
         *self == Self::Requests
     }

@@ -26,6 +26,10 @@ use crate::job::{decode, encode};
 
 /// What is read and hashed at a time.
 const CHUNK: usize = 64 * 1024;
+/// How often, in bytes received, it is looked whether the disk still has room.
+const LOOK: u64 = 1 << 20;
+/// What an upload leaves of the disk, in bytes: the store needs it more.
+const SPARED: u64 = 16 << 20;
 /// What one page of the index holds.
 const PAGE: usize = 512;
 
@@ -88,6 +92,16 @@ impl Files {
         self.dir.join(digest)
     }
 
+    /// Fails where an upload would take the last room there is.
+    fn spare(&self) -> Result<()> {
+        let space = rustix::fs::statvfs(&self.dir);
+        if space.is_ok_and(|space| space.f_bavail.saturating_mul(space.f_frsize) < SPARED) {
+            let message = "the disk of the file store is nearly full; make room";
+            return Err(Error::new(Kind::Full, message));
+        }
+        Ok(())
+    }
+
     /// Writes all of `content` to `file` and to the disk; returns its size and digest.
     async fn receive(
         &self,
@@ -106,6 +120,9 @@ impl Files {
                 break;
             }
             share.grow(read as u64, self.bound)?;
+            if size / LOOK != (size + read as u64) / LOOK {
+                self.spare()?;
+            }
             hash.update(&chunk[..read]);
             size += read as u64;
             file.write_all(&chunk[..read]).await.map_err(|error| failed(error, path))?;

@@ -134,6 +134,25 @@ async fn a_disk_that_fails_stops_writes_and_not_reads() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_starts_on_a_disk_that_fails_can_be_read() {
+    let (disk, clock) = (Disk::new(), Clock::default());
+    let store = disk.open(&clock, Bounds::default());
+    store.commit(put("before")).await.unwrap();
+    drop(store);
+    disk.fail_after(0, ErrorKind::PermissionDenied);
+    let store = disk.open(&clock, Bounds::default());
+    assert!(value(&store, "before").await.is_some());
+    let refused = store.commit(put("after")).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Unavailable);
+    assert!(store.room().is_audit_broken);
+    disk.heal();
+    until_taken(&store, put("after"), &[Kind::Unavailable]).await;
+    drop(store);
+    let store = disk.open(&clock, Bounds::default());
+    assert_eq!(list(&store, "", "", 10).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watch_goes_on_over_a_failure() {
     use futures_util::StreamExt;
     use osapi::store::Event;

@@ -61,10 +61,12 @@ impl Held {
             let size = usize::try_from(writes.len.saturating_sub(start)).unwrap_or(usize::MAX);
             backend.write(start, &block[..block.len().min(size)])
         };
+        let mut has_more = backend.len()? != len;
         for (number, block) in writes.blocks.range(1..) {
             write(*number, block)?;
+            has_more = true;
         }
-        if !writes.blocks.is_empty() {
+        if has_more {
             backend.sync_data()?;
         }
         if let Some(first) = writes.blocks.get(&0) {

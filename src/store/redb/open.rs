@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, StorageBackend};
-use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, Mode, OFlags};
 
 use super::held::Held;
 use super::is_no_room;
@@ -44,15 +44,21 @@ impl Source {
     /// Takes hold of the store in `dir`, which is made if need be, and touches nothing there if
     /// it is not ours to open.
     pub(super) fn at(dir: &Path) -> Result<Self> {
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        made.map_err(|error| unusable(error, dir))?;
+        let is_there = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        is_there.map_err(|error| unusable(error, dir))?;
         refuse_newer(dir)?;
         let lock = lock(dir)?;
         let path = dir.join(format!("controller-{FORMAT}.redb"));
         let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
-        let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
-            .and_then(|file| rustix::fs::fsync(directory(dir)?).map(|()| File::from(file)))
-            .map_err(|error| unusable(error.into(), &path))?;
+        let failed = |error: rustix::io::Errno| unusable(error.into(), &path);
+        let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
+        let file = File::from(file);
+        if rustix::fs::fstat(&file).map_err(failed)?.st_size == 0 {
+            // A file that is lost with its directory's page would take with it what it holds.
+            directory(dir).and_then(rustix::fs::fsync).map_err(failed)?;
+        }
+        // After a crash all of it is read, mostly in no order that the kernel could guess.
+        let _ = rustix::fs::fadvise(&file, 0, None, Advice::WillNeed);
         // One descriptor for good: a disk that has become read-only would not give another.
         let make = Box::new(move || -> io::Result<Box<dyn StorageBackend>> {
             Ok(Box::new(FileBackend::new(file.try_clone()?).map_err(io::Error::other)?))

@@ -309,7 +309,7 @@ impl Writer {
         }
         match txn.commit() {
             Ok(()) => Ok(applied),
-            Err(error) => Err(Failure { error: error.into(), attempted: Some(applied) }),
+            Err(error) => Err(Failure { error: error.into(), attempted: Some(Box::new(applied)) }),
         }
     }
 
@@ -358,7 +358,7 @@ impl Writer {
         if let (Ok(state), Some(applied)) = (&reopened, attempted)
             && state.serial == applied.state.serial
         {
-            return Ok(applied);
+            return Ok(*applied);
         }
         self.is_ill(&error, is_full);
         match reopened {
@@ -496,7 +496,7 @@ impl Writer {
 /// A transaction that failed, and what it would have done if it got as far as its commit.
 struct Failure {
     error: redb::Error,
-    attempted: Option<Applied>,
+    attempted: Option<Box<Applied>>,
 }
 
 impl From<redb::Error> for Failure {
