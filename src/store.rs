@@ -101,8 +101,9 @@ impl Step {
 
     /// Rides along with the next commit, or causes one after at most a second. Whoever waits for
     /// it waits that long; whoever does not may drop the future after its first poll, and the step
-    /// goes its way. Such steps wait in a queue of their own: `Busy` when it is full, and for
-    /// refused requests already when it is half full. What was dropped is counted in the log.
+    /// goes its way. Such steps wait in a queue of their own. Once it is half full they lose their
+    /// notes of refused requests; when it is full they are `Busy`, and so is a step that has
+    /// nothing left. What was lost is counted in the log.
     pub fn lazy(mut self) -> Self {
         self.is_lazy = true;
         self

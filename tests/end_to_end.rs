@@ -326,9 +326,9 @@ fn the_agent_keeps_where_the_audit_log_ends() {
     let number = until("a head with that change is kept", || {
         let text = std::fs::read_to_string(&heads).ok()?;
         let heads = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        heads.filter(|head| head["writer"] == "controller").find_map(|head| {
-            head["number"].as_u64().filter(|number| *number > 0)
-        })
+        heads
+            .filter(|head| head["writer"] == "controller")
+            .find_map(|head| head["number"].as_u64().filter(|number| *number > 0))
     });
     assert!(number > 0);
     appliance.assert_audit_is_intact();

@@ -148,7 +148,7 @@ impl Handle {
         sender.send(command).map_err(|_| closed())
     }
 
-    fn enqueue(&self, step: Step, done: oneshot::Sender<Result<Revision>>) -> Result<()> {
+    fn enqueue(&self, mut step: Step, done: oneshot::Sender<Result<Revision>>) -> Result<()> {
         let Shared { bounds, waiting, lazy, lost, .. } = &*self.shared;
         if !step.is_lazy {
             if waiting.fetch_add(1, Ordering::Relaxed) >= bounds.queue {
@@ -158,11 +158,17 @@ impl Handle {
             return self.send(Command::Commit(Pending { step, done }));
         }
         let mut lazy = lock(lazy);
-        // Refusals cost whoever is refused nothing, so they give way first.
-        let is_refusal = step.notes.iter().any(super::audit::Note::is_refusal);
-        let bound = if is_refusal { bounds.lazy / 2 } else { bounds.lazy };
-        if lazy.len() >= bound {
-            lost.fetch_add(step.notes.len() as u64, Ordering::Relaxed);
+        let count = step.notes.len();
+        if lazy.len() >= bounds.lazy {
+            step.notes.clear();
+        } else if lazy.len() >= bounds.lazy / 2 {
+            // Refusals cost whoever is refused nothing, so they give way first.
+            step.notes.retain(|note| !note.is_refusal());
+        }
+        let dropped = count - step.notes.len();
+        lost.fetch_add(dropped as u64, Ordering::Relaxed);
+        let is_hollow = dropped > 0 && step.notes.is_empty() && step.writes.is_empty();
+        if is_hollow || lazy.len() >= bounds.lazy {
             return Err(busy());
         }
         lazy.push(Pending { step, done });
