@@ -23,7 +23,7 @@ fn names(host: &TestHost, dir: &str) -> Vec<String> {
 /// Makes everything in the journal look as if it was written so many days ago.
 fn age(host: &TestHost, days: u64) {
     let then = SystemTime::now() - Duration::from_secs(days * 86_400);
-    for dir in ["done", "blobs", "locks"] {
+    for dir in ["done", "blobs", "locks", "managed"] {
         for file in std::fs::read_dir(host.state(dir)).unwrap().map(Result::unwrap) {
             let file = std::fs::File::options().write(true).open(file.path()).unwrap();
             file.set_modified(then).unwrap();
@@ -88,6 +88,24 @@ fn what_is_over_is_forgotten_when_it_is_old_and_never_what_is_needed() {
     host.executor.confirm(&job("waits")).unwrap_or_default();
     let error = host.undo("undo", "banner").unwrap_err();
     assert_eq!(error.kind(), Kind::NotFound);
+}
+
+#[test]
+fn what_was_given_back_is_known_as_long_as_jobs_are() {
+    let host = TestHost::new();
+    let by_path = json!({ "path": "/etc/motd" });
+    let undeploy = |name: &str| host.run(name, "file.undeploy.execute", &by_path);
+    for round in ["first", "second"] {
+        host.run(round, "file.deploy.execute", &deploy("motd", "/etc/motd", "0644")).unwrap();
+        assert_eq!(undeploy(&format!("{round} back")).unwrap()["changed"], true);
+        host.executor.prune().unwrap();
+        assert_eq!(undeploy(&format!("{round} again")).unwrap()["changed"], false);
+        age(&host, 40);
+    }
+    assert_eq!(names(&host, "managed").len(), 1);
+    host.executor.prune().unwrap();
+    assert_eq!(names(&host, "managed"), [""; 0]);
+    assert_eq!(undeploy("at last").unwrap_err().kind(), Kind::NotFound);
 }
 
 #[test]

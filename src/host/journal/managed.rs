@@ -45,7 +45,10 @@ impl Journal {
                     // The mark comes first, so that nothing in between is unknown. It only spares
                     // a refusal, so a full disk does not keep the record from going.
                     if path.exists() {
-                        let _ = private().write(true).open(path.with_extension(GIVEN_BACK));
+                        let _ = private()
+                            .write(true)
+                            .truncate(true)
+                            .open(path.with_extension(GIVEN_BACK));
                     }
                     let _ = fs::remove_file(path);
                 }
