@@ -55,8 +55,8 @@ pub struct Exec {
     args: Vec<Argument>,
     /// The directory it starts in, an absolute path; `/` if not given.
     #[serde(default, deserialize_with = "present")]
-    #[schemars(with = "FilePath")]
-    cwd: Option<FilePath>,
+    #[schemars(with = "Directory")]
+    cwd: Option<Directory>,
     /// Seconds after which it is killed with all it started, 1 to 300.
     #[serde(default)]
     timeout: Limit,
@@ -69,8 +69,8 @@ pub struct Shell {
     command: Script,
     /// The directory it starts in, an absolute path; `/` if not given.
     #[serde(default, deserialize_with = "present")]
-    #[schemars(with = "FilePath")]
-    cwd: Option<FilePath>,
+    #[schemars(with = "Directory")]
+    cwd: Option<Directory>,
     /// Seconds after which it is killed with all it started, 1 to 300.
     #[serde(default)]
     timeout: Limit,
@@ -116,10 +116,10 @@ fn act(
     host: &View,
     program: &str,
     args: Vec<String>,
-    cwd: Option<&FilePath>,
+    cwd: Option<&Directory>,
     Limit(seconds): &Limit,
 ) -> Result<Act> {
-    if let Some(cwd) = cwd.map(FilePath::as_str)
+    if let Some(Directory(cwd)) = cwd
         && !host.exists(&format!("{cwd}/"))
     {
         return Err(Error::new(Kind::InvalidInput, format!("cannot start in {cwd}: no directory")));
@@ -127,7 +127,7 @@ fn act(
     Ok(Act::Run(Run {
         program: program.to_owned(),
         args,
-        cwd: cwd.map(|cwd| cwd.as_str().to_owned()),
+        cwd: cwd.map(|Directory(cwd)| cwd.clone()),
         limit: Duration::from_secs(*seconds),
     }))
 }
@@ -154,6 +154,26 @@ impl TryFrom<String> for Program {
             && !name.contains(char::is_control);
         let is_program = is_name || FilePath::try_from(name.clone()).is_ok();
         is_program.then_some(Self(name)).ok_or("command: neither a name nor an absolute path")
+    }
+}
+
+/// Where a program can start: a path without detours, or the root itself.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(extend(
+    "minLength" = 1,
+    "maxLength" = 4095,
+    "pattern" = r"^(/|(/(?!\.{1,2}(/|$))[^/\x00-\x1f\x7f-\x9f]+)+)$",
+    "examples" = ["/tmp"],
+))]
+struct Directory(String);
+
+impl TryFrom<String> for Directory {
+    type Error = &'static str;
+
+    fn try_from(path: String) -> Result<Self, Self::Error> {
+        let is_one = path == "/" || FilePath::try_from(path.clone()).is_ok();
+        is_one.then_some(Self(path)).ok_or("cwd: not an absolute path without . and ..")
     }
 }
 
@@ -248,6 +268,17 @@ mod tests {
             let params = json!({ "command": "true", "cwd": cwd });
             let error = run("command.exec.execute", &params).unwrap_err();
             assert_eq!(error.kind(), Kind::InvalidInput, "{cwd:?}");
+        }
+        for cwd in ["/", "/srv"] {
+            let params = json!({ "command": "true", "cwd": cwd });
+            assert_eq!(run("command.exec.execute", &params).unwrap().cwd.as_deref(), Some(cwd));
+        }
+        let schema = schemars::schema_for!(Directory).to_value();
+        for (cwd, is_one) in
+            [("/", true), ("/a/b", true), ("", false), ("//", false), ("/..", false)]
+        {
+            assert_eq!(jsonschema::is_valid(&schema, &json!(cwd)), is_one, "{cwd:?}");
+            assert_eq!(Directory::try_from(cwd.to_owned()).is_ok(), is_one, "{cwd:?}");
         }
     }
 

@@ -90,6 +90,7 @@ const MAX_ANCESTORS: usize = 64;
 #[serde(deny_unknown_fields)]
 pub struct ByPid {
     /// The number of the process, at least 1.
+    #[schemars(extend("examples" = [1]))]
     pid: Pid,
 }
 
