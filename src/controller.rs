@@ -49,6 +49,8 @@ mod retention;
 mod rows;
 mod status;
 mod submit;
+#[cfg(test)]
+mod tests;
 pub mod version;
 mod wait;
 

@@ -305,7 +305,7 @@ impl Controller {
     }
 
     /// Notes when somebody has set the wall clock. That decides nothing here.
-    fn watch_clock(&self) {
+    pub(super) fn watch_clock(&self) {
         let offset = self.offset();
         let before = lock(&self.time).offset.replace(offset);
         let step = offset - before.unwrap_or(offset);

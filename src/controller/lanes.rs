@@ -50,6 +50,8 @@ pub(super) struct SoFar {
     /// By machine id, in the order in which they came.
     pub(super) reports: Vec<(String, Arc<Report>)>,
     pub(super) cancelled: Option<Mark>,
+    /// Its hosts can be handed it.
+    pub(super) is_admitted: bool,
     /// No more is expected.
     pub(super) is_over: bool,
     /// What a host has said last of its work on it.
@@ -137,6 +139,7 @@ impl Lanes {
         } else {
             self.volatile += 1;
         }
+        open.so_far.send_modify(|so_far| so_far.is_admitted = true);
     }
 
     /// Takes note that the record of an open job was written again.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -23,6 +24,9 @@ use crate::op::Access;
 use crate::ops::{self, Row, Run};
 use crate::permission::Caller;
 use crate::store::{Expect, Revision, Step, audit};
+
+/// How long the watch may take to come round with what was committed.
+const COME_ROUND: Duration = Duration::from_secs(1);
 
 /// Which hosts a job is for.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -193,7 +197,10 @@ impl Controller {
         };
         let begun = begun.map(|(id, job, _)| (id, job));
         match (result, begun) {
-            (Ok(revision), Some((_, job))) => Ok((Submitted { job, replayed: false }, revision)),
+            (Ok(revision), Some((id, job))) => {
+                self.come_round(id).await;
+                Ok((Submitted { job, replayed: false }, revision))
+            }
             (Err(error), Some((id, _))) => {
                 self.lanes().disappoint(id);
                 match &made.key {
@@ -206,6 +213,17 @@ impl Controller {
             }
             (Err(error), None) => Err(error),
             (Ok(_), None) => Err(Error::new(Kind::Internal, "the commit was not sent")),
+        }
+    }
+
+    /// Waits for the watch to say what the commit has said, so that whoever is answered finds the
+    /// job in every list. It mostly has said so before.
+    async fn come_round(&self, id: Uuid) {
+        let open = self.lanes().get(id);
+        if let Some(open) = open {
+            let mut so_far = open.so_far.subscribe();
+            let admitted = so_far.wait_for(|so_far| so_far.is_admitted || so_far.is_over);
+            let _ = tokio::time::timeout(COME_ROUND, admitted).await;
         }
     }
 

@@ -60,6 +60,7 @@ impl Controller {
         let so_far = SoFar {
             reports: reports.into_iter().map(|(host, report)| (host, report.into())).collect(),
             cancelled,
+            is_admitted: true,
             is_over: true,
             told: None,
         };

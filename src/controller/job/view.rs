@@ -197,7 +197,7 @@ impl Controller {
             reports.push((entry.key[key.len() + 1..].to_owned(), Arc::new(report)));
         }
         let cancelled = record.job.cancelled.clone();
-        let so_far = SoFar { reports, cancelled, is_over: true, told: None };
+        let so_far = SoFar { reports, cancelled, is_admitted: true, is_over: true, told: None };
         let mut view = self.viewed(&record, self.parts(id, &record, &so_far));
         view.shorten();
         Ok(Some(view))
@@ -216,6 +216,7 @@ impl Controller {
         let so_far = SoFar {
             reports: reports.into_iter().map(|(host, report)| (host, report.into())).collect(),
             cancelled: record.job.cancelled.clone(),
+            is_admitted: true,
             is_over: false,
             told: None,
         };

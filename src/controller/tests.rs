@@ -1,0 +1,419 @@
+//! The controller against a store on disk and an agent that asks as a real one does.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::json;
+use uuid::Uuid;
+
+use super::*;
+use crate::error::{Error, Kind};
+use crate::job::{Job, Options, Outcome, Report, Task};
+use crate::link::{About, Answer, Ask, Desk};
+use crate::op::Access;
+use crate::ops;
+use crate::permission::Role;
+use crate::store::objects::Files;
+use crate::store::redb::RedbStore;
+use crate::store::{Bounds, Order};
+
+mod course;
+mod restart;
+
+const ALL: [Access; 3] = [Access::Read, Access::Write, Access::Execute];
+const CHANGE: &str = "node.sysctl.update";
+const LOOK: &str = "node.os.get";
+const ACT: &str = "command.exec.execute";
+
+struct Bench {
+    dir: tempfile::TempDir,
+    clock: Clock,
+    limits: Limits,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let limits = Limits::default();
+        Self { dir: tempfile::tempdir().unwrap(), clock: Clock::default(), limits }
+    }
+
+    async fn start(&self) -> Shared {
+        let dir: &Path = self.dir.path();
+        let bounds = Bounds { free: 0, ..Bounds::default() };
+        let store = RedbStore::open(dir, self.clock.clone(), bounds.clone()).unwrap();
+        let store: Arc<dyn Store> = Arc::new(store);
+        let objects = dir.join("objects");
+        let clock = self.clock.clone();
+        let files = Files::open(objects, store.clone(), clock, bounds.objects).await.unwrap();
+        let setup = Setup {
+            store,
+            objects: Arc::new(files),
+            clock: self.clock.clone(),
+            name: "here".to_owned(),
+            limits: self.limits.clone(),
+            job_timeout: Duration::from_secs(10),
+        };
+        Controller::start(setup).await.unwrap()
+    }
+
+    async fn with_agent(&self) -> (Shared, Agent) {
+        let controller = self.start().await;
+        let agent = Agent::new(&controller, "m1", "web", 1).await;
+        (controller, agent)
+    }
+}
+
+/// Ends a controller for good, so that its store can be opened again.
+async fn end(controller: Shared, agent: Agent) {
+    drop(agent);
+    controller.stop().await;
+    while Arc::strong_count(&controller) > 1 {
+        tokio::task::yield_now().await;
+    }
+}
+
+struct Agent {
+    desk: AgentDesk,
+    about: About,
+    holds: Vec<String>,
+}
+
+impl Agent {
+    async fn new(controller: &Shared, machine_id: &str, hostname: &str, pid: i32) -> Self {
+        let about = About {
+            machine_id: machine_id.to_owned(),
+            hostname: hostname.to_owned(),
+            labels: BTreeMap::from([("group".to_owned(), "web.dev".to_owned())]),
+            facts: json!({ "cpu_count": 2 }),
+            pid,
+            ..About::default()
+        };
+        let mut agent = Self { desk: controller.agent(0, pid), about, holds: Vec::new() };
+        agent.hello().await.unwrap();
+        agent
+    }
+
+    async fn hello(&mut self) -> Result<Answer> {
+        let about = Some(Box::new(self.about.clone()));
+        let (holds, classes) = (self.holds.clone(), Vec::new());
+        self.desk.answer(Ask::Next { holds, classes, about, wait_ms: 0 }).await
+    }
+
+    async fn next_of(&mut self, classes: &[Access], wait_ms: u64) -> Vec<Task> {
+        let (holds, classes) = (self.holds.clone(), classes.to_vec());
+        let ask = Ask::Next { holds, classes, about: None, wait_ms };
+        let Answer::Tasks { tasks, .. } = self.desk.answer(ask).await.unwrap() else {
+            panic!("not tasks");
+        };
+        let tasks: Vec<Task> =
+            tasks.iter().map(|task| serde_json::from_str(&task.body).unwrap()).collect();
+        self.holds.extend(tasks.iter().map(|task| task.job.clone()));
+        tasks
+    }
+
+    async fn next(&mut self) -> Vec<Task> {
+        self.next_of(&ALL, 5_000).await
+    }
+
+    async fn finish(&mut self, jobs: &[String], outcome: Outcome) -> Result<Answer> {
+        self.holds.retain(|held| !jobs.contains(held));
+        let report = |job: &String| {
+            let (job, outcome) = (job.clone(), outcome.clone());
+            Report { job, begun: 1, ended: 2, outcome }
+        };
+        self.desk.answer(Ask::Finish(jobs.iter().map(report).collect())).await
+    }
+
+    async fn done(&mut self, job: &str) {
+        self.finish(&[job.to_owned()], done()).await.unwrap();
+    }
+}
+
+fn done() -> Outcome {
+    Outcome::Done { result: json!({ "changed": true }) }
+}
+
+fn caller(role: Role) -> Arc<Caller> {
+    let name = role.as_str().to_owned();
+    Arc::new(Caller { name, permissions: role.permissions(), ..Caller::default() })
+}
+
+fn trail() -> Trail {
+    let (method, path) = ("PUT".to_owned(), "/api/node/web/sysctl/vm.swappiness".to_owned());
+    Trail { id: Uuid::now_v7().to_string(), at: 1, method, path, ..Trail::default() }
+}
+
+fn submit(op: &str, target: &str) -> Submit {
+    let params = match op {
+        CHANGE => json!({ "key": "vm.swappiness", "value": "10" }),
+        ACT => json!({ "command": "true" }),
+        _ => json!({}),
+    };
+    Submit {
+        row: ops::find(op).unwrap(),
+        target: Target::Named(target.to_owned()),
+        params,
+        options: Options::default(),
+        caller: caller(Role::Admin),
+        trail: trail(),
+        key: None,
+    }
+}
+
+async fn ask(controller: &Shared, op: &str) -> Arc<Job> {
+    controller.submit(submit(op, "_any")).await.unwrap().job
+}
+
+async fn call(controller: &Shared, row: &str, params: Value) -> Result<Value> {
+    call_as(controller, row, params, Role::Admin).await
+}
+
+async fn call_as(controller: &Shared, row: &str, params: Value, role: Role) -> Result<Value> {
+    let ops::Run::Controller(op) = ops::find(row).unwrap().run else { panic!("not here") };
+    let caller = caller(role);
+    let call = Call { controller: controller.clone(), caller, trail: trail(), content: None };
+    op.run(call, params).await
+}
+
+async fn outcome(controller: &Shared, job: &Job) -> Result<Value> {
+    let results = controller.wait(job, Duration::from_secs(10)).await.unwrap();
+    assert!(results.complete);
+    results.hosts.into_iter().next().unwrap().report.outcome.into()
+}
+
+async fn stored(controller: &Shared, prefix: &str) -> usize {
+    controller.store.list(prefix, "", usize::MAX, Order::Ascending).await.unwrap().len()
+}
+
+/// Lets the watch come round.
+async fn settled(controller: &Shared, is_so: impl Fn(&Controller) -> bool) {
+    let come_round = async {
+        while !is_so(controller) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), come_round).await.unwrap();
+}
+
+#[tokio::test]
+async fn changes_are_handed_out_in_the_order_in_which_they_were_taken_on() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let submitted = (0..200).map(|_| ask(&controller, CHANGE));
+    let mut ids: Vec<_> =
+        futures_util::future::join_all(submitted).await.iter().map(|job| job.id.clone()).collect();
+    ids.sort();
+    let mut taken = Vec::new();
+    while taken.len() < 200 {
+        let tasks: Vec<_> = agent.next().await.into_iter().map(|task| task.job).collect();
+        agent.finish(&tasks, done()).await.unwrap();
+        taken.extend(tasks);
+    }
+    assert_eq!(taken, ids);
+    settled(&controller, |controller| controller.lanes().stored() == 0).await;
+    assert_eq!(controller.figures().jobs["completed"], 200);
+}
+
+#[tokio::test]
+async fn a_durable_job_is_two_steps_and_a_read_is_none() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let before = controller.figures().steps;
+    let job = ask(&controller, CHANGE).await;
+    assert_eq!(agent.next().await[0].job, job.id);
+    agent.done(&job.id).await;
+    assert_eq!(outcome(&controller, &job).await.unwrap(), json!({ "changed": true }));
+    assert_eq!(controller.figures().steps, before + 2);
+
+    let job = ask(&controller, LOOK).await;
+    let dry = Options { dry_run: true, ..Options::default() };
+    let dry = controller.submit(Submit { options: dry, ..submit(CHANGE, "_all") }).await.unwrap();
+    let taken: Vec<_> =
+        agent.next_of(&[Access::Read], 5_000).await.into_iter().map(|task| task.job).collect();
+    assert_eq!(taken, [job.id.clone(), dry.job.id.clone()]);
+    agent.finish(&taken, done()).await.unwrap();
+    outcome(&controller, &dry.job).await.unwrap();
+    assert_eq!(controller.figures().steps, before + 2);
+    let view = call(&controller, "job.get", json!({ "id": job.id })).await.unwrap();
+    assert_eq!(view["status"], "completed");
+}
+
+#[tokio::test]
+async fn a_host_speaks_for_itself_and_its_first_word_counts() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let mut other = Agent::new(&controller, "m2", "db", 2).await;
+    let job = controller.submit(submit(CHANGE, "web")).await.unwrap().job;
+    let jobs = [job.id.clone()];
+    assert_eq!(other.finish(&jobs, done()).await.unwrap_err().kind(), Kind::Denied);
+    agent.next().await;
+    agent.finish(&jobs, done()).await.unwrap();
+    let failed = Outcome::from(Err(Error::new(Kind::HostFailed, "no")));
+    agent.finish(&jobs, failed).await.unwrap();
+    outcome(&controller, &job).await.unwrap();
+    let mut nobody = controller.agent(0, 99);
+    let error = nobody.answer(Ask::Finish(Vec::new())).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable);
+}
+
+#[tokio::test]
+async fn an_outcome_that_is_too_large_says_so() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let job = ask(&controller, CHANGE).await;
+    agent.next().await;
+    let result = json!({ "text": "x".repeat(controller.limits.outcome) });
+    agent.finish(std::slice::from_ref(&job.id), Outcome::Done { result }).await.unwrap();
+    let error = outcome(&controller, &job).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::HostFailed);
+    assert!(error.to_string().contains("it was done"), "{error}");
+}
+
+#[tokio::test]
+async fn a_new_agent_is_answered_although_the_old_one_still_seems_to_wait() {
+    let bench = Bench::new();
+    let (controller, mut old) = bench.with_agent().await;
+    let waiting = tokio::spawn(async move { old.next().await });
+    tokio::task::yield_now().await;
+    let mut new = Agent::new(&controller, "m1", "web", 2).await;
+    assert!(waiting.await.unwrap().is_empty());
+    let job = ask(&controller, CHANGE).await;
+    assert_eq!(new.next().await[0].job, job.id);
+}
+
+#[tokio::test]
+async fn the_same_key_makes_one_job() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let key = |digest: &str| Some(Key { value: "k".to_owned(), digest: digest.to_owned() });
+    let keyed = |digest| Submit { key: key(digest), ..submit(CHANGE, "web") };
+    let (a, b) = tokio::join!(controller.submit(keyed("1")), controller.submit(keyed("1")));
+    let (a, b) = (a.unwrap(), b.unwrap());
+    assert_eq!(a.job.id, b.job.id);
+    assert!(!a.replayed && b.replayed);
+    let error = controller.submit(keyed("2")).await.err().unwrap();
+    assert_eq!(error.kind(), Kind::KeyReused);
+    assert_eq!(agent.next().await.len(), 1);
+    agent.done(&a.job.id).await;
+    // Also while the host is given nothing new: it was given this before.
+    call(&controller, "agent.drain", json!({ "hostname": "web" })).await.unwrap();
+    assert!(controller.submit(keyed("1")).await.unwrap().replayed);
+    let root = Caller { uid: Some(0), ..Caller::clone(&caller(Role::Admin)) };
+    let other = Submit { caller: Arc::new(root), ..keyed("2") };
+    assert_eq!(controller.submit(other).await.err().unwrap().kind(), Kind::Conflict);
+}
+
+#[tokio::test]
+async fn there_is_an_end_to_what_is_taken_on() {
+    let mut bench = Bench::new();
+    (bench.limits.unfinished, bench.limits.reads, bench.limits.record) = (3, 2, 4_096);
+    let (controller, mut agent) = bench.with_agent().await;
+    let kind = |result: Result<Submitted>| result.err().map(|error| error.kind());
+    for _ in 0..3 {
+        ask(&controller, CHANGE).await;
+    }
+    settled(&controller, |controller| controller.lanes().stored_of("m1") == 3).await;
+    assert_eq!(kind(controller.submit(submit(CHANGE, "web")).await), Some(Kind::Busy));
+    let reads = [ask(&controller, LOOK).await, ask(&controller, LOOK).await];
+    assert_eq!(kind(controller.submit(submit(LOOK, "web")).await), Some(Kind::Busy));
+    let tasks = agent.next_of(&[Access::Read], 0).await;
+    assert_eq!(tasks.len(), 2);
+    agent.done(&reads[0].id).await;
+    ask(&controller, LOOK).await;
+    let params = json!({ "key": "vm.swappiness", "value": "x".repeat(5_000) });
+    let tasks = agent.next_of(&[Access::Write], 0).await;
+    agent.done(&tasks[0].job).await;
+    settled(&controller, |controller| controller.lanes().stored_of("m1") == 2).await;
+    let large = Submit { params, ..submit(CHANGE, "web") };
+    assert_eq!(kind(controller.submit(large).await), Some(Kind::TooLarge));
+}
+
+#[tokio::test]
+async fn a_file_is_pinned_as_it_was() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let put = async |name: &str, content: Vec<u8>| {
+        let upload = crate::store::Upload {
+            name: name.to_owned(),
+            content_type: "raw".to_owned(),
+            content: Box::pin(std::io::Cursor::new(content)),
+            force: true,
+            note: None,
+        };
+        controller.objects.put(upload).await.unwrap().0
+    };
+    let deploy = |object: &str| Submit {
+        params: json!({ "object_name": object, "path": "/etc/motd", "content_type": "raw" }),
+        ..submit("file.deploy.execute", "web")
+    };
+    let missing = controller.submit(deploy("motd")).await.err().unwrap();
+    assert_eq!(missing.kind(), Kind::NotFound);
+    put("motd", b"hello".to_vec()).await;
+    let large = put("large", vec![7; 600 << 10]).await;
+    controller.submit(deploy("motd")).await.unwrap();
+    controller.submit(deploy("large")).await.unwrap();
+    let tasks = agent.next_of(&[Access::Write], 5_000).await;
+    assert_eq!(tasks[0].objects["motd"].bytes.as_deref(), Some("aGVsbG8="));
+    assert_eq!(
+        (&tasks[1].objects["large"].digest, tasks[1].objects["large"].bytes.is_none()),
+        (&large.digest, true)
+    );
+    let part = agent.desk.answer(Ask::Fetch { object: "large".to_owned(), offset: 512 << 10 });
+    let Answer::Part(part) = part.await.unwrap() else { panic!("not a part") };
+    assert_eq!(part.len(), (88_usize << 10).div_ceil(3) * 4);
+    put("large", b"other".to_vec()).await;
+    let part = agent.desk.answer(Ask::Fetch { object: "large".to_owned(), offset: 0 }).await;
+    assert_eq!(part.unwrap_err().kind(), Kind::Conflict);
+}
+
+#[tokio::test]
+async fn what_was_refused_and_what_only_looked_is_on_record() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let job = ask(&controller, CHANGE).await;
+    let open = call(&controller, "audit.get", json!({ "id": job.id })).await.unwrap();
+    assert_eq!(
+        (&open["entry"]["response_code"], &open["entry"]["duration_ms"]),
+        (&json!(202), &json!(0))
+    );
+    agent.next().await;
+    agent.done(&job.id).await;
+    for code in [200, 403, 403] {
+        controller.note(&trail(), &caller(Role::Read), code, 3);
+    }
+    controller.flush_notes().await;
+    let list = call(&controller, "audit.list", json!({})).await.unwrap();
+    assert_eq!(list["total_items"], 3);
+    let codes: Vec<_> =
+        list["items"].as_array().unwrap().iter().map(|i| i["response_code"].clone()).collect();
+    assert!(codes.contains(&json!(403)) && !codes.contains(&json!(202)), "{codes:?}");
+    let second = call(&controller, "audit.list", json!({ "limit": 1, "offset": 2 })).await.unwrap();
+    assert_eq!(second["items"][0]["id"], json!(job.id));
+    let export = call(&controller, "audit.export", json!({})).await.unwrap();
+    assert_eq!(export["total_items"], 3);
+    let export: crate::store::audit::Export = serde_json::from_value(export).unwrap();
+    let links = export.links.iter().map(String::as_bytes);
+    let mut check = crate::store::audit::Check::new(&export.ends, &[]);
+    links.for_each(|link| check.link(link));
+    assert!(check.end().is_whole());
+}
+
+#[tokio::test]
+async fn it_is_ready_when_an_agent_is() {
+    let bench = Bench::new();
+    let controller = bench.start().await;
+    let ready = async |controller: &Shared| {
+        let ops::Run::Controller(op) = ops::find("health.ready").unwrap().run else { panic!() };
+        let output = call(controller, "health.ready", json!({})).await.unwrap();
+        (output["status"].clone(), op.status(&output))
+    };
+    assert_eq!(ready(&controller).await, (json!("not_ready"), Some(503)));
+    let nobody = controller.submit(submit(LOOK, "_any")).await.err().unwrap();
+    assert_eq!(nobody.kind(), Kind::Unavailable);
+    let agent = Agent::new(&controller, "m1", "web", 1).await;
+    assert_eq!(ready(&controller).await, (json!("ready"), None));
+    let status = call(&controller, "health.status", json!({})).await.unwrap();
+    assert_eq!((&status["status"], &status["agents"]["ready"]), (&json!("ok"), &json!(1)));
+    drop(agent);
+    assert_eq!(ready(&controller).await.0, "ready", "it may be back in a moment");
+}

@@ -1,0 +1,208 @@
+//! What becomes of jobs on their way: called off, asked for again, too late, deleted.
+
+use super::*;
+
+#[tokio::test]
+async fn a_drained_host_is_given_nothing_new() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let job = ask(&controller, CHANGE).await;
+    let drain = json!({ "hostname": "web" });
+    call(&controller, "agent.drain", drain.clone()).await.unwrap();
+    let again = call(&controller, "agent.drain", drain.clone()).await.unwrap_err();
+    assert_eq!(again.kind(), Kind::Conflict);
+    for target in ["web", "m1", "_all", "_any", "group:web"] {
+        let refused = controller.submit(submit(LOOK, target)).await.err().unwrap();
+        assert_eq!(refused.kind(), Kind::Conflict, "{target}");
+    }
+    let shown = call(&controller, "agent.get", drain.clone()).await.unwrap();
+    assert_eq!(shown["state"], "Draining");
+    assert_eq!(agent.next().await[0].job, job.id, "what was accepted runs");
+    agent.done(&job.id).await;
+    let shown = call(&controller, "agent.get", drain.clone()).await.unwrap();
+    assert_eq!(shown["state"], "Cordoned");
+    let events: Vec<_> =
+        shown["timeline"].as_array().unwrap().iter().map(|moment| &moment["event"]).collect();
+    assert_eq!(events, ["registered", "drain"]);
+    call(&controller, "agent.undrain", drain).await.unwrap();
+    controller.submit(submit(LOOK, "web")).await.unwrap();
+    let nobody = call(&controller, "agent.drain", json!({ "hostname": "x" })).await.unwrap_err();
+    assert_eq!(nobody.kind(), Kind::NotFound);
+}
+
+#[tokio::test]
+async fn a_job_is_called_off_unless_its_host_has_it() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let (taken, job) = (ask(&controller, CHANGE).await, ask(&controller, ACT).await);
+    agent.next_of(&[Access::Write], 5_000).await;
+    let id = |job: &Job| json!({ "id": job.id });
+    let refused = call_as(&controller, "job.cancel", id(&job), Role::Write).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Denied, "what the job does needs a permission of its own");
+    let held = call(&controller, "job.cancel", id(&taken)).await.unwrap_err();
+    assert_eq!(held.kind(), Kind::Conflict);
+    let unfinished = call(&controller, "job.delete", id(&job)).await.unwrap_err();
+    assert_eq!(unfinished.kind(), Kind::Conflict);
+    let cancelled = call(&controller, "job.cancel", id(&job)).await.unwrap();
+    assert_eq!(cancelled["hosts"], json!(["web"]));
+    assert_eq!(outcome(&controller, &job).await.unwrap_err().kind(), Kind::Cancelled);
+    assert!(agent.next_of(&[Access::Execute], 0).await.is_empty());
+    let again = call(&controller, "job.cancel", id(&job)).await.unwrap_err();
+    assert_eq!(again.kind(), Kind::Conflict);
+    let view = call(&controller, "job.get", id(&job)).await.unwrap();
+    assert_eq!(view["status"], "failed");
+    let events: Vec<_> =
+        view["timeline"].as_array().unwrap().iter().map(|moment| &moment["event"]).collect();
+    assert_eq!(events, ["submitted", "cancelled"]);
+    call(&controller, "job.delete", id(&job)).await.unwrap();
+    let gone = call(&controller, "job.get", id(&job)).await.unwrap_err();
+    assert_eq!(gone.kind(), Kind::NotFound);
+    agent.done(&taken.id).await;
+    outcome(&controller, &taken).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_retry_goes_where_the_job_went_and_needs_what_the_job_needed() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let _other = Agent::new(&controller, "m0", "another", 2).await;
+    let job = controller.submit(submit(ACT, "web")).await.unwrap().job;
+    agent.next().await;
+    agent.done(&job.id).await;
+    outcome(&controller, &job).await.unwrap();
+    let id = json!({ "id": job.id });
+    let refused = call_as(&controller, "job.retry", id.clone(), Role::Write).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Denied);
+    let retried = call(&controller, "job.retry", id.clone()).await.unwrap();
+    assert_eq!(retried["status"], "created");
+    assert!(retried["revision"].as_i64().unwrap() > 0);
+    let task = agent.next().await.remove(0);
+    assert_eq!(retried["job_id"], task.job);
+    assert_eq!(task.params, json!({ "command": "true" }));
+    let view = call(&controller, "job.get", id.clone()).await.unwrap();
+    assert_eq!(view["status"], "completed");
+    let last = view["timeline"].as_array().unwrap().last().unwrap();
+    assert_eq!(last["event"], "retried");
+    let elsewhere = json!({ "id": job.id, "target_hostname": "nowhere" });
+    let unknown = call(&controller, "job.retry", elsewhere).await.unwrap_err();
+    assert_eq!(unknown.kind(), Kind::InvalidInput);
+    let entry = call(&controller, "audit.get", json!({ "id": task.job })).await.unwrap();
+    assert_eq!(
+        (&entry["entry"]["response_code"], &entry["entry"]["about"]),
+        (&json!(201), &json!(job.id))
+    );
+}
+
+#[tokio::test]
+async fn a_job_that_nobody_began_in_time_has_failed_until_it_turns_out_otherwise() {
+    let mut bench = Bench::new();
+    bench.limits.patience = Duration::from_millis(50);
+    let (controller, mut agent) = bench.with_agent().await;
+    let job = ask(&controller, CHANGE).await;
+    assert_eq!(outcome(&controller, &job).await.unwrap_err().kind(), Kind::Expired);
+    let status = async || {
+        let view = call(&controller, "job.get", json!({ "id": job.id })).await.unwrap();
+        view["status"].clone()
+    };
+    assert_eq!(status().await, "failed");
+    assert!(agent.next_of(&[Access::Write], 0).await.is_empty());
+    // It was begun in time after all, by an agent that was out of reach.
+    agent.done(&job.id).await;
+    assert_eq!(status().await, "completed");
+    settled(&controller, |controller| controller.figures().jobs["completed"] == 1).await;
+}
+
+#[tokio::test]
+async fn what_was_begun_in_time_is_waited_for() {
+    let mut bench = Bench::new();
+    bench.limits.patience = Duration::from_millis(50);
+    let (controller, mut agent) = bench.with_agent().await;
+    let job = ask(&controller, CHANGE).await;
+    agent.next().await;
+    let results = controller.wait(&job, Duration::from_millis(200)).await.unwrap();
+    assert!(!results.complete);
+    controller.expire();
+    agent.done(&job.id).await;
+    outcome(&controller, &job).await.unwrap();
+}
+
+#[tokio::test]
+async fn setting_the_clock_expires_nothing_and_is_noted() {
+    let mut bench = Bench::new();
+    bench.limits.jobs = 1_000;
+    let (controller, mut agent) = bench.with_agent().await;
+    let (finished, job) = (ask(&controller, CHANGE).await, ask(&controller, CHANGE).await);
+    agent.next_of(&[Access::Write], 5_000).await;
+    agent.done(&finished.id).await;
+    outcome(&controller, &finished).await.unwrap();
+    bench.clock.step(365 * 86_400_000);
+    controller.watch_clock();
+    controller.expire();
+    controller.retain_some().await;
+    controller.flush_notes().await;
+    let count = controller.lanes().stored();
+    assert_eq!((count, controller.index().len()), (1, 1));
+    agent.done(&job.id).await;
+    outcome(&controller, &job).await.unwrap();
+    let later = ask(&controller, CHANGE).await;
+    assert!(later.id > job.id);
+    bench.clock.step(-365 * 86_400_000);
+    assert!(ask(&controller, CHANGE).await.id > later.id, "ids go on");
+    let export = call(&controller, "audit.export", json!({})).await.unwrap();
+    let is_noted = |link: &Value| link.as_str().unwrap().contains("clock_step");
+    assert!(export["links"].as_array().unwrap().iter().any(is_noted));
+}
+
+#[tokio::test]
+async fn lists_page_filter_and_count() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let mut jobs = Vec::new();
+    for _ in 0..5 {
+        jobs.push(ask(&controller, CHANGE).await);
+    }
+    jobs.push(ask(&controller, LOOK).await);
+    agent.next_of(&[Access::Write], 5_000).await;
+    agent.done(&jobs[0].id).await;
+    let failed = Outcome::from(Err(Error::new(Kind::HostFailed, "no such thing")));
+    agent.finish(&[jobs[1].id.clone()], failed).await.unwrap();
+    settled(&controller, |controller| controller.index().len() == 2).await;
+    let list = call(&controller, "job.list", json!({ "limit": 3, "offset": 2 })).await.unwrap();
+    let ids: Vec<_> =
+        list["items"].as_array().unwrap().iter().map(|item| item["id"].clone()).collect();
+    assert_eq!(ids, [&jobs[3].id, &jobs[2].id, &jobs[1].id].map(|id| json!(id)));
+    assert_eq!(list["total_items"], 6);
+    let counts = json!({ "submitted": 1, "processing": 3, "completed": 1, "failed": 1, "skipped": 0, "partial_failure": 0 });
+    assert_eq!(list["status_counts"], counts);
+    let list = call(&controller, "job.list", json!({ "status": "failed" })).await.unwrap();
+    assert_eq!(
+        (&list["total_items"], &list["items"][0]["error"]),
+        (&json!(1), &json!("no such thing"))
+    );
+    assert_eq!(list["items"][0]["operation"]["type"], CHANGE);
+}
+
+#[tokio::test]
+async fn the_oldest_finished_jobs_go_first() {
+    let mut bench = Bench::new();
+    bench.limits.jobs = 10;
+    let (controller, mut agent) = bench.with_agent().await;
+    let open = ask(&controller, CHANGE).await;
+    agent.next_of(&[Access::Write], 5_000).await;
+    let mut jobs = Vec::new();
+    for _ in 0..20 {
+        let job = ask(&controller, CHANGE).await;
+        agent.next_of(&[Access::Write], 5_000).await;
+        agent.done(&job.id).await;
+        jobs.push(job);
+    }
+    settled(&controller, |controller| controller.index().len() <= 9).await;
+    controller.flush_notes().await;
+    // What rides along needs something to ride with.
+    agent.done(&open.id).await;
+    let open = call(&controller, "job.get", json!({ "id": open.id })).await.unwrap();
+    assert_eq!(open["status"], "completed");
+    let oldest = call(&controller, "job.get", json!({ "id": jobs[0].id })).await.unwrap_err();
+    assert_eq!(oldest.kind(), Kind::NotFound);
+    call(&controller, "job.get", json!({ "id": jobs[19].id })).await.unwrap();
+}

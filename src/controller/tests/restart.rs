@@ -1,0 +1,88 @@
+//! What a restart finds, and how little it has to read for that.
+
+use super::*;
+
+#[tokio::test]
+async fn a_restart_goes_on_with_what_is_unfinished() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let mut jobs = Vec::new();
+    for _ in 0..4 {
+        jobs.push(ask(&controller, CHANGE).await);
+    }
+    agent.next_of(&[Access::Write], 5_000).await;
+    agent.done(&jobs[0].id).await;
+    outcome(&controller, &jobs[0]).await.unwrap();
+    call(&controller, "job.retry", json!({ "id": jobs[0].id })).await.unwrap();
+    end(controller, agent).await;
+
+    let controller = bench.start().await;
+    let mut agent = Agent::new(&controller, "m1", "web", 2).await;
+    let taken: Vec<_> = agent.next().await.into_iter().map(|task| task.job).collect();
+    assert_eq!(taken.len(), 4, "three that were taken before, and the retry");
+    assert_eq!(taken[..3], [&jobs[1].id, &jobs[2].id, &jobs[3].id].map(Clone::clone));
+    assert!(ask(&controller, CHANGE).await.id > taken[3]);
+    let view = call(&controller, "job.get", json!({ "id": jobs[0].id })).await.unwrap();
+    assert_eq!(view["status"], "completed");
+    let list = call(&controller, "job.list", json!({})).await.unwrap();
+    assert_eq!((&list["total_items"], &list["status_counts"]["completed"]), (&json!(6), &json!(1)));
+}
+
+#[tokio::test]
+async fn a_drain_and_a_cancellation_survive_a_restart() {
+    let bench = Bench::new();
+    let (controller, agent) = bench.with_agent().await;
+    let job = ask(&controller, CHANGE).await;
+    call(&controller, "job.cancel", json!({ "id": job.id })).await.unwrap();
+    call(&controller, "agent.drain", json!({ "hostname": "web" })).await.unwrap();
+    end(controller, agent).await;
+
+    let controller = bench.start().await;
+    let refused = controller.submit(submit(LOOK, "web")).await.err().unwrap();
+    assert_eq!(refused.kind(), Kind::Conflict, "before the agent is heard of");
+    let mut agent = Agent::new(&controller, "m1", "web", 2).await;
+    assert!(agent.next_of(&ALL, 0).await.is_empty());
+    let view = call(&controller, "job.get", json!({ "id": job.id })).await.unwrap();
+    assert_eq!(view["status"], "failed");
+}
+
+#[tokio::test]
+async fn old_unfinished_jobs_are_found_by_name_and_do_not_make_a_restart_read_more() {
+    let mut bench = Bench::new();
+    (bench.limits.lag, bench.limits.jobs) = (100, 100_000);
+    let (controller, mut agent) = bench.with_agent().await;
+    let old = [ask(&controller, ACT).await, ask(&controller, ACT).await];
+    for _ in 0..12 {
+        let jobs = (0..64).map(|_| ask(&controller, CHANGE));
+        futures_util::future::join_all(jobs).await;
+        let tasks: Vec<_> =
+            agent.next_of(&[Access::Write], 5_000).await.into_iter().map(|task| task.job).collect();
+        agent.finish(&tasks, done()).await.unwrap();
+    }
+    let tasks = agent.next_of(&[Access::Write], 0).await;
+    let tasks: Vec<_> = tasks.into_iter().map(|task| task.job).collect();
+    agent.finish(&tasks, done()).await.unwrap();
+    // Both ride along with whatever comes next.
+    let floor = async {
+        while controller.store.get("floor").await.unwrap().is_none() {
+            let job = ask(&controller, CHANGE).await;
+            agent.next_of(&[Access::Write], 5_000).await;
+            agent.done(&job.id).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), floor).await.unwrap();
+    assert_eq!(stored(&controller, "parked").await, 2);
+    let floor = controller.store.get("floor").await.unwrap().unwrap();
+    let floor: u64 = crate::job::decode(&floor.value).unwrap();
+    assert!(floor > 1_000, "{floor}");
+    end(controller, agent).await;
+
+    let controller = bench.start().await;
+    assert_eq!(controller.lanes().stored(), 2);
+    let mut agent = Agent::new(&controller, "m1", "web", 2).await;
+    let taken: Vec<_> = agent.next().await.into_iter().map(|task| task.job).collect();
+    assert_eq!(taken, old.each_ref().map(|job| job.id.clone()));
+    agent.finish(&taken, done()).await.unwrap();
+    assert_eq!(stored(&controller, "parked").await, 0);
+    outcome(&controller, &old[0]).await.unwrap();
+}
