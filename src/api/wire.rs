@@ -75,8 +75,9 @@ impl Head {
         let framing = framing(&seen.bytes, start);
         seen.bytes.clear();
         match framing {
-            Some(Framing { lengths: 0 | 1, encodings: 0 })
-            | Some(Framing { lengths: 0, encodings: 1 }) => None,
+            Some(
+                Framing { lengths: 0 | 1, encodings: 0 } | Framing { lengths: 0, encodings: 1 },
+            ) => None,
             Some(_) => Some("the request says more than once where its body ends"),
             // It came together with the one before it, so its lengths went by unseen.
             None if is_chunked => Some("a chunked request must wait for the answer before it"),

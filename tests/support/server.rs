@@ -1,8 +1,7 @@
 //! A controller with its API on a socket, and an agent that says what a test wants it to.
 
-#![expect(clippy::disallowed_methods, reason = "sockets and accounts of tests")]
-
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -197,10 +196,10 @@ pub(crate) fn failed(kind: osapi::error::Kind, message: &str) -> Option<Result<V
 pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let mut head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
     for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        let _ = write!(head, "{name}: {value}\r\n");
     }
     if !body.is_empty() {
-        head.push_str(&format!("content-length: {}\r\n", body.len()));
+        let _ = write!(head, "content-length: {}\r\n", body.len());
     }
     [head.as_bytes(), b"\r\n", body].concat()
 }
@@ -208,11 +207,11 @@ pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: 
 /// Sends `request` as it is and reads until the other end hangs up.
 pub(crate) fn exchange(socket: &Path, request: &[u8]) -> Vec<u8> {
     let mut stream = UnixStream::connect(socket).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     // A server that refuses early does not read the rest.
     let _ = stream.write_all(request);
     let mut answer = Vec::new();
-    let mut part = [0; 64 * 1024];
+    let mut part = vec![0; 64 * 1024];
     loop {
         match stream.read(&mut part) {
             Ok(0) => return answer,
