@@ -21,7 +21,7 @@ use osapi::error::Kind;
 use osapi::host::{Executor, Root, UndoBounds};
 use osapi::job::Options;
 use serde_json::{Value, json};
-use support::cases::{cases, find, host_for, managed_host_for};
+use support::cases::{cases, deploy, find, host_for, managed_host_for};
 use support::host::{TestHost, job, task};
 
 /// Whatever makes something durable or visible, or starts something.
@@ -75,6 +75,11 @@ const SWEEPS: &[(&str, fn())] = &[
         what_a_broken_disk_interrupts_is_finished_or_taken_back,
     ),
     ("a_program_never_runs_twice", a_program_never_runs_twice),
+    (
+        "a_change_costs_the_same_however_much_was_done_before",
+        a_change_costs_the_same_however_much_was_done_before,
+    ),
+    ("a_change_waits_for_the_disk_only_as_often_as_it_must", a_change_waits_for_the_disk),
 ];
 
 fn main() {
@@ -104,8 +109,12 @@ fn agent(told: &str) {
     let executor = Executor::new(Root::at(at("root")), &at("state"), UndoBounds::default());
     let options: Options = serde_json::from_value(told["options"].clone()).unwrap();
     let task = task(&job("job"), &find(op), &told["params"], options);
-    // Whoever looks at what is left finds out how it went.
-    let _ = executor.and_then(|executor| executor.run(&find(op), &task));
+    if let Ok(executor) = executor {
+        // Whoever looks at what is left finds out how it went.
+        let _ = executor.run(&find(op), &task);
+        // An agent does not take itself apart, and how far it would come is chance.
+        std::mem::forget(executor);
+    }
 }
 
 /// What `strace` is told to do to the agent, and for which job.
@@ -157,7 +166,7 @@ fn points(
     let seed = std::env::var("CRASH_SEED").ok().and_then(|text| text.parse::<u64>().ok());
     let some = match wanted.as_str() {
         "all" => points.len(),
-        number => number.parse().unwrap_or(points.len().div_ceil(10)),
+        number => number.parse().unwrap_or_else(|_| points.len().div_ceil(10)),
     };
     points.sort_by_key(|point| {
         let mut hasher = DefaultHasher::new();
@@ -206,11 +215,11 @@ fn killed(n: usize) -> String {
     format!("signal=SIGKILL:when={n}")
 }
 
-/// Which cells are said to be OSAPI's.
+/// Which cells are said to be OSAPI's. That one was once and is not any more may be known or not.
 fn managed(host: &TestHost) -> Vec<String> {
     let files = std::fs::read_dir(host.state("managed")).unwrap().map(Result::unwrap);
     let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
-    let mut names: Vec<_> = names.filter(|name| !name.starts_with('.')).collect();
+    let mut names: Vec<_> = names.filter(|name| !name.contains('.')).collect();
     names.sort();
     names
 }
@@ -288,4 +297,64 @@ fn a_program_never_runs_twice() {
 
 fn is_done(host: &TestHost) -> bool {
     host.entry("done", "job").exists()
+}
+
+/// How often each call was made, by any thread of the agent, in carrying out one job.
+fn cost(host: &TestHost, op: &str, params: &Value) -> BTreeMap<String, usize> {
+    run(host, &["-f"], Some((op, params)), &Options::default());
+    let trace = std::fs::read_to_string(host.dir().join("trace")).unwrap();
+    let mut counts = BTreeMap::new();
+    for line in trace.lines() {
+        let Some((_, call)) = line.split_once(' ') else { continue };
+        let Some((name, _)) = call.trim_start().split_once('(') else { continue };
+        if !name.starts_with("<...") {
+            *counts.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+    counts
+}
+
+fn a_change_costs_the_same_however_much_was_done_before() {
+    /// What threads do to wait for one another and to get memory.
+    const CHANCE: &[&str] = &["brk", "futex", "madvise", "mmap", "mprotect", "munmap"];
+    let (op, params) = ("file.deploy.execute", deploy("motd", "/etc/motd", "0644"));
+    let after = |jobs: usize| {
+        let host = host_for(op);
+        host.run("template", op, &deploy("other", "/etc/other", "0644")).unwrap();
+        let record = std::fs::read(host.entry("done", "template")).unwrap();
+        for n in 1..jobs {
+            std::fs::write(host.entry("done", &format!("job {n}")), &record).unwrap();
+        }
+        assert_eq!(std::fs::read_dir(host.state("done")).unwrap().count(), jobs);
+        let mut cost = cost(&host, op, &params);
+        assert_eq!(host.read("/etc/motd"), "Welcome\n");
+        cost.retain(|name, _| !CHANCE.contains(&name.as_str()));
+        cost
+    };
+    let (few, many) = (after(10), after(1_500));
+    let names = few.keys().chain(many.keys());
+    let differ: Vec<_> = names.filter(|name| few.get(*name) != many.get(*name)).collect();
+    assert!(differ.is_empty(), "{differ:?} of {few:?}, {many:?}");
+    println!(
+        "a change: {} system calls after 10 jobs and after 1,500",
+        few.values().sum::<usize>()
+    );
+}
+
+fn a_change_waits_for_the_disk() {
+    let syncs = |host: &TestHost, op: &str, params: &Value| {
+        let cost = cost(host, op, params);
+        ["fsync", "fdatasync", "sync", "syncfs", "sync_file_range"]
+            .iter()
+            .map(|name| cost.get(*name).copied().unwrap_or_default())
+            .sum::<usize>()
+    };
+    let (op, params) = ("file.deploy.execute", deploy("motd", "/etc/motd", "0644"));
+    let host = host_for(op);
+    let change = syncs(&host, op, &params);
+    let host = host_for(op);
+    host.run("before", op, &params).unwrap();
+    let nothing = syncs(&host, op, &params);
+    println!("syncs: {change} for a change of one small file, {nothing} for one already made");
+    assert!(change <= 8 && nothing <= 2);
 }

@@ -227,7 +227,8 @@ pub(super) fn follow(
         let message = format!("{program} ran for more than {seconds} s and was killed{said}");
         return Err(Error::new(Kind::HostFailed, message));
     }
-    let code = status.map(|status| status.code().unwrap_or(128 + status.signal().unwrap_or(0)));
+    let code =
+        status.map(|status| status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)));
     let duration_ms = begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
     let (exit_code, truncated) = (code.unwrap_or(-1), cut_out || cut_err);
     Ok(Done { exit_code, stdout, stderr, truncated, duration_ms })

@@ -138,7 +138,7 @@ impl Executor {
         if let Some(outcome) = entry.outcome {
             return Ok(outcome);
         }
-        let (answer, is_begun) = self.attempt(&turn, op, task, entry)?;
+        let (answer, is_begun) = self.attempt(&turn, op, task, &entry)?;
         let outcome = Outcome::from(answer);
         if is_begun {
             self.finish(&turn, &task.job, &outcome)?;
@@ -236,14 +236,14 @@ impl Executor {
         turn: &Turn,
         op: &Op,
         task: &Task,
-        entry: Entry,
+        entry: &Entry,
     ) -> Result<(Result<Json>, bool)> {
         let (provider, job) = (op.run, &task.job);
         if let Some(planned) = &entry.planned {
             let answer = match &planned.work {
                 Work::Act(act) => self
                     .again(turn, task, planned, act, entry.started)?
-                    .and_then(|done| self.tell(provider, task, done)),
+                    .and_then(|done| tell(provider, task, done)),
                 // Somebody else brought it about, who could not tell.
                 Work::Plan(plan) => {
                     let shown = self.show(provider, task, None, For::Change).unwrap_or_default();
@@ -262,9 +262,7 @@ impl Executor {
             Ok(Begun::Planned(planned)) => planned,
         };
         let answer = match &planned.work {
-            Work::Act(act) => {
-                self.act(turn, job, act)?.and_then(|done| self.tell(provider, task, done))
-            }
+            Work::Act(act) => self.act(turn, job, act)?.and_then(|done| tell(provider, task, done)),
             Work::Plan(plan) => {
                 let check = || {
                     self.check(provider, task)?;
@@ -275,13 +273,6 @@ impl Executor {
             }
         };
         Ok((answer, true))
-    }
-
-    /// What there is to tell of an act.
-    fn tell(&self, provider: Agent, task: &Task, done: Done) -> Result<Json> {
-        let mut answer = object(provider.tell(&task.params, done)?);
-        answer["changed"] = json!(true);
-        Ok(answer)
     }
 
     /// Decides what to do and writes it down, together with the way back.
@@ -361,6 +352,13 @@ impl Executor {
         let (root, journal, view) = (&self.core.root, &self.core.journal, self.view());
         Hands { root, journal, turn, view, name, limit, outlive }
     }
+}
+
+/// The answer to an act.
+fn tell(provider: Agent, task: &Task, done: Done) -> Result<Json> {
+    let mut answer = object(provider.tell(&task.params, done)?);
+    answer["changed"] = json!(true);
+    Ok(answer)
 }
 
 /// What `plan` changes, with as much of the differences as an answer has room for.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::cell::{Blobs, Digest, Value};
 use super::command::{self, Done};
 use super::journal::{Journal, Turn};
-use super::plan::{Set, Step};
+use super::plan::Step;
 use super::root::Root;
 use super::view::View;
 use super::want::{Refresh, Run};
@@ -25,28 +25,18 @@ pub(super) struct Hands<'a> {
     pub(super) outlive: bool,
 }
 
-/// An assignment, and what the cell holds right now.
-pub(super) struct Due<'a> {
-    pub(super) set: &'a Set,
-    pub(super) now: Value,
-}
-
 impl Hands<'_> {
-    /// Takes one step, or several that one command carries out; `dues` says what they find, and
-    /// `blobs` is what they name.
-    pub(super) fn take(&self, steps: &[Step], dues: &[Due], blobs: &Blobs) -> Result<()> {
-        if let [Step::Refresh(refresh)] = steps {
-            return self.refresh(refresh);
-        }
-        let (done, due): (Vec<&Due>, Vec<&Due>) =
-            dues.iter().partition(|due| due.now == due.set.to);
-        for Due { set, .. } in done {
-            set.cell.kind().sweep(self);
-        }
-        match due[..] {
-            [] => Ok(()),
-            [Due { set, now }] => set.cell.kind().assign(self, now, &set.to, blobs),
-            _ => Err(Error::new(Kind::Internal, "no command assigns these together")),
+    /// Takes a step. `now` is what its cell holds, if it is to be assigned at all, and `blobs`
+    /// has small contents.
+    pub(super) fn take(&self, step: &Step, now: Option<&Value>, blobs: &Blobs) -> Result<()> {
+        match (step, now) {
+            (Step::Refresh(refresh), _) => self.refresh(refresh),
+            (Step::Set(set), Some(now)) if *now == set.to => {
+                set.cell.kind().sweep(self);
+                Ok(())
+            }
+            (Step::Set(set), Some(now)) => set.cell.kind().assign(self, now, &set.to, blobs),
+            (Step::Set(_), None) => Ok(()),
         }
     }
 

@@ -88,7 +88,7 @@ impl Plan {
                     let is_ours = known.as_ref().is_some_and(|record| record.owned);
                     let owned = is_ours || matches!(claim, Claim::Ours | Claim::New);
                     let former = plan.sets().find(|set| set.cell == cell).map(|set| &set.origin);
-                    let origin = former.or(known.as_ref().map(|record| &record.origin));
+                    let origin = former.or_else(|| Some(&known.as_ref()?.origin));
                     let origin = origin.unwrap_or(&from).clone();
                     plan.blobs.extend(known.into_iter().flat_map(|record| record.blobs));
                     plan.steps.push(Step::Set(Set { cell, from, to, origin, owned }));
@@ -243,12 +243,6 @@ impl Step {
             }
             Self::Refresh(_) => self.clone(),
         }
-    }
-
-    /// Whether one command carries out both.
-    pub(super) fn goes_with(&self, next: &Self) -> bool {
-        let _ = next;
-        false
     }
 }
 

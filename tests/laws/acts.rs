@@ -1,6 +1,7 @@
 //! What is done rather than brought about: at most once, and bounded.
 #![expect(clippy::disallowed_methods, reason = "starts processes and looks at journals")]
 
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use osapi::error::Kind;
@@ -210,7 +211,6 @@ fn a_signal_reaches_the_process_it_was_meant_for_and_no_later_one() {
     let error = host.run("init", "test.signal", &json!([1, 0])).unwrap_err();
     assert_eq!(error.kind(), Kind::InvalidInput);
     host.run("job", "test.signal", &json!([pid, begun])).unwrap();
-    use std::os::unix::process::ExitStatusExt;
     assert_eq!(child.wait().unwrap().signal(), Some(15));
     let error = host.run("late", "test.signal", &json!([pid, begun])).unwrap_err();
     assert_eq!(error.kind(), Kind::NotFound);

@@ -1,5 +1,4 @@
 //! Files as cells: what they are made of, and what is refused because it could not come back.
-#![expect(clippy::disallowed_methods, reason = "looks at the files of a host made for the test")]
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 

@@ -212,7 +212,7 @@ static TESTS: &[&Op] = &[
 ];
 
 #[derive(serde::Deserialize, schemars::JsonSchema)]
-struct Program {
+struct Command {
     program: String,
     #[serde(default)]
     args: Vec<String>,
@@ -227,7 +227,7 @@ fn ten_seconds() -> u64 {
     10_000
 }
 
-fn run(_: &View, Program { program, args, cwd, limit }: &Program) -> osapi::error::Result<Act> {
+fn run(_: &View, Command { program, args, cwd, limit }: &Command) -> osapi::error::Result<Act> {
     Ok(Act::Run(Run {
         program: program.clone(),
         args: args.clone(),

@@ -85,8 +85,8 @@ impl Executor {
         };
         let process = pidfd_open(process, PidfdFlags::empty()).map_err(failed)?;
         // Looked at only now: the handle stays with the process, the number does not.
-        let stat = self.view().read(&format!("/proc/{pid}/stat")).map_err(|_| gone())?;
-        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+        let about = self.view().read(&format!("/proc/{pid}/stat")).map_err(|_| gone())?;
+        let fields = about.rsplit_once(')').map_or("", |(_, fields)| fields);
         if fields.split_whitespace().nth(19) != Some(start.to_string().as_str()) {
             return Err(gone());
         }

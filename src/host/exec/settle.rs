@@ -3,8 +3,7 @@
 
 use super::{Executor, uptime};
 use crate::error::{Error, ErrorBody, Kind, Result};
-use crate::host::cell::Cell;
-use crate::host::hands::Due;
+use crate::host::cell::{Cell, Value};
 use crate::host::journal::{Back, Event, HOST, Planned, Turn, Work};
 use crate::host::look::For;
 use crate::host::plan::{Plan, Set, Step};
@@ -180,12 +179,12 @@ impl Executor {
         pass: Pass,
         begun: &mut usize,
     ) -> Result<()> {
-        for together in plan.steps.chunk_by(Step::goes_with) {
+        for step in &plan.steps {
             // Whatever is refused here was not begun.
-            let dues = self.dues(together, pass)?;
-            *begun += together.len();
+            let now = self.found(step, pass)?;
+            *begun += 1;
             let hands = self.hands(turn, &format!("{job}.{begun}"), pass.limit);
-            hands.take(together, &dues, &plan.blobs)?;
+            hands.take(step, now.as_ref(), &plan.blobs)?;
         }
         Ok(())
     }
@@ -194,14 +193,17 @@ impl Executor {
     fn undo(&self, turn: &Turn, job: &str, inverse: &Plan, pass: Pass) -> (Vec<Cell>, Vec<String>) {
         let mut left = Vec::new();
         let inverse = if self.is_booting() { inverse.early() } else { inverse.clone() };
-        for (number, together) in inverse.steps.chunk_by(Step::goes_with).enumerate() {
+        for (number, step) in inverse.steps.iter().enumerate() {
             let hands = self.hands(turn, &format!("{job}.back-{number}"), pass.limit);
-            let dues = self.dues(together, pass);
-            let taken = dues.and_then(|dues| hands.take(together, &dues, &inverse.blobs));
-            if let (Err(error), [Step::Refresh(_)]) = (&taken, together) {
-                left.push(error.to_string());
-            } else if let Err(error) = taken {
-                tracing::warn!("job {job} cannot be taken back in full: {error}");
+            let now = self.found(step, pass);
+            let taken = now.and_then(|now| hands.take(step, now.as_ref(), &inverse.blobs));
+            match (taken, step) {
+                (Ok(()), _) => {}
+                (Err(error), Step::Refresh(_)) => left.push(error.to_string()),
+                // Which cells are off is found out below.
+                (Err(error), Step::Set(_)) => {
+                    tracing::warn!("job {job} cannot be taken back in full: {error}");
+                }
             }
         }
         let view = self.view();
@@ -214,25 +216,22 @@ impl Executor {
         (off, left)
     }
 
-    /// Which of `steps` assign something, and what is in those cells; an error if that is
-    /// neither what the plan found there nor what it puts there.
-    fn dues<'a>(&self, steps: &'a [Step], pass: Pass) -> Result<Vec<Due<'a>>> {
-        let view = self.view();
-        let mut dues = Vec::new();
-        for step in steps {
-            let Step::Set(set) = step else { continue };
-            let now = view.value(&set.cell)?;
-            let is_expected = now == set.to || now == set.from;
-            let is_half_done = pass.again && !set.cell.kind().is_atomic(&set.from, &set.to);
-            let is_reset = pass.rebooted && !set.cell.kind().is_persistent();
-            if is_expected || is_half_done || is_reset && !pass.back {
-                dues.push(Due { set, now });
-            } else if !is_reset {
-                let message = format!("{} was changed by somebody else meanwhile", set.cell);
-                return Err(Error::new(Kind::Conflict, message));
-            }
+    /// What is in the cell that `step` is to assign, if it is; an error if that is neither what
+    /// the plan found there nor what it puts there.
+    fn found(&self, step: &Step, pass: Pass) -> Result<Option<Value>> {
+        let Step::Set(set) = step else { return Ok(None) };
+        let now = self.view().value(&set.cell)?;
+        let is_expected = now == set.to || now == set.from;
+        let is_half_done = pass.again && !set.cell.kind().is_atomic(&set.from, &set.to);
+        let is_reset = pass.rebooted && !set.cell.kind().is_persistent();
+        if is_expected || is_half_done || is_reset && !pass.back {
+            return Ok(Some(now));
         }
-        Ok(dues)
+        if is_reset {
+            return Ok(None);
+        }
+        let message = format!("{} was changed by somebody else meanwhile", set.cell);
+        Err(Error::new(Kind::Conflict, message))
     }
 
     /// Whether the provider, asked again, wants nothing more.

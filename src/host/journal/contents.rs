@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::super::cell::{Blobs, Digest};
 use super::super::plan::Plan;
@@ -87,28 +87,13 @@ impl Journal {
         // One that is being fetched and one that is being saved may be the same.
         let mark = std::thread::current().id();
         let temporary = self.dir.join("blobs").join(format!(".new-{mark:?}"));
-        let kept = self.copy(&temporary, from);
-        match kept {
+        match copy(&temporary, from) {
             Ok(kept) if kept == *digest => fs::rename(&temporary, &path).map_err(failed),
             kept => {
                 let _ = fs::remove_file(&temporary);
                 kept.and_then(|_| Err(changed(what)))
             }
         }
-    }
-
-    fn copy(&self, to: &PathBuf, from: &mut dyn Read) -> Result<Digest> {
-        let mut file = private().write(true).truncate(true).open(to).map_err(failed)?;
-        let mut source = Tee { from, to: &mut file, failed: None };
-        let digest = Digest::of_all(&mut source);
-        if let Some(error) = source.failed {
-            return Err(failed(error));
-        }
-        let digest = digest.map_err(|error| {
-            Error::new(Kind::HostFailed, format!("cannot read it: {error}")).because(error)
-        })?;
-        file.sync_all().map_err(failed)?;
-        Ok(digest)
     }
 
     pub(in crate::host) fn has(&self, digest: &Digest) -> bool {
@@ -122,6 +107,21 @@ impl Journal {
     fn blob(&self, digest: &Digest) -> PathBuf {
         self.dir.join("blobs").join(digest.as_str())
     }
+}
+
+/// Copies content to a new file, and says what it is.
+fn copy(to: &Path, from: &mut dyn Read) -> Result<Digest> {
+    let mut file = private().write(true).truncate(true).open(to).map_err(failed)?;
+    let mut source = Tee { from, to: &mut file, failed: None };
+    let digest = Digest::of_all(&mut source);
+    if let Some(error) = source.failed {
+        return Err(failed(error));
+    }
+    let digest = digest.map_err(|error| {
+        Error::new(Kind::HostFailed, format!("cannot read it: {error}")).because(error)
+    })?;
+    file.sync_all().map_err(failed)?;
+    Ok(digest)
 }
 
 fn changed(what: &str) -> Error {
