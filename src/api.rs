@@ -212,7 +212,11 @@ impl Api {
             Run::Agent(_) => self.ask_hosts(exchange, row, given, &parts.headers).await,
             Run::Controller(op) => {
                 let (content, fault) = file.unzip();
-                let answer = self.ask_controller(exchange, row, op, given.params, content).await;
+                let key = key(row, &given, &parts.headers)?;
+                let (caller, trail) = (exchange.caller.clone(), exchange.trail.clone());
+                let controller = self.controller.clone();
+                let call = Call { controller, caller, trail, content, key };
+                let answer = ask_controller(exchange, row, op, call, given.params).await;
                 // Whoever read the file only knows that it could not.
                 answer.map_err(|failure| match fault.and_then(|fault| fault.take()) {
                     Some(error) => error.into(),
@@ -231,16 +235,15 @@ impl Api {
     ) -> Result<Answer, Failure> {
         let prefer = Prefer::of(headers);
         let is_recorded = row.changes() && !given.options.dry_run;
-        let key = if row.changes() { request::idempotency_key(headers)? } else { None };
-        let key =
-            key.filter(|_| is_recorded).map(|value| Key { value, digest: request::digest(&given) });
+        let key = key(row, &given, headers)?.filter(|_| is_recorded);
         let Given { params, options, target } = given;
         let target = target.unwrap_or_default();
         let named = (row.has_target() && answer::is_single(&target)).then_some(());
         let target = if row.has_target() {
             Target::Named(target)
         } else {
-            self.require_as_for(&exchange.caller, &target).await?;
+            // Who does something about a job needs the permission that the job itself needed.
+            self.controller.permit(&target, &exchange.caller).await?;
             Target::HostsOf(target)
         };
         let (caller, trail) = (exchange.caller.clone(), exchange.trail.clone());
@@ -289,38 +292,6 @@ impl Api {
         let controller = self.controller.clone();
         let submitted = tokio::spawn(async move { controller.submit(submit).await });
         submitted.await.unwrap_or_else(|_| Err(panicked()))
-    }
-
-    async fn ask_controller(
-        self: &Arc<Self>,
-        exchange: &mut Exchange,
-        row: &'static Row,
-        op: &'static dyn ControllerOp,
-        params: Value,
-        content: Option<crate::store::Reader>,
-    ) -> Result<Answer, Failure> {
-        let controller = self.controller.clone();
-        let (caller, trail) = (exchange.caller.clone(), exchange.trail.clone());
-        let run = op.run(Call { controller, caller, trail, content }, params);
-        let output = if row.changes() {
-            tokio::spawn(run).await.unwrap_or_else(|_| Err(panicked()))?
-        } else {
-            run.await?
-        };
-        // What anybody may ask, such as whether it is alive, is asked all the time.
-        exchange.is_noted = row.changes() || row.permission.is_none();
-        let status = op.status(&output).unwrap_or(row.status);
-        if status == 204 { Ok(Answer::empty(status)) } else { Ok(Answer::json(status, &output)?) }
-    }
-
-    /// Who does something about a job needs the permission that the job itself needed.
-    async fn require_as_for(&self, caller: &Caller, job: &str) -> Result<()> {
-        let job = self.controller.job(job).await?;
-        let row = ops::find(&job.op).ok_or_else(|| {
-            let message = format!("cannot tell who may: this version does not know {}", job.op);
-            Error::new(Kind::Denied, message)
-        })?;
-        require(caller, row.permission, row.id)
     }
 
     fn show_metrics(&self, exchange: &mut Exchange, peer: &Peer) -> Result<Answer, Failure> {
@@ -377,6 +348,35 @@ impl Api {
         self.metrics.answered(metrics::NO_OP, "", code, Duration::ZERO);
         self.controller.note(&trail, &peer.caller, code, 0);
     }
+}
+
+async fn ask_controller(
+    exchange: &mut Exchange,
+    row: &'static Row,
+    op: &'static dyn ControllerOp,
+    call: Call,
+    params: Value,
+) -> Result<Answer, Failure> {
+    let run = op.run(call, params);
+    let output = if row.changes() {
+        // A client that hangs up must not stop it halfway.
+        tokio::spawn(run).await.unwrap_or_else(|_| Err(panicked()))?
+    } else {
+        run.await?
+    };
+    // What anybody may ask, such as whether it is alive, is asked all the time.
+    exchange.is_noted = row.changes() || row.permission.is_none();
+    let status = op.status(&output).unwrap_or(row.status);
+    if status == 204 { Ok(Answer::empty(status)) } else { Ok(Answer::json(status, &output)?) }
+}
+
+/// The key by which a change is known when it is asked for again.
+fn key(row: &Row, given: &Given, headers: &HeaderMap) -> Result<Option<Key>> {
+    if !row.changes() {
+        return Ok(None);
+    }
+    let value = request::idempotency_key(headers)?;
+    Ok(value.map(|value| Key { value, digest: request::digest(given) }))
 }
 
 /// What is refused whatever it is about.

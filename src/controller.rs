@@ -232,6 +232,8 @@ pub struct Call {
     pub trail: Trail,
     /// The file of an upload.
     pub content: Option<Reader>,
+    /// For what makes a job: asking again with it does not make another.
+    pub key: Option<Key>,
 }
 
 /// An operation of the controller itself: jobs, agents, audit, health.

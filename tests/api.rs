@@ -100,6 +100,20 @@ fn the_same_key_does_nothing_twice() {
 }
 
 #[test]
+fn the_same_key_repeats_a_job_once() {
+    let server = serving(|_| Some(Ok(changed())));
+    let done = server.send("PUT", KEY, &json!({ "value": "10" })).expect(200);
+    let retry = format!("/api/job/{}/retry", done["job_id"].as_str().unwrap());
+    let again = |key| {
+        let reply = server.ask("POST", &retry, &[("idempotency-key", key)], "");
+        reply.expect(201)["job_id"].clone()
+    };
+    let first = again("k-1");
+    assert_eq!(first, again("k-1"));
+    assert_ne!(first, again("k-2"));
+}
+
+#[test]
 fn a_dry_run_is_asked_of_the_host_and_stores_nothing() {
     let server = serving(|task| {
         assert!(task.options.dry_run);
@@ -182,5 +196,126 @@ fn figures_are_told_with_the_operations_of_the_table() {
         "osapi_http_connections 1",
     ] {
         assert!(text.lines().any(|other| other == line), "no {line} in\n{text}");
+    }
+}
+
+/// A form as clients send it, its file last.
+fn form(fields: &[(&str, &str)]) -> String {
+    let mut form = String::new();
+    for (name, value) in fields {
+        let file = if *name == "file" { "; filename=\"f\"" } else { "" };
+        form += &format!(
+            "--b\r\ncontent-disposition: form-data; name=\"{name}\"{file}\r\n\r\n{value}\r\n"
+        );
+    }
+    form + "--b--\r\n"
+}
+
+const FORM: (&str, &str) = ("content-type", "multipart/form-data; boundary=b");
+
+#[test]
+fn files_are_kept_as_they_were_sent() {
+    let server = Server::start(Config::default());
+    let upload = |path: &str, content: &str| {
+        let form = form(&[("name", "motd"), ("content_type", "raw"), ("file", content)]);
+        server.ask("POST", path, &[FORM], &form)
+    };
+    // More than is read at once.
+    let large = "welcome\r\n".repeat(100_000);
+    let first = upload("/api/file", &large).expect(201);
+    assert_eq!((&first["changed"], &first["size"]), (&json!(true), &json!(large.len())));
+    assert_eq!(upload("/api/file", &large).expect(201)["changed"], false);
+    let other = upload("/api/file", "other");
+    assert_eq!(other.status, 409);
+    other.refused("conflict");
+    assert_eq!(upload("/api/file?force=true", "other").expect(201)["size"], 5);
+    assert_eq!(server.get("/api/file/motd").expect(200)["size"], 5);
+    assert_eq!(server.get("/api/file").expect(200)["total"], 1);
+    server.ask("DELETE", "/api/file/motd", &[], "").expect(200);
+    assert_eq!(server.get("/api/file/motd").status, 404);
+}
+
+#[test]
+fn forms_that_are_not_what_they_should_be_keep_nothing() {
+    let server = Server::start(Config::default());
+    let before = server.records();
+    let whole = form(&[("name", "motd"), ("file", "x")]);
+    let long = "n".repeat(5_000);
+    let large = "x".repeat(300);
+    let forms = [
+        form(&[("file", "x"), ("name", "motd")]),
+        form(&[("name", "motd")]),
+        form(&[("name", "motd"), ("name", "other"), ("file", "x")]),
+        form(&[("name", "motd"), ("nonsense", "1"), ("file", "x")]),
+        form(&[("name", "motd"), ("force", "true"), ("file", "x")]),
+        form(&[("name", "-rf"), ("file", "x")]),
+        form(&[("name", "a\nb"), ("file", "x")]),
+        form(&[("name", &large), ("file", "x")]),
+        form(&[("name", "motd"), ("content_type", "other"), ("file", "x")]),
+        form(&[("name", "motd"), ("file", "x"), ("more", "1")]),
+        whole.replace("--b--\r\n", ""),
+        whole[..whole.len() / 2].to_owned(),
+        "nonsense".to_owned(),
+    ];
+    for form in forms {
+        let reply = server.ask("POST", "/api/file", &[FORM], &form);
+        assert_eq!(reply.status, 400, "{form}");
+        reply.refused("invalid_input");
+    }
+    let reply = server.ask("POST", "/api/file", &[FORM], &form(&[("name", &long), ("file", "x")]));
+    reply.refused("too_large");
+    for content_type in ["application/json", "multipart/form-data", "multipart/mixed; boundary=b"] {
+        let reply = server.ask("POST", "/api/file", &[("content-type", content_type)], &whole);
+        reply.refused("invalid_input");
+    }
+    assert_eq!(server.records(), before);
+}
+
+#[test]
+fn what_the_controller_says_itself_is_as_documented() {
+    let server = serving(|_| Some(Ok(changed())));
+    let done = server.send("PUT", KEY, &json!({ "value": "10" })).expect(200);
+    let id = done["job_id"].as_str().unwrap();
+    let job = server.get(&format!("/api/job/{id}")).expect(200);
+    assert_eq!((&job["id"], &job["status"]), (&json!(id), &json!("completed")));
+    assert_eq!(server.get("/api/job?status=completed&limit=5").expect(200)["items"][0]["id"], id);
+    assert_eq!(server.get("/api/agent").expect(200)["total"], 1);
+    assert_eq!(server.get(&format!("/api/agent/{HOSTNAME}")).expect(200)["hostname"], HOSTNAME);
+    server.get("/api/health").expect(200);
+    let ready = server.get("/api/health/ready");
+    assert_eq!(server.get("/health/ready").status, ready.status);
+    server.get("/api/health/status");
+    server.get("/api/version").expect(200);
+    let entry = server.get("/api/audit?limit=1").expect(200)["items"][0]["id"].clone();
+    server.get(&format!("/api/audit/{}", entry.as_str().unwrap())).expect(200);
+    server.get("/api/audit/export").expect(200);
+    server.get("/api/audit/chain").expect(200);
+    let again = server.send("POST", &format!("/api/job/{id}/retry"), &json!({})).expect(201);
+    assert_ne!(again["job_id"], id);
+    let drain = format!("/api/agent/{HOSTNAME}/drain");
+    server.ask("POST", &drain, &[], "").expect(200);
+    assert_eq!(server.ask("POST", &drain, &[], "").status, 409);
+    assert_eq!(server.send("PUT", KEY, &json!({ "value": "11" })).status, 409);
+    server.ask("POST", &drain.replace("drain", "undrain"), &[], "").expect(200);
+    server.ask("DELETE", &format!("/api/job/{id}"), &[], "").expect(204);
+    assert_eq!(server.get(&format!("/api/job/{id}")).status, 404);
+}
+
+#[test]
+fn requests_are_on_record_whoever_hung_up() {
+    let server = serving(|task| (task.op != "node.os.get").then(|| Ok(json!({}))));
+    let mut stream = std::os::unix::net::UnixStream::connect(server.socket()).unwrap();
+    let request = crate::server::request("GET", "/api/node/_any/os", &[], b"");
+    std::io::Write::write_all(&mut stream, &request).unwrap();
+    drop(stream);
+    loop {
+        let entries = server.get("/api/audit?limit=100").expect(200)["items"].clone();
+        let entries = entries.as_array().unwrap();
+        let found = entries.iter().find(|entry| entry["path"] == "/api/node/_any/os");
+        if let Some(found) = found {
+            assert_eq!(found["response_code"], 499);
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -280,7 +280,9 @@ fn example(row: &Row) -> Value {
         match (&schema["examples"][0], field.choices.first(), field.kind) {
             (example, ..) if !example.is_null() => example.clone(),
             (_, Some(choice), _) => json!(choice),
-            (_, None, Type::Integer) => schema["maximum"].as_u64().map_or_else(|| json!(2), Value::from),
+            (_, None, Type::Integer) => {
+                schema["maximum"].as_u64().map_or_else(|| json!(2), Value::from)
+            }
             (_, None, Type::Boolean) => json!(true),
             (_, None, Type::List) => json!([]),
             (_, None, Type::Object) => json!({}),

@@ -171,7 +171,8 @@ async fn call(controller: &Shared, row: &str, params: Value) -> Result<Value> {
 async fn call_as(controller: &Shared, row: &str, params: Value, role: Role) -> Result<Value> {
     let ops::Run::Controller(op) = ops::find(row).unwrap().run else { panic!("not here") };
     let caller = caller(role);
-    let call = Call { controller: controller.clone(), caller, trail: trail(), content: None };
+    let controller = controller.clone();
+    let call = Call { controller, caller, trail: trail(), content: None, key: None };
     op.run(call, params).await
 }
 

@@ -32,6 +32,26 @@ fn original(record: &Record, caller: &Caller) -> Result<&'static Row> {
     }
 }
 
+/// How many jobs may be about each other: an undo of an undo, and so on.
+const LONGEST_CHAIN: usize = 16;
+
+impl Controller {
+    /// Makes sure that `caller` may do what the job `id` does. What a job about another one does
+    /// takes the permission of that as well.
+    pub async fn permit(&self, id: &str, caller: &Caller) -> Result<()> {
+        let mut id = id.to_owned();
+        for _ in 0..LONGEST_CHAIN {
+            let record = self.record(&id).await?;
+            let row = original(&record, caller)?;
+            match record.params.get("id").and_then(|id| id.as_str()) {
+                Some(about) if !row.has_target() => about.clone_into(&mut id),
+                _ => return Ok(()),
+            }
+        }
+        Err(Error::new(Kind::Denied, "cannot tell who may: too many jobs are about each other"))
+    }
+}
+
 impl Call {
     /// The audit entry of a call that has succeeded, about the job `id`.
     fn entry_about(&self, id: &str, code: u16) -> audit::Note {
@@ -95,6 +115,9 @@ pub(super) async fn retry(call: Call, params: Retry) -> Result<Retried> {
         };
         let row = original(&record, &call.caller)?;
         let about = record.params.get("id").and_then(|id| id.as_str());
+        if let Some(about) = about.filter(|_| !row.has_target()) {
+            controller.permit(about, &call.caller).await?;
+        }
         let target = match (&target_hostname, about) {
             (None, Some(about)) if !row.has_target() => Target::HostsOf(about.to_owned()),
             (Some(_), _) if !row.has_target() => {
@@ -111,7 +134,7 @@ pub(super) async fn retry(call: Call, params: Retry) -> Result<Retried> {
             options: record.options,
             caller: call.caller.clone(),
             trail: call.trail.clone(),
-            key: None,
+            key: call.key.clone(),
         };
         let beside = Beside { about: Some(id.as_str().to_owned()), repeats, code: Some(201) };
         match controller.submit_beside(submit, beside).await {
