@@ -146,7 +146,7 @@ fn judge(path: &Path, known: &[link::Head]) -> Result<Verdict> {
     let known: Vec<_> = known.iter().filter(is_older).cloned().collect();
     let mut check = Check::new(&ends, &known);
     let mut listed = Listed::default();
-    let mut is_over = false;
+    let (mut is_behind_entries, mut is_over) = (false, false);
     for line in files::lines(path, LONGEST_LINE)? {
         let text = line?;
         let line: Value = serde_json::from_slice(&text).unwrap_or_default();
@@ -158,17 +158,24 @@ fn judge(path: &Path, known: &[link::Head]) -> Result<Verdict> {
         if is_over {
             listed.fault("something stands behind the end of the export");
         } else if let Some(stored) = line["link"].as_str() {
+            is_behind_entries = true;
+            if line != json!({ "link": stored }) {
+                listed.fault("a line has more than its link");
+            }
             check.link(stored.as_bytes());
             if let Ok(link) = decode::<Link>(stored.as_bytes()) {
                 listed.notes(link);
             }
         } else if line["ends"].is_object() {
             is_over = true;
-            if line["entries"] != listed.items.len() {
-                listed.fault("the number of entries is not the one that was exported");
+            if line != json!({ "ends": ends, "entries": listed.items.len() }) {
+                listed.fault("the last line does not tell what stands before it");
             }
         } else {
-            listed.item(line);
+            if is_behind_entries {
+                listed.fault("an entry stands among the links");
+            }
+            listed.items.push(line);
         }
     }
     let mut verdict = check.end();
@@ -188,10 +195,6 @@ struct Listed {
 impl Listed {
     fn fault(&mut self, message: impl Into<String>) {
         self.faults.push(Fault { number: 0, message: message.into() });
-    }
-
-    fn item(&mut self, item: Value) {
-        self.items.push(item);
     }
 
     fn notes(&mut self, link: Link) {

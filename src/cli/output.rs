@@ -394,6 +394,10 @@ fn block(value: &Value, page: Page) -> String {
                 let rows = sheet(&columns.collect::<Vec<_>>(), &things, page);
                 _ = write!(tables, "\n  {title}:\n{rows}");
             }
+            Value::Object(inner) if name == "responses" => {
+                let rows = table(ANSWERS, &answers(inner), page);
+                _ = write!(tables, "\n  {title}:\n{}", rows.trim_start_matches('\n'));
+            }
             Value::Object(inner) if inner.values().any(Value::is_object) => {
                 if inner.values().all(is_flat) {
                     let items = keyed(inner);
@@ -421,6 +425,25 @@ fn block(value: &Value, page: Page) -> String {
         }
     }
     text + &tables
+}
+
+/// What hosts have made of a job, as it is published.
+const ANSWERS: &[(&str, &str)] =
+    &[("HOSTNAME", "/hostname"), ("STATUS", "/status"), ("DATA", "/data"), ("ERROR", "/error")];
+
+fn answers(responses: &Map<String, Value>) -> Vec<Value> {
+    let answers = responses.iter().map(|(host, answer)| {
+        let data = &answer["data"];
+        let data = if data.is_null() { String::new() } else { data.to_string() };
+        let hostname = answer["hostname"].as_str().unwrap_or(host);
+        json!({
+            "hostname": hostname,
+            "status": answer["status"],
+            "data": data,
+            "error": answer["error"],
+        })
+    });
+    answers.collect()
 }
 
 fn is_flat(value: &Value) -> bool {

@@ -66,7 +66,15 @@ impl Table {
         }
         if let Some(limit) = page.width {
             let gaps = INDENT.len() + GAP.len() * widths.len().saturating_sub(1);
-            narrow(&mut widths, limit.saturating_sub(gaps));
+            let limit = limit.saturating_sub(gaps);
+            // Half an id is of no use to anybody, so those give way last.
+            let is_id = |header: &String| matches!(header.as_str(), "ID" | "JOB ID" | "MACHINE ID");
+            let ids: usize =
+                self.headers.iter().zip(&widths).filter(|(h, _)| is_id(h)).map(|(_, w)| w).sum();
+            let mut others: Vec<_> = self.headers.iter().zip(&mut widths).collect();
+            others.retain(|(header, _)| !is_id(header));
+            narrow(others.into_iter().map(|(_, width)| width), limit.saturating_sub(ids));
+            narrow(widths.iter_mut(), limit);
         }
         let mut text = String::new();
         let headers: Vec<Cell> = self.headers.iter().cloned().map(Cell::from).collect();
@@ -92,21 +100,23 @@ impl Table {
 }
 
 /// Takes from the widest columns until all of them fit.
-fn narrow(widths: &mut [usize], limit: usize) {
-    while widths.iter().sum::<usize>() > limit {
-        let widest = widths.iter().copied().max().unwrap_or_default();
+fn narrow<'a>(widths: impl Iterator<Item = &'a mut usize>, limit: usize) {
+    let mut widths: Vec<_> = widths.collect();
+    while widths.iter().map(|w| **w).sum::<usize>() > limit {
+        let widest = widths.iter().map(|w| **w).max().unwrap_or_default();
         if widest <= LEAST {
             return;
         }
-        let next = widths.iter().copied().filter(|&w| w < widest).max().unwrap_or(0).max(LEAST);
-        let count = widths.iter().filter(|&&w| w == widest).count();
-        let excess = widths.iter().sum::<usize>() - limit;
+        let next = widths.iter().map(|w| **w).filter(|w| *w < widest).max();
+        let next = next.unwrap_or(0).max(LEAST);
+        let count = widths.iter().filter(|w| ***w == widest).count();
+        let excess = widths.iter().map(|w| **w).sum::<usize>() - limit;
         let cut = (widest - next).min(excess.div_ceil(count)).max(1);
         // One column at a time gives up the remainder, so that no width is wasted.
         let mut left = excess.min(cut * count);
-        for w in widths.iter_mut().filter(|w| **w == widest) {
+        for w in widths.iter_mut().filter(|w| ***w == widest) {
             let take = cut.min(left);
-            *w -= take;
+            **w -= take;
             left -= take;
         }
     }
@@ -119,10 +129,14 @@ mod tests {
     #[test]
     fn a_table_is_as_wide_as_the_terminal_and_no_wider() {
         let mut widths = [10, 40, 60];
-        narrow(&mut widths, 74);
+        narrow(widths.iter_mut(), 74);
         assert_eq!(widths, [10, 32, 32]);
         let mut tight = [10, 40, 60];
-        narrow(&mut tight, 5);
+        narrow(tight.iter_mut(), 5);
         assert_eq!(tight, [6, 6, 6]);
+        let mut table = Table::new(["ID", "PATH"]);
+        table.push(["x".repeat(36), "y".repeat(100)].map(Cell::from).into());
+        let page = Page { width: Some(60), ..Page::default() };
+        assert!(table.render(page).contains(&"x".repeat(36)));
     }
 }
