@@ -213,7 +213,7 @@ fn a_full_disk_heals_without_a_restart() {
     let made = appliance.ask("POST", "/api/node/_any/sysctl", &[], Some(&body)).unwrap();
     assert_eq!(made.status, 200, "{}", made.json());
     let (mut accepted, mut refused) = (Vec::new(), 0);
-    let mut put = |appliance: &Appliance, value: u64, accepted: &mut Vec<(String, u64)>| -> u16 {
+    let put = |appliance: &Appliance, value: u64, accepted: &mut Vec<(String, u64)>| -> u16 {
         let body = json!({ "value": value.to_string() });
         let later = [("prefer", "respond-async")];
         let answer = appliance.ask("PUT", "/api/node/_any/sysctl/test.n0", &later, Some(&body));

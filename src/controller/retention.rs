@@ -17,6 +17,8 @@ use crate::store::{Expect, Order, Step};
 const GROUP: usize = 100;
 /// How many are deleted at once where there is no room left.
 const MANY: usize = 500;
+/// What a record takes beside its value, at most, in bytes.
+const SLACK: u64 = 16 << 10;
 
 /// What is known of the wall clock.
 #[derive(Default)]
@@ -103,8 +105,13 @@ impl Controller {
         Ok(step)
     }
 
-    /// Makes room by deleting the oldest finished jobs. False where that did not help.
-    pub(super) async fn drop_oldest(&self) -> bool {
+    /// Makes room by deleting the oldest finished jobs, where it is their number that leaves none
+    /// for `needed` bytes. False where that would not help: a disk that others have filled gets no
+    /// emptier by forgetting what was done.
+    pub(super) async fn drop_oldest(&self, needed: usize) -> bool {
+        if self.store.room().left() > needed as u64 + SLACK {
+            return false;
+        }
         let ids = self.index().oldest(MANY, |_| true);
         if ids.is_empty() {
             return false;

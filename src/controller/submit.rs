@@ -150,7 +150,7 @@ impl Controller {
         }
         let made = Made { record, class, caller, trail, key, beside };
         match self.accept(&made).await {
-            Err(error) if error.kind() == Kind::Full && self.drop_oldest().await => {
+            Err(error) if error.kind() == Kind::Full && self.drop_oldest(size).await => {
                 self.accept(&made).await
             }
             result => result,

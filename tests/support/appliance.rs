@@ -86,8 +86,8 @@ impl Site {
         assert_eq!(answer.status, 200);
         let file = self.0.join("export");
         let status = Command::new(env!("CARGO_BIN_EXE_osapi"))
-            .args(["--url", &format!("unix://{}", self.socket().display())])
-            .args(["client", "audit", "export", "--output"])
+            .args(["client", "--url", &format!("unix://{}", self.socket().display())])
+            .args(["audit", "export", "--output"])
             .arg(&file)
             .stdout(Stdio::null())
             .status();

@@ -64,6 +64,9 @@ pub struct Response {
     pub changed: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The kind of the error, to branch on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Kind>,
     pub hostname: String,
 }
 
@@ -290,7 +293,9 @@ impl Controller {
             if part.status.is_final() {
                 let changed = changed_of(part.result.as_ref());
                 let (data, hostname) = (part.result, part.hostname);
-                responses.insert(token, Response { status, data, changed, error, hostname });
+                let kind = part.error.map(|error| error.kind);
+                let response = Response { status, data, changed, error, kind, hostname };
+                responses.insert(token, response);
             }
         }
         JobView {
