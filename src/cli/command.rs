@@ -134,7 +134,7 @@ pub fn command() -> Command {
                 .help("The configuration file")
                 .display_order(902),
         );
-    below(root, tree(), &mut Vec::new())
+    below(root.arg(url().global(true)), tree(), &mut Vec::new())
 }
 
 fn below(command: Command, node: Node, path: &mut Vec<&'static str>) -> Command {
@@ -174,15 +174,14 @@ fn subcommand(word: &'static str, node: Node, path: &mut Vec<&'static str>) -> C
                     .hide(true),
             )
         }
-        Some(Leaf::Verify) => command
-            .about("Look for edits, gaps and cuts in the record, or in an export of it")
-            .arg(url())
-            .arg(
+        Some(Leaf::Verify) => {
+            command.about("Look for edits, gaps and cuts in the record, or in an export of it").arg(
                 Arg::new("file")
                     .value_name("FILE")
                     .value_parser(clap::value_parser!(std::path::PathBuf))
                     .help("An export; without it, the running controller is asked"),
-            ),
+            )
+        }
         None => {
             let command = match node.only() {
                 Some(Leaf::Row(row, _)) => command.about(row.about),
@@ -218,7 +217,7 @@ impl Node {
 }
 
 fn operation(command: Command, row: &'static Row, form: Form, path: &[&str]) -> Command {
-    let mut command = command.about(row.about).arg(url());
+    let mut command = command.about(row.about);
     let mut position = 1;
     let mut usage = format!("osapi {} [OPTIONS]", path.join(" "));
     let fields = schema::fields(row);
