@@ -98,7 +98,7 @@ fn parameters(row: &Row) -> Vec<Value> {
             &json!({ "type": "string" }),
         ));
     }
-    if is_on_hosts && row.changes() {
+    if makes_job(row) {
         parameters.push(header(
             "Idempotency-Key",
             "Asking again with the same key and the same request finds the job of the first time \
@@ -193,6 +193,11 @@ fn location() -> Value {
     json!({ "Location": { "description": "The job.", "schema": { "type": "string" } } })
 }
 
+/// Whether a call of `row` makes a job that is kept, and a key so keeps it from making two.
+fn makes_job(row: &Row) -> bool {
+    row.changes() && success(row)["properties"]["job_id"].is_object()
+}
+
 /// The statuses that a call of `row` may fail with.
 pub fn errors(row: &Row) -> Vec<u16> {
     let mut errors = ALWAYS.to_vec();
@@ -206,7 +211,7 @@ pub fn errors(row: &Row) -> Vec<u16> {
     if row.changes() {
         errors.extend([409, 507]);
     }
-    if row.changes() && is_on_hosts {
+    if makes_job(row) {
         errors.push(422);
     }
     errors.sort_unstable();
