@@ -225,19 +225,14 @@ fn signal(host: &View, Signalling { pid: Pid(number), signal }: &Signalling) -> 
 /// Whether `pid` is a process of OSAPI: this one, one of the same program, or what one of
 /// either has started.
 fn is_own(host: &View, pid: i64) -> bool {
-    let own = i64::from(host.pid());
-    let program = |pid: i64| {
-        let target = host.read_link(&format!("/proc/{pid}/exe")).ok()?;
-        // So the kernel calls the program of a process that has been upgraded since it began.
-        Some(target.strip_suffix(" (deleted)").unwrap_or(&target).to_owned())
-    };
-    let own_program = program(own);
+    let own = Program::of(host, i64::from(host.pid()));
     let mut ancestor = pid;
     for _ in 0..MAX_ANCESTORS {
         if ancestor <= 1 {
             break;
         }
-        if ancestor == own || (own_program.is_some() && program(ancestor) == own_program) {
+        let program = Program::of(host, ancestor);
+        if ancestor == i64::from(host.pid()) || program.is_like(host, &own) {
             return true;
         }
         let Some(stat) = Stat::of(host, ancestor) else { break };
@@ -246,6 +241,41 @@ fn is_own(host: &View, pid: i64) -> bool {
     // Handed to the service manager, a command is no child of the agent.
     let group = text(host, &format!("/proc/{pid}/cgroup")).unwrap_or_default();
     group.contains("/osapi-job-")
+}
+
+/// What a process runs, as far as it can be told.
+struct Program {
+    path: Option<String>,
+    name: Option<String>,
+    uid: Option<String>,
+}
+
+impl Program {
+    fn of(host: &View, pid: i64) -> Self {
+        let path = host.read_link(&format!("/proc/{pid}/exe")).ok();
+        let status = text(host, &format!("/proc/{pid}/status"));
+        Self {
+            // So the kernel calls the program of a process that was upgraded since it began.
+            path: path.map(|path| path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned()),
+            name: Stat::of(host, pid).map(|stat| stat.name),
+            uid: status.as_deref().and_then(effective_uid).map(str::to_owned),
+        }
+    }
+
+    /// Whether it is the same program as `own`.
+    ///
+    /// Landlock keeps whoever is planning from asking what processes of others run. Their names
+    /// can be chosen, so a name counts only for accounts that OSAPI runs as: nobody else gets
+    /// away from signals by it.
+    fn is_like(&self, host: &View, own: &Self) -> bool {
+        if self.path.is_some() && own.path.is_some() {
+            return self.path == own.path;
+        }
+        let Some(uid) = &self.uid else { return false };
+        let account = || uid.parse().ok().and_then(|uid| host.user_name(uid).ok());
+        let is_ours = self.uid == own.uid || uid == "0" || account().as_deref() == Some("osapi");
+        is_ours && self.name.is_some() && self.name == own.name
+    }
 }
 
 /// What has to be known of the host to make sense of its processes, as far as it can be.
@@ -286,9 +316,7 @@ impl Around {
         if stat.is_none() && status.is_none() && !exists(host, pid) {
             return None;
         }
-        let uid = status.as_deref().and_then(|status| {
-            status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1))
-        });
+        let uid = status.as_deref().and_then(effective_uid);
         let user = uid.map(|uid| self.users.get(uid).map_or(uid, String::as_str).to_owned());
         // A thread of the kernel occupies none and does not say so.
         let rss = status.as_deref().map(|status| kibibytes(status, "VmRSS").unwrap_or(0));
@@ -381,6 +409,11 @@ fn kibibytes(text: &str, name: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// The number of the account with whose rights a process runs.
+fn effective_uid(status: &str) -> Option<&str> {
+    status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1))
+}
+
 fn exists(host: &View, pid: i64) -> bool {
     host.exists(&format!("/proc/{pid}"))
 }
@@ -437,7 +470,10 @@ mod tests {
             ("/proc/stat", "cpu 1 2\nbtime 1700000000\n"),
             ("/proc/uptime", "110.00 1\n"),
             ("/proc/meminfo", "MemTotal: 1000 kB\n"),
-            ("/etc/passwd", "root:x:0:0::/:/bin/sh\nann:x:7:7::/:/bin/sh\n"),
+            (
+                "/etc/passwd",
+                "root:x:0:0::/:/bin/sh\nann:x:7:7::/:/bin/sh\nosapi:x:99:99::/:/bin/sh\n",
+            ),
             ("/proc/1/stat", &stat("init", 0, 1)),
             ("/proc/20/stat", &stat("a) (b", 1, 1000)),
             ("/proc/20/status", "Name:\ta\nUid:\t0\t7\t0\t0\nVmRSS:\t  250 kB\n"),
@@ -534,8 +570,18 @@ mod tests {
         program(&fake, 42, "/usr/bin/osapi");
         fake.put("/proc/43/stat", &stat("apt", 1, 50));
         fake.put("/proc/43/cgroup", "0::/system.slice/osapi-job-1.1.apt.service\n");
-        for pid in [agent, 40, 41, 42, 43] {
+        // What they run cannot be asked; 7 is not an account that OSAPI runs as.
+        for (pid, name, uid) in
+            [(44, "osapi", 0), (45, "osapi", 99), (46, "osapi", 7), (47, "a", 0)]
+        {
+            fake.put(&format!("/proc/{pid}/stat"), &stat(name, 1, 50));
+            fake.put(&format!("/proc/{pid}/status"), &format!("Uid:\t0\t{uid}\t0\t0\n"));
+        }
+        for pid in [agent, 40, 41, 42, 43, 44, 45] {
             assert_eq!(send(&fake, pid), Err(Kind::Denied), "{pid}");
+        }
+        for pid in [46, 47] {
+            assert!(send(&fake, pid).is_ok(), "{pid}");
         }
     }
 
