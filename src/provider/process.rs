@@ -274,7 +274,10 @@ impl Program {
         let Some(uid) = &self.uid else { return false };
         let account = || uid.parse().ok().and_then(|uid| host.user_name(uid).ok());
         let is_ours = self.uid == own.uid || uid == "0" || account().as_deref() == Some("osapi");
-        is_ours && self.name.is_some() && self.name == own.name
+        // An agent that the controller started is called after the link it was started by.
+        let file = own.path.as_deref().and_then(|path| path.rsplit('/').next());
+        let name = file.map(|file| &file[..file.floor_char_boundary(15)]).or(own.name.as_deref());
+        is_ours && name.is_some() && self.name.as_deref() == name
     }
 }
 
@@ -480,7 +483,7 @@ mod tests {
             ("/proc/20/cmdline", "/bin/a\0-x\0y z\0"),
         ]);
         let agent = std::process::id();
-        fake.put(&format!("/proc/{agent}/stat"), &stat("osapi", 1, 5));
+        fake.put(&format!("/proc/{agent}/stat"), &stat("exe", 1, 5));
         program(&fake, i64::from(agent), "/usr/bin/osapi (deleted)");
         program(&fake, 20, "/bin/a");
         fake
