@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorBody, Kind, Result};
 /// One request by one caller, to be carried out on one or more hosts.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Job {
-    /// A UUIDv7: ids sort by the time of submission.
+    /// A `UUIDv7`: ids sort by the time of submission.
     pub id: String,
     /// The operation, such as `node.sysctl.update`.
     pub op: String,

@@ -94,12 +94,19 @@ impl Controller {
             match self.store.watch("", seen).await {
                 Ok(events) => {
                     let mut events = events.ready_chunks(256);
-                    while let Some(chunk) = events.next().await {
+                    'watch: while let Some(chunk) = events.next().await {
                         for event in chunk {
                             if matches!(event, Event::Current) {
                                 current.take().map(|current| current.send(()));
                             }
-                            seen = self.apply(event).await.unwrap_or(seen).max(seen);
+                            match self.apply(event).await {
+                                Ok(revision) => seen = revision.max(seen),
+                                // The store could not be asked; this is gone through again.
+                                Err(error) => {
+                                    tracing::error!(%error, "cannot take over a record");
+                                    break 'watch;
+                                }
+                            }
                         }
                         if current.is_none() {
                             floor = self.raise(floor, seen);
@@ -113,15 +120,16 @@ impl Controller {
         }
     }
 
-    async fn apply(&self, event: Event) -> Option<Revision> {
+    async fn apply(&self, event: Event) -> Result<Revision> {
         match event {
-            Event::Current => None,
-            Event::Put(entry) => {
-                if let Err(error) = self.apply_put(&entry).await {
-                    tracing::error!(%error, key = entry.key, "cannot take over a record");
+            Event::Current => Ok(0),
+            Event::Put(entry) => match self.apply_put(&entry).await {
+                Err(error) if error.kind() == Kind::Internal => {
+                    tracing::error!(%error, key = entry.key, "cannot read a record");
+                    Ok(entry.revision)
                 }
-                Some(entry.revision)
-            }
+                result => result.map(|()| entry.revision),
+            },
             Event::Delete { key, revision } => {
                 if let Some(machine_id) = key.strip_prefix("host.") {
                     self.hosts().remove(machine_id);
@@ -133,7 +141,7 @@ impl Controller {
                     self.lanes().remove(id);
                     self.index().remove(id);
                 }
-                Some(revision)
+                Ok(revision)
             }
         }
     }
@@ -283,6 +291,8 @@ impl Controller {
         loop {
             tokio::time::sleep(TICK).await;
             self.expire();
+            // What was not parked by now is tried again.
+            lock(&self.parking).clear();
             self.watch_clock();
             self.forget_reads();
             self.retain_some().await;

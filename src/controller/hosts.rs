@@ -115,6 +115,9 @@ impl Hosts {
         let connections = before.map_or(0, |before| before.connections);
         let generation =
             before.map_or(0, |before| before.generation + u64::from(before.pid != pid));
+        if let Some(before) = before.filter(|before| before.pid != pid) {
+            self.agents.remove(&before.pid);
+        }
         let presence = Presence { about, heard, heard_at, connections, pid, generation };
         self.present.insert(machine_id.to_owned(), presence);
     }
@@ -135,7 +138,7 @@ impl Hosts {
         if let Some(presence) = self.present.get_mut(machine_id) {
             presence.connections = presence.connections.saturating_sub(1);
             if presence.connections == 0 {
-                presence.heard = presence.heard.min(uptime);
+                presence.heard = uptime;
                 if presence.pid == pid {
                     self.agents.remove(&pid);
                 }
@@ -286,7 +289,8 @@ impl Controller {
         });
         let step = Step::new()
             .put(key(&about.machine_id), encode(&host)?, expect)
-            .note(audit::Note::Event(event));
+            .note(audit::Note::Event(event))
+            .owed();
         match self.commit(step).await {
             Ok(revision) => self.hosts().put(&about.machine_id, host, revision),
             // Somebody else was quicker; the next question tries again.

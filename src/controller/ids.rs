@@ -1,4 +1,4 @@
-//! Ids of jobs: UUIDv7, strictly greater than any that was given out before.
+//! Ids of jobs: `UUIDv7`, strictly greater than any that was given out before.
 //!
 //! 48 bits of milliseconds, 58 bits that count up within one, and 16 bits that say in whose
 //! memory the job is; zero for a job that is in the store. A clock that was set back does not

@@ -103,10 +103,15 @@ impl Controller {
         self.ride(Step::new().note(audit::Note::Event(event)));
     }
 
-    /// Lets a step ride along with the next commit, and does not wait for that.
-    pub(super) fn ride(&self, step: Step) {
-        if let Some(Err(error)) = self.commit(step.lazy()).now_or_never() {
-            tracing::warn!(%error, "cannot write what was to ride along");
+    /// Lets a step ride along with the next commit, and does not wait for that. False where it
+    /// was not even taken on.
+    pub(super) fn ride(&self, step: Step) -> bool {
+        match self.commit(step.lazy()).now_or_never() {
+            Some(Err(error)) => {
+                tracing::warn!(%error, "cannot write what was to ride along");
+                false
+            }
+            _ => true,
         }
     }
 

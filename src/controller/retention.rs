@@ -53,7 +53,9 @@ impl Controller {
         let trust = Trust { ages_from };
         lock(&self.time).trust = trust.clone();
         match encode(&trust) {
-            Ok(value) => self.ride(Step::new().put("clock", value, Expect::Anything).owed()),
+            Ok(value) => {
+                self.ride(Step::new().put("clock", value, Expect::Anything).owed());
+            }
             Err(error) => tracing::error!(%error, "cannot keep what was learnt of the clock"),
         }
     }
@@ -86,9 +88,13 @@ impl Controller {
             return Ok(());
         }
         let step = self.forgetting(&ids).await?;
-        self.ride(step.owed());
-        // Gone as far as anybody here is concerned; the watch says the same a moment later.
-        ids.iter().for_each(|id| self.index().remove(*id));
+        if self.ride(step.owed()) {
+            // Gone as far as anybody here is concerned; the watch says the same a moment later.
+            let mut index = self.index();
+            for id in ids {
+                index.remove(id);
+            }
+        }
         Ok(())
     }
 

@@ -23,7 +23,7 @@ use crate::link;
 use crate::op::Access;
 use crate::ops::{self, Row, Run};
 use crate::permission::Caller;
-use crate::store::{Expect, Revision, Step, audit};
+use crate::store::{self, Expect, Revision, Step, audit};
 
 /// How long the watch may take to come round with what was committed.
 const COME_ROUND: Duration = Duration::from_secs(1);
@@ -106,7 +106,8 @@ impl Controller {
             let message = format!("{} cannot tell what it would do; ask without dry_run", row.id);
             return Err(Error::new(Kind::NoPreview, message));
         }
-        let class = ops::agent(row.id).map_or(op.access(), |row| link::class(row, &options));
+        let class =
+            ops::agent(row.id).map_or_else(|| op.access(), |row| link::class(row, &options));
         let is_stored = op.access() != Access::Read && !options.dry_run;
         let key = key.filter(|_| is_stored).map(|key| (once_key(&caller, &trail, &key), key));
         if let Some((name, key)) = &key
@@ -338,9 +339,5 @@ fn once_key(caller: &Caller, trail: &Trail, key: &Key) -> String {
         hash.update(part.len().to_be_bytes());
         hash.update(part);
     }
-    format!("once.{}", hex(&hash.finalize()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("once.{}", store::hex(&hash.finalize()))
 }

@@ -29,17 +29,19 @@ struct Bench {
     dir: tempfile::TempDir,
     clock: Clock,
     limits: Limits,
+    bounds: Bounds,
 }
 
 impl Bench {
     fn new() -> Self {
-        let limits = Limits::default();
-        Self { dir: tempfile::tempdir().unwrap(), clock: Clock::default(), limits }
+        let (limits, clock) = (Limits::default(), Clock::default());
+        let bounds = Bounds { free: 0, ..Bounds::default() };
+        Self { dir: tempfile::tempdir().unwrap(), clock, limits, bounds }
     }
 
     async fn start(&self) -> Shared {
         let dir: &Path = self.dir.path();
-        let bounds = Bounds { free: 0, ..Bounds::default() };
+        let bounds = self.bounds.clone();
         let store = RedbStore::open(dir, self.clock.clone(), bounds.clone()).unwrap();
         let store: Arc<dyn Store> = Arc::new(store);
         let objects = dir.join("objects");

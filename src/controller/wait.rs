@@ -147,8 +147,7 @@ impl Controller {
     /// What hosts have said last of their work on a job, while it goes on.
     pub fn told(&self, id: &str) -> Option<serde_json::Value> {
         let open = self.lanes().get(Uuid::parse_str(id).ok()?)?;
-        let told = open.so_far.borrow().told.clone();
-        told
+        open.so_far.borrow().told.clone()
     }
 
     pub(super) async fn record(&self, id: &str) -> Result<Record> {

@@ -165,7 +165,8 @@ fn add(known: &mut Ends, end: &End) {
 
 fn item(entry: &Entry, known: &Ends) -> Item {
     let end = known.get(&entry.id).copied();
-    let (code, ms) = (entry.code.or(end.map(|end| end.0)), entry.ms.or(end.map(|end| end.1)));
+    let code = entry.code.or_else(|| end.map(|end| end.0));
+    let ms = entry.ms.or_else(|| end.map(|end| end.1));
     Item {
         id: entry.id.clone(),
         timestamp: rfc3339(entry.at),
@@ -184,7 +185,7 @@ fn item(entry: &Entry, known: &Ends) -> Item {
     }
 }
 
-/// When a UUIDv7 was made, in milliseconds since 1970.
+/// When a `UUIDv7` was made, in milliseconds since 1970.
 fn time_of(id: &str) -> Option<u64> {
     let (seconds, nanos) = uuid::Uuid::parse_str(id).ok()?.get_timestamp()?.to_unix();
     Some(seconds * 1000 + u64::from(nanos) / 1_000_000)

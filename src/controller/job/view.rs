@@ -182,7 +182,7 @@ impl Controller {
         let open = self.lanes().get(id);
         if let Some(open) = open {
             let so_far = open.so_far.borrow().clone();
-            let mut view = self.viewed(&open.record, self.parts(id, &open.record, &so_far));
+            let mut view = viewed(&open.record, self.parts(id, &open.record, &so_far));
             view.shorten();
             return Ok(Some(view));
         }
@@ -201,7 +201,7 @@ impl Controller {
         }
         let cancelled = record.job.cancelled.clone();
         let so_far = SoFar { reports, cancelled, is_admitted: true, is_over: true, told: None };
-        let mut view = self.viewed(&record, self.parts(id, &record, &so_far));
+        let mut view = viewed(&record, self.parts(id, &record, &so_far));
         view.shorten();
         Ok(Some(view))
     }
@@ -211,7 +211,7 @@ impl Controller {
         let open = self.lanes().get(uuid);
         if let Some(open) = open.filter(|open| ids::mark_of(open.id) != ids::STORED) {
             let so_far = open.so_far.borrow().clone();
-            return Ok(self.viewed(&open.record, self.parts(uuid, &open.record, &so_far)));
+            return Ok(viewed(&open.record, self.parts(uuid, &open.record, &so_far)));
         }
         // The store is asked even while the job is open: it may know more already.
         let record = self.record(id).await?;
@@ -223,7 +223,7 @@ impl Controller {
             is_over: false,
             told: None,
         };
-        Ok(self.viewed(&record, self.parts(uuid, &record, &so_far)))
+        Ok(viewed(&record, self.parts(uuid, &record, &so_far)))
     }
 
     fn parts(&self, id: Uuid, record: &Record, so_far: &SoFar) -> Vec<Part> {
@@ -254,64 +254,64 @@ impl Controller {
         };
         job.hosts.iter().map(part).collect()
     }
+}
 
-    fn viewed(&self, record: &Record, parts: Vec<Part>) -> JobView {
-        let job = &record.job;
-        let status = Status::overall(parts.iter().map(|part| part.status));
-        let mut data = rows::shown(&job.op, &record.params);
-        if let (false, Some(fields)) = (record.options.is_default(), data.as_object_mut()) {
-            fields.insert("options".to_owned(), json!(record.options));
+fn viewed(record: &Record, parts: Vec<Part>) -> JobView {
+    let job = &record.job;
+    let status = Status::overall(parts.iter().map(|part| part.status));
+    let mut data = rows::shown(&job.op, &record.params);
+    if let (false, Some(fields)) = (record.options.is_default(), data.as_object_mut()) {
+        fields.insert("options".to_owned(), json!(record.options));
+    }
+    let operation = [("type", json!(job.op)), ("data", data), ("target", json!(job.target))];
+    let timeline = timeline(record, &parts);
+    let last = parts.iter().filter(|part| part.status.is_final()).max_by_key(|part| part.ended);
+    let hostname = last.map(|part| part.hostname.clone());
+    let failed = parts.iter().find_map(|part| part.error.as_ref());
+    let error = failed.map(|error| error.message.clone());
+    let updated_at = timeline.last().map(|moment| moment.timestamp.clone());
+    let (mut responses, mut agent_states) = (BTreeMap::new(), BTreeMap::new());
+    let answered: Vec<_> = parts.iter().map(|part| changed_of(part.result.as_ref())).collect();
+    let changed = match answered[..] {
+        [only] => only,
+        _ => answered.contains(&Some(true)).then_some(true),
+    };
+    let result = match &parts[..] {
+        [only] => only.result.clone(),
+        _ => None,
+    };
+    for part in parts {
+        let mut token = token(&part.hostname);
+        if agent_states.contains_key(&token) {
+            // Two hosts of one name.
+            token.clone_from(&part.host);
         }
-        let operation = [("type", json!(job.op)), ("data", data), ("target", json!(job.target))];
-        let timeline = timeline(record, &parts);
-        let last = parts.iter().filter(|part| part.status.is_final()).max_by_key(|part| part.ended);
-        let hostname = last.map(|part| part.hostname.clone());
-        let failed = parts.iter().find_map(|part| part.error.as_ref());
-        let error = failed.map(|error| error.message.clone());
-        let updated_at = timeline.last().map(|moment| moment.timestamp.clone());
-        let (mut responses, mut agent_states) = (BTreeMap::new(), BTreeMap::new());
-        let changes: Vec<_> = parts.iter().map(changed).collect();
-        let changed = match changes[..] {
-            [only] => only,
-            _ => changes.contains(&Some(true)).then_some(true),
-        };
-        let result = match &parts[..] {
-            [only] => only.result.clone(),
-            _ => None,
-        };
-        for part in parts {
-            let mut token = token(&part.hostname);
-            if agent_states.contains_key(&token) {
-                // Two hosts of one name.
-                token.clone_from(&part.host);
-            }
-            let error = part.error.as_ref().map(|error| error.message.clone());
-            let duration = part.is_begun.then(|| duration(part.ended.saturating_sub(part.begun)));
-            let status = part.status.as_str().to_owned();
-            let state = AgentState { status: status.clone(), error: error.clone(), duration };
-            agent_states.insert(token.clone(), state);
-            if part.status.is_final() {
-                let changed = changed_of(part.result.as_ref());
-                let (data, hostname) = (part.result, part.hostname);
-                let kind = part.error.map(|error| error.kind);
-                let response = Response { status, data, changed, error, kind, hostname };
-                responses.insert(token, response);
-            }
+        let error = part.error.as_ref().map(|error| error.message.clone());
+        let duration = part.is_begun.then(|| duration(part.ended.saturating_sub(part.begun)));
+        let status = part.status.as_str().to_owned();
+        let state = AgentState { status: status.clone(), error: error.clone(), duration };
+        agent_states.insert(token.clone(), state);
+        if part.status.is_final() {
+            let changed = changed_of(part.result.as_ref());
+            let (data, hostname) = (part.result, part.hostname);
+            let kind = part.error.map(|error| error.kind);
+            let response = Response { status, data, changed, error, kind, hostname };
+            responses.insert(token, response);
         }
-        JobView {
-            id: job.id.clone(),
-            status: status.as_str().to_owned(),
-            created: rfc3339(job.created),
-            operation: operation.map(|(name, value)| (name.to_owned(), value)).into(),
-            result,
-            changed,
-            error,
-            hostname,
-            updated_at,
-            responses,
-            agent_states,
-            timeline,
-        }
+    }
+    JobView {
+        id: job.id.clone(),
+        status: status.as_str().to_owned(),
+        created: rfc3339(job.created),
+        operation: operation.map(|(name, value)| (name.to_owned(), value)).into(),
+        result,
+        changed,
+        error,
+        hostname,
+        updated_at,
+        responses,
+        agent_states,
+        timeline,
     }
 }
 
@@ -323,10 +323,6 @@ impl JobView {
         self.agent_states.clear();
         self.timeline.clear();
     }
-}
-
-fn changed(part: &Part) -> Option<bool> {
-    changed_of(part.result.as_ref())
 }
 
 fn changed_of(result: Option<&Value>) -> Option<bool> {

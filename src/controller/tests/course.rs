@@ -206,3 +206,25 @@ async fn the_oldest_finished_jobs_go_first() {
     assert_eq!(oldest.kind(), Kind::NotFound);
     call(&controller, "job.get", json!({ "id": jobs[19].id })).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_full_store_makes_room_among_what_is_finished() {
+    let mut bench = Bench::new();
+    (bench.bounds.database, bench.bounds.audit) = (4 << 20, 1 << 20);
+    let (controller, mut agent) = bench.with_agent().await;
+    let waiting = ask(&controller, ACT).await;
+    let result = json!({ "text": "x".repeat(100 << 10) });
+    let mut last = None;
+    for _ in 0..60 {
+        let job = ask(&controller, CHANGE).await;
+        agent.next_of(&[Access::Write], 5_000).await;
+        let outcome = Outcome::Done { result: result.clone() };
+        agent.finish(std::slice::from_ref(&job.id), outcome).await.unwrap();
+        settled(&controller, |controller| controller.lanes().stored() == 1).await;
+        last = Some(job);
+    }
+    let kept = stored(&controller, "job").await;
+    assert!(kept < 100, "{kept} records of 121 are left");
+    outcome(&controller, &last.unwrap()).await.unwrap();
+    assert_eq!(agent.next_of(&[Access::Execute], 0).await[0].job, waiting.id);
+}

@@ -70,7 +70,7 @@ async fn old_unfinished_jobs_are_found_by_name_and_do_not_make_a_restart_read_mo
             agent.done(&job.id).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), floor).await.unwrap();
+    tokio::time::timeout(Duration::from_mins(1), floor).await.unwrap();
     assert_eq!(stored(&controller, "parked").await, 2);
     let floor = controller.store.get("floor").await.unwrap().unwrap();
     let floor: u64 = crate::job::decode(&floor.value).unwrap();
