@@ -20,6 +20,8 @@ use crate::error::{Error, Kind, Result};
 
 /// How many bytes of each stream are kept; the rest is read and dropped.
 const MAX_OUTPUT: usize = 256 * 1024;
+/// How many bytes each of them takes in an answer, where much of it may have to be escaped.
+const MAX_TEXT: usize = 352 * 1024;
 /// How many of them an error message repeats.
 const MAX_TOLD: usize = 2048;
 /// How long output is waited for that only those hold who were left behind by the program.
@@ -140,9 +142,33 @@ impl Stream {
     fn text(mut self) -> (String, bool) {
         self.take();
         // Somebody whom the program left behind still holds it.
-        let is_cut = self.is_cut || self.pipe.is_some();
-        (String::from_utf8_lossy(&self.kept).into_owned(), is_cut)
+        let (text, is_cut) = printable(&self.kept);
+        (text, is_cut || self.is_cut || self.pipe.is_some())
     }
+}
+
+/// What was printed as text, and whether it had to be cut.
+fn printable(bytes: &[u8]) -> (String, bool) {
+    let text = String::from_utf8_lossy(bytes);
+    let (kept, _) = bounded(&text, MAX_TEXT);
+    (kept.to_owned(), kept.len() < text.len())
+}
+
+/// As much of `text` as takes at most `room` bytes in JSON, and how many it takes.
+pub(super) fn bounded(text: &str, room: usize) -> (&str, usize) {
+    let mut taken = 0;
+    for (at, char) in text.char_indices() {
+        let cost = match char {
+            '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+            char if char < ' ' => 6,
+            char => char.len_utf8(),
+        };
+        if taken + cost > room {
+            return (&text[..at], taken);
+        }
+        taken += cost;
+    }
+    (text, taken)
 }
 
 /// Follows `child` to its end, or kills its group once `limit` is over.
@@ -293,7 +319,8 @@ pub(super) fn unit(
                     file.and_then(|file| file.take(MAX_OUTPUT as u64 + 1).read_to_end(&mut bytes));
                 let is_cut = bytes.len() > MAX_OUTPUT;
                 bytes.truncate(MAX_OUTPUT);
-                (String::from_utf8_lossy(&bytes).into_owned(), is_cut)
+                let (text, is_cut_again) = printable(&bytes);
+                (text, is_cut || is_cut_again)
             };
             let ((stdout, cut_out), (stderr, cut_err)) = (printed("out"), printed("err"));
             return Ok(Done {

@@ -15,10 +15,10 @@ use serde_json::{Value as Json, json};
 use self::alarm::Alarm;
 use self::gate::Gate;
 use super::cell::Digest;
-use super::command::Done;
+use super::command::{Done, bounded};
 use super::hands::Hands;
 use super::journal::{At, Bounds, Entry, Event, HOST, Journal, Planned, Turn, Work};
-use super::look::{Eyes, For};
+use super::look::{self, Eyes, For};
 use super::plan::{Change, Plan};
 use super::root::Root;
 use super::view::View;
@@ -32,8 +32,8 @@ mod gate;
 mod group;
 mod settle;
 
-/// How many bytes of differences an answer repeats.
-const MAX_DIFFS: usize = 192 * 1024;
+/// How many bytes of differences an answer repeats, as they are in JSON.
+const MAX_DIFFS: usize = 256 * 1024;
 
 /// Cheap to clone; every clone is the same executor.
 #[derive(Clone)]
@@ -126,6 +126,12 @@ impl Executor {
         }
         if let Err(error) = Journal::check(&task.job) {
             return Ok(Err(error).into());
+        }
+        if look::is_held() {
+            return Err(Error::new(
+                Kind::Internal,
+                "a thread that may only look was given a change",
+            ));
         }
         let _inside = self.core.gate.enter()?;
         // What is done once waits for nobody, except where it is delivered twice.
@@ -365,12 +371,11 @@ fn tell(provider: Agent, task: &Task, done: Done) -> Result<Json> {
 fn changes(plan: &Plan, view: &View) -> Vec<Change> {
     let (mut changes, mut room) = (plan.changes(view), MAX_DIFFS);
     for diff in changes.iter_mut().filter_map(|change| change.diff.as_mut()) {
-        if diff.len() > room {
-            let end = (0..=room).rev().find(|at| diff.is_char_boundary(*at)).unwrap_or(0);
-            diff.truncate(end);
-            diff.push_str("\n… and more\n");
+        let (kept, cost) = bounded(diff, room);
+        room -= cost;
+        if kept.len() < diff.len() {
+            *diff = format!("{kept}\n… and more\n");
         }
-        room = room.saturating_sub(diff.len());
     }
     changes
 }

@@ -109,6 +109,12 @@ pub(super) enum Work {
     Act(Act),
 }
 
+impl Work {
+    fn is_plan(&self) -> bool {
+        matches!(self, Self::Plan(_))
+    }
+}
+
 /// What became of a job so far.
 #[derive(Debug, Default)]
 pub(super) struct Entry {

@@ -83,6 +83,11 @@ impl Eyes {
     }
 }
 
+/// Whether the calling thread may only look.
+pub(super) fn is_held() -> bool {
+    EYES.get().is_some()
+}
+
 impl Drop for Eyes {
     fn drop(&mut self) {
         for pool in [&self.readers, &self.planner] {

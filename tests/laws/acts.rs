@@ -77,6 +77,13 @@ fn what_a_program_prints_is_bounded_and_kept_apart() {
     assert_eq!(done["stderr"].as_str().unwrap(), "y".repeat(256 * 1024));
     assert_eq!(done["truncated"], true);
 
+    // However it has to be spelt, an answer stays below 768 KiB.
+    let done = host.run("noise", "test.run", &json!({ "program": "noise" })).unwrap();
+    assert_eq!(done["truncated"], true);
+    assert!(done["stdout"].as_str().unwrap().len() > 50_000);
+    assert!(done["stderr"].as_str().unwrap().len() > 50_000);
+    assert!(done.to_string().len() < 768 * 1024);
+
     let done = host.run("garbled", "test.run", &json!({ "program": "garble" })).unwrap();
     assert_eq!(done["stdout"], "\u{fffd}ok\n");
     assert_eq!(done["exit_code"], 3);

@@ -113,6 +113,31 @@ fn what_was_given_back_is_known_as_long_as_jobs_are() {
 }
 
 #[test]
+fn what_nobody_came_back_for_is_filed_away_and_answered_all_the_same() {
+    let host = TestHost::new();
+    let params = json!({ "program": "true" });
+    host.run("template", "test.run", &params).unwrap();
+    let text = std::fs::read_to_string(host.entry("done", "template")).unwrap();
+    let begun = text.split("{\"finished\"").next().unwrap();
+    std::fs::write(host.entry("open", "begun"), begun).unwrap();
+    std::fs::write(host.entry("open", "torn"), "{\"plann").unwrap();
+    host.executor.prune().unwrap();
+    assert_eq!(names(&host, "open").len(), 2);
+    let then = SystemTime::now() - Duration::from_hours(72);
+    for name in ["begun", "torn"] {
+        let file = std::fs::File::options().write(true).open(host.entry("open", name)).unwrap();
+        file.set_modified(then).unwrap();
+    }
+    host.executor.prune().unwrap();
+    assert_eq!(names(&host, "open"), [""; 0]);
+    let error = host.run("begun", "test.run", &params).unwrap_err();
+    assert_eq!(error.kind(), Kind::Interrupted);
+    assert_eq!(host.run("begun", "test.run", &params).unwrap_err().kind(), Kind::Interrupted);
+    assert_eq!(host.run("torn", "test.run", &params).unwrap()["exit_code"], 0);
+    assert_eq!(host.calls().len(), 2);
+}
+
+#[test]
 fn the_oldest_goes_first_when_there_is_too_much() {
     let host = TestHost::new();
     for n in 0..6 {

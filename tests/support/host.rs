@@ -28,6 +28,7 @@ const COMMANDS: &[&str] = &[
     "hold-on",
     "leave",
     "linger",
+    "noise",
     "systemd-run",
     "true",
     "where",

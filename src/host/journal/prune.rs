@@ -59,10 +59,29 @@ impl Journal {
             total = total.saturating_sub(entry.size + self.sweep(&entry.name, &blobs)?);
             removed += 1;
         }
+        self.file_forsaken(bounds)?;
         self.sweep_locks(bounds)?;
         self.sweep_marks(bounds)?;
         removed += self.sweep_blobs(bounds)?;
         Ok(removed)
+    }
+
+    /// Files away what nobody came back for: jobs of which nothing but a torn line is known, and
+    /// acts that an agent did not see the end of. Should they be delivered again after all, they
+    /// are answered as they would have been before.
+    fn file_forsaken(&self, bounds: Bounds) -> Result<()> {
+        for found in self.found("open")? {
+            if found.age < bounds.redelivery.as_secs() || Self::check(&found.name).is_err() {
+                continue;
+            }
+            let Ok(entry) = self.load(&found.name) else { continue };
+            let is_change = entry.planned.is_some_and(|planned| planned.work.is_plan());
+            // An act that is at work has its lock.
+            if !is_change && let Some(_turn) = self.try_lock(&found.name)? {
+                self.close(&found.name)?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether a job ended so shortly ago that it may be delivered again, whatever the wall's
