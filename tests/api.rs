@@ -1,5 +1,6 @@
 //! What requests are answered with: hosts' rows, errors, jobs that go on, keys and preferences.
 
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -204,7 +205,8 @@ fn form(fields: &[(&str, &str)]) -> String {
     let mut form = String::new();
     for (name, value) in fields {
         let file = if *name == "file" { "; filename=\"f\"" } else { "" };
-        form += &format!(
+        let _ = write!(
+            form,
             "--b\r\ncontent-disposition: form-data; name=\"{name}\"{file}\r\n\r\n{value}\r\n"
         );
     }

@@ -153,10 +153,12 @@ fn body(row: &Row) -> Option<Value> {
 fn responses(row: &Row, problem: &Value) -> Value {
     let is_on_hosts = matches!(row.run, Run::Agent(_));
     let mut responses = Map::new();
-    let success = match row.status {
-        204 => json!({ "description": "Done" }),
+    let is_either = is_on_hosts && row.status == 202;
+    let done = if is_either { "Done, or accepted where asked not to wait" } else { "Done" };
+    let mut success = match row.status {
+        204 => json!({ "description": done }),
         _ => json!({
-            "description": "Done",
+            "description": done,
             "content": { "application/json": { "schema": success(row) } },
         }),
     };
@@ -167,6 +169,9 @@ fn responses(row: &Row, problem: &Value) -> Value {
             "content": { "application/json": { "schema": self::success(row) } },
         });
         responses.insert("202".to_owned(), later);
+    }
+    if is_either {
+        success["headers"] = location();
     }
     responses.insert(row.status.to_string(), success);
     for status in errors(row) {
@@ -195,7 +200,8 @@ fn location() -> Value {
 
 /// Whether a call of `row` makes a job that is kept, and a key so keeps it from making two.
 fn makes_job(row: &Row) -> bool {
-    row.changes() && success(row)["properties"]["job_id"].is_object()
+    let makes = matches!(row.run, Run::Agent(_)) || row.status == 201;
+    makes && row.changes() && success(row)["properties"]["job_id"].is_object()
 }
 
 /// The statuses that a call of `row` may fail with.
