@@ -185,7 +185,7 @@ fn a_second_daemon_says_so_and_goes() {
     let mut elsewhere = osapi(&appliance, &["controller", "start"]);
     let socket = appliance.dir().join("other/osapi.sock");
     let second = said(elsewhere.env("OSAPI_CONTROLLER_SOCKET", socket).output().unwrap());
-    assert!(second.contains("controller-1.redb"), "{second}");
+    assert!(second.contains("another osapi (pid "), "{second}");
     let agent = said(osapi(&appliance, &["agent", "start"]).output().unwrap());
     assert!(agent.contains("agent"), "{agent}");
     assert!(appliance.is_ready(), "the first goes on");
@@ -323,14 +323,12 @@ fn the_agent_keeps_where_the_audit_log_ends() {
     let (path, body) = set(6);
     assert_eq!(ask(&appliance, "POST", path, Some(&body)).status, 200);
     let heads = appliance.state().join("agent/heads");
-    let number = until("a head with that change is kept", || {
+    until("a head with that change is kept", || {
         let text = std::fs::read_to_string(&heads).ok()?;
         let heads = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        heads
-            .filter(|head| head["writer"] == "controller")
-            .find_map(|head| head["number"].as_u64().filter(|number| *number > 0))
+        // The first was there before.
+        heads.filter_map(|head| head["number"].as_u64()).find(|number| *number > 1)
     });
-    assert!(number > 0);
     appliance.assert_audit_is_intact();
 }
 
@@ -366,7 +364,7 @@ fn sighup_reads_the_configuration_again() {
     daemon.signal(Signal::HUP);
     until("it is taken", || log().contains("took the log level").then_some(()));
     until("it says more", || {
-        assert!(appliance.is_ready());
+        assert_eq!(ask(&appliance, "GET", "/api/nothing", None).status, 404);
         log().contains("DEBUG").then_some(())
     });
 }

@@ -85,7 +85,8 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
         tracing::info!("stopping: nothing new is accepted");
         serving.abort();
         if let Some(child) = child {
-            drop(end_child.send(true));
+            // Where nobody hears it, the agent has ended.
+            let _ = end_child.send(true);
             drop(child.await);
         }
         // What the agent reported last goes to whoever waits for it.
