@@ -375,7 +375,8 @@ fn pass(name: &str, stdin: &[u8]) -> std::io::Result<()> {
     options.write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(stdin)
 }
 
-const RUN: &str = "/run/osapi";
+/// Where units find and leave what they read and print: in memory, and for root alone.
+const RUN: &str = "/run/osapi-jobs";
 const SYSTEMCTL: &str = "/usr/bin/systemctl";
 /// How long the service manager may take to answer.
 const MANAGER: Duration = Duration::from_secs(90);

@@ -96,6 +96,11 @@ impl Executor {
         View::new(self.core.root.clone(), self.core.journal.clone())
     }
 
+    /// The host as `task` sees it, with the contents that it brings along.
+    pub fn view_for(&self, task: &Task) -> View {
+        self.view().of_task(&task.job, &task.objects)
+    }
+
     /// Whether the kernel holds back whoever plans or tells from writing.
     pub fn landlock(&self) -> bool {
         self.core.eyes.are_held()
@@ -193,7 +198,7 @@ impl Executor {
 
     /// What `task` asks for, and nothing done about it.
     fn plan(&self, provider: Agent, task: &Task, who: For) -> Result<Work> {
-        let view = self.view().of_task(&task.job, &task.objects);
+        let view = self.view_for(task);
         let params = task.params.clone();
         self.core.eyes.look(who, move || match provider.intend(&view, &params)? {
             Intent::Look => Ok(Work::Plan(Plan::default())),
@@ -204,7 +209,7 @@ impl Executor {
 
     /// What there is to tell, of the host as it will be after `plan` where one is given.
     fn show(&self, provider: Agent, task: &Task, plan: Option<&Plan>, who: For) -> Result<Json> {
-        let view = self.view().of_task(&task.job, &task.objects);
+        let view = self.view_for(task);
         let view = plan.map_or_else(|| view.clone(), |plan| view.after(plan));
         let params = task.params.clone();
         self.core.eyes.look(who, move || provider.show(&view, &params))
@@ -217,7 +222,7 @@ impl Executor {
             return Err(Error::new(Kind::NoPreview, "it cannot tell beforehand what it would do"));
         };
         let shown = self.show(provider, task, Some(&plan), For::Read)?;
-        let changes = changes(&plan, &self.view().of_task(&task.job, &task.objects));
+        let changes = changes(&plan, &self.view_for(task));
         let mut answer = told(shown, &changes, &plan);
         answer["plan"] = json!(name);
         answer["dry_run"] = json!(true);
@@ -298,7 +303,7 @@ impl Executor {
             let message = "the host or the request changed since the plan was made";
             return Err(Error::new(Kind::Stale, message));
         }
-        let view = self.view().of_task(&task.job, &task.objects);
+        let view = self.view_for(task);
         let mut changes = Vec::new();
         match &mut work {
             Work::Plan(plan) if plan.is_empty() => return Ok(Begun::Nothing),

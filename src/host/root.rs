@@ -26,17 +26,18 @@ impl Root {
 
     /// Whether commands can be handed to a service manager, which outlives this process.
     pub fn has_systemd(&self) -> bool {
-        self.path == Path::new("/") && self.has_service_manager()
+        self.is_real() && self.has_service_manager()
     }
 
     /// Whether somebody else can be asked to wake up when the time for a confirmation is over.
+    /// The service manager of the system does what root asks it, and nobody else.
     pub(super) fn has_service_manager(&self) -> bool {
-        self.path.join("run/systemd/system").exists()
+        let may_ask = !self.is_real() || rustix::process::geteuid().is_root();
+        may_ask && self.path.join("run/systemd/system").exists()
     }
 
-    /// Where `path` is for those who do not live under this root.
-    pub fn real(&self, path: &str) -> PathBuf {
-        self.path.join(path.trim_start_matches('/'))
+    fn is_real(&self) -> bool {
+        self.path == Path::new("/")
     }
 
     pub fn open(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
