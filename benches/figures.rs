@@ -419,7 +419,7 @@ fn fill(dir: &Path, unfinished_last: bool) -> String {
                 };
                 let params = json!({ "key": "test.n0", "value": number.to_string() });
                 let (options, objects) = (Options::default(), std::collections::BTreeMap::new());
-                let record = Record { job, params, options, objects };
+                let record = Record { job, params, options, objects, once: None };
                 let record = serde_json::to_vec(&record).unwrap();
                 let mut steps = vec![Step::new().put(format!("job.{id}"), record, Expect::Absent)];
                 if !is_open(*number) {

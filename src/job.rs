@@ -69,6 +69,9 @@ pub struct Record {
     /// What the parameters name of the object store, by name, as it was at submission.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub objects: BTreeMap<String, Content>,
+    /// The record that keeps it from being made twice, where its caller has seen to that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub once: Option<String>,
 }
 
 /// An object that a job needs. Its digest is pinned, so that every host gets the same.
@@ -103,7 +106,7 @@ pub struct Task {
 impl Record {
     /// This job's work for `host`, which may begin within `left_ms`, as the agent opens it.
     pub fn seal(&self, host: &str, left_ms: u64) -> Result<String> {
-        let Self { job, params, options, objects } = self;
+        let Self { job, params, options, objects, .. } = self;
         let task = Sealing { job: &job.id, host, op: &job.op, params, options, objects, left_ms };
         serde_json::to_string(&task)
             .map_err(|error| Error::new(Kind::Internal, "cannot encode a task").because(error))

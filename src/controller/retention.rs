@@ -4,6 +4,8 @@
 //! wall clock; when somebody sets that forward, nothing is taken for old until everything from
 //! before the step surely is.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -19,6 +21,17 @@ const GROUP: usize = 100;
 const MANY: usize = 500;
 /// What a record takes beside its value, at most, in bytes.
 const SLACK: u64 = 16 << 10;
+
+/// How long a caller's key outlives its job at most, and how long it is kept at least.
+const KEYS_KEPT: Duration = Duration::from_hours(24);
+
+/// As much of a job's record as it takes to let go of it.
+#[derive(Deserialize)]
+struct Keyed {
+    created: u64,
+    #[serde(default)]
+    once: Option<String>,
+}
 
 /// What is known of the wall clock.
 #[derive(Default)]
@@ -98,16 +111,27 @@ impl Controller {
         Ok(())
     }
 
-    /// A step that deletes jobs with their outcomes.
+    /// A step that deletes jobs with their outcomes and their callers' keys.
     pub(super) async fn forgetting(&self, ids: &[Uuid]) -> Result<Step> {
-        let mut step = Step::new();
+        let (mut kept, mut gone) = (Step::new(), Vec::new());
         for id in ids {
             let key = format!("job.{id}");
-            for outcome in self.store.list(&key, "", usize::MAX, Order::Ascending).await? {
-                step = step.delete(outcome.key, Expect::Anything);
+            let job = self.store.get(&key).await?;
+            let keyed = job.and_then(|entry| decode::<Keyed>(&entry.value).ok());
+            if let Some(Keyed { once: Some(name), created }) = keyed {
+                let is_young = created + millis(KEYS_KEPT) > self.clock.wall();
+                match self.store.get(&name).await? {
+                    // Whoever asks again with it is to hear that it was used.
+                    Some(once) if is_young => kept = kept.put(name, once.value, Expect::Anything),
+                    _ => gone.push(name),
+                }
             }
-            step = step.delete(key, Expect::Anything);
+            let outcomes = self.store.list(&key, "", usize::MAX, Order::Ascending).await?;
+            gone.extend(outcomes.into_iter().map(|outcome| outcome.key));
+            gone.push(key);
         }
+        let delete = |step: Step, key| step.delete(key, Expect::Anything);
+        let step = gone.into_iter().fold(kept.expires(KEYS_KEPT), delete);
         Ok(step)
     }
 

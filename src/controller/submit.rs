@@ -135,7 +135,8 @@ impl Controller {
             cancelled: None,
             retried: Vec::new(),
         };
-        let record = Record { job, params, options, objects };
+        let once = key.as_ref().map(|(name, _)| name.clone());
+        let record = Record { job, params, options, objects, once };
         let size = encode(&record)?.len();
         if size > self.limits.record {
             let message = format!(
@@ -234,7 +235,7 @@ impl Controller {
         let mut step = Step::new();
         if let Some((name, key)) = key {
             let once = Once { job: id.clone(), digest: key.digest.clone() };
-            // As long as its job may be kept; the job's own record ends by retention.
+            // As long as its job may be kept; it goes with the job where that goes sooner.
             step = step
                 .put(name.as_str(), encode(&once)?, Expect::Absent)
                 .expires(self.limits.job_age);

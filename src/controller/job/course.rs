@@ -78,28 +78,16 @@ pub(super) async fn delete(call: Call, About { id }: About) -> Result<()> {
         controller.lanes().remove(uuid);
         return Ok(());
     }
-    let (record, revision) = controller.stored(id.as_str()).await?;
+    let record = controller.record(id.as_str()).await?;
     if !controller.is_final(uuid, &record).await? {
         return Err(unfinished());
     }
-    let mut step = Step::new();
-    for (host, _) in controller.reports(id.as_str()).await? {
-        step = step.delete(format!("job.{uuid}.{host}"), Expect::Anything);
-    }
-    let step = step
-        .delete(format!("job.{uuid}"), Expect::Revision(revision))
-        .note(call.entry_about(id.as_str(), 204))
-        .owed();
-    match controller.commit(step).await {
-        Err(error) if error.kind() == Kind::Conflict => Err(Error::new(
-            Kind::Conflict,
-            format!("job {} has just been changed by somebody else; look again", id.as_str()),
-        )),
-        result => result.map(|_| {
-            controller.lanes().remove(uuid);
-            controller.index().remove(uuid);
-        }),
-    }
+    let note = call.entry_about(id.as_str(), 204);
+    let step = controller.forgetting(&[uuid]).await?;
+    controller.commit(step.note(note).owed()).await?;
+    controller.lanes().remove(uuid);
+    controller.index().remove(uuid);
+    Ok(())
 }
 
 pub(super) async fn retry(call: Call, params: Retry) -> Result<Retried> {

@@ -228,3 +228,25 @@ async fn a_full_store_makes_room_among_what_is_finished() {
     outcome(&controller, &last.unwrap()).await.unwrap();
     assert_eq!(agent.next_of(&[Access::Execute], 0).await[0].job, waiting.id);
 }
+
+#[tokio::test]
+async fn a_key_is_kept_for_a_day_and_goes_with_its_job() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let keyed = |age: i64| {
+        let key = Key { value: format!("{age}"), digest: "1".to_owned() };
+        Submit { key: Some(key), ..submit(CHANGE, "web") }
+    };
+    for age in [0, 2 * 86_400_000] {
+        let job = controller.submit(keyed(age)).await.unwrap().job;
+        agent.next_of(&[Access::Write], 5_000).await;
+        agent.done(&job.id).await;
+        outcome(&controller, &job).await.unwrap();
+        bench.clock.step(age);
+        let step = controller.forgetting(&[job.id.parse().unwrap()]).await.unwrap();
+        controller.commit(step).await.unwrap();
+        assert_eq!(stored(&controller, "once").await, 1, "that of the young job");
+    }
+    let used = controller.submit(keyed(0)).await.err().unwrap();
+    assert_eq!(used.kind(), Kind::Conflict);
+}

@@ -1,0 +1,116 @@
+//! Lanes by themselves.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::controller::ids::{Ids, STORED};
+use crate::job::{Deadline, Job, Options, Outcome};
+
+fn open(ids: &mut Ids, class: Access, hosts: &[&str]) -> Arc<Open> {
+    let id = ids.next(1, STORED);
+    let job = Job {
+        id: id.to_string(),
+        op: "node.sysctl.update".to_owned(),
+        caller: "somebody".to_owned(),
+        target: "_all".to_owned(),
+        hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+        created: 1,
+        deadline: Deadline { at: 1, boot: String::new(), uptime: 1 },
+        cancelled: None,
+        retried: Vec::new(),
+    };
+    let (params, options, objects) = (Value::Null, Options::default(), BTreeMap::new());
+    let record = Record { job, params, options, objects, once: None };
+    Open::new(id, record, class, true)
+}
+
+fn admit(lanes: &mut Lanes, open: &Arc<Open>, revision: Revision) {
+    lanes.expect(open.clone());
+    lanes.admit(open.id, revision);
+}
+
+fn report(open: &Open) -> Report {
+    let outcome = Outcome::Done { result: json!({}) };
+    Report { job: open.id.to_string(), begun: 1, ended: 2, outcome }
+}
+
+fn next(lanes: &mut Lanes, host: &str, holds: &[Uuid], classes: &[Access]) -> Vec<Uuid> {
+    let mut taken = Vec::new();
+    let holds = holds.iter().copied().collect();
+    lanes.next(host, &holds, classes, 64, |open| {
+        taken.push(open.id);
+        true
+    });
+    taken
+}
+
+#[test]
+fn queued_changes_do_not_stand_in_the_way_of_a_read() {
+    let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+    let mut changes = Vec::new();
+    for revision in 1..=1_000 {
+        let open = open(&mut ids, Access::Write, &["a"]);
+        admit(&mut lanes, &open, revision);
+        changes.push(open.id);
+    }
+    let read = open(&mut ids, Access::Read, &["a"]);
+    admit(&mut lanes, &read, 1_001);
+    let taken = next(&mut lanes, "a", &[], &[Access::Write, Access::Read]);
+    assert_eq!(taken[..64], changes[..64]);
+    assert_eq!(taken[64..], [read.id]);
+    assert_eq!(next(&mut lanes, "a", &taken, &[Access::Write])[..], changes[64..128]);
+}
+
+#[test]
+fn what_is_not_held_is_handed_out_again_until_it_is_reported() {
+    let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+    let open = open(&mut ids, Access::Write, &["a"]);
+    admit(&mut lanes, &open, 7);
+    assert_eq!(next(&mut lanes, "a", &[], &[Access::Write]), [open.id]);
+    assert!(lanes.is_held("a", open.id));
+    assert_eq!(next(&mut lanes, "a", &[], &[Access::Write]), [open.id]);
+    assert_eq!((lanes.oldest(), lanes.stored_of("a")), (Some(7), 1));
+    lanes.reported(open.id, "a");
+    assert!(next(&mut lanes, "a", &[], &[Access::Write]).is_empty());
+    lanes.finish(open.id, "a", report(&open));
+    assert!(open.so_far.borrow().is_over);
+    assert_eq!((lanes.oldest(), lanes.stored_of("a")), (None, 0));
+    assert!(lanes.get(open.id).is_none());
+}
+
+#[test]
+fn calling_off_spares_the_hosts_that_may_have_begun() {
+    let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+    let open = open(&mut ids, Access::Write, &["a", "b"]);
+    admit(&mut lanes, &open, 7);
+    next(&mut lanes, "a", &[], &[Access::Write]);
+    let mark = Mark { at: 1, by: "somebody".to_owned(), job: None };
+    lanes.rewritten(open.id, 9, Some(mark));
+    assert!(lanes.is_missing(open.id, "a") && !lanes.is_missing(open.id, "b"));
+    assert_eq!(lanes.oldest(), Some(9));
+    lanes.finish(open.id, "a", report(&open));
+    assert!(open.so_far.borrow().is_over);
+}
+
+#[test]
+fn a_parked_job_does_not_hold_the_floor_down() {
+    let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+    let (old, new) = (open(&mut ids, Access::Write, &["a"]), open(&mut ids, Access::Write, &["a"]));
+    admit(&mut lanes, &old, 7);
+    admit(&mut lanes, &new, 8);
+    lanes.parked(old.id);
+    assert_eq!(lanes.oldest(), Some(8));
+    assert!(lanes.is_last_of_parked(old.id, "a") && !lanes.is_last_of_parked(new.id, "a"));
+}
+
+#[test]
+fn only_what_was_never_handed_out_expires_at_once() {
+    let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+    let open = open(&mut ids, Access::Write, &["a", "b"]);
+    admit(&mut lanes, &open, 7);
+    next(&mut lanes, "a", &[], &[Access::Write]);
+    lanes.expire(|_| true, |_| false);
+    assert!(lanes.is_missing(open.id, "a") && !lanes.is_missing(open.id, "b"));
+    lanes.expire(|_| true, |_| true);
+    assert!(open.so_far.borrow().is_over);
+}
