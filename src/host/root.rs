@@ -40,6 +40,11 @@ impl Root {
         self.path == Path::new("/")
     }
 
+    /// Where `path` is for those who do not live under this root.
+    pub fn real(&self, path: &str) -> PathBuf {
+        self.path.join(path.trim_start_matches('/'))
+    }
+
     pub fn open(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
         // IN_ROOT makes the kernel resolve `..` and absolute links as after chroot(2), so a
         // hostile link under the root cannot lead out of it.
