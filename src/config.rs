@@ -130,7 +130,7 @@ pub struct JobLimits {
 
 impl Default for JobLimits {
     fn default() -> Self {
-        Self { age: Span(Duration::from_secs(30 * 86_400)), count: 10_000 }
+        Self { age: Span(Duration::from_hours(30 * 24)), count: 10_000 }
     }
 }
 
@@ -148,7 +148,7 @@ pub struct ReadLimits {
 
 impl Default for ReadLimits {
     fn default() -> Self {
-        Self { age: Span(Duration::from_secs(600)), count: 1000 }
+        Self { age: Span(Duration::from_mins(10)), count: 1000 }
     }
 }
 
@@ -165,7 +165,7 @@ pub struct AuditLimits {
 
 impl Default for AuditLimits {
     fn default() -> Self {
-        Self { age: Span(Duration::from_secs(30 * 86_400)), size: Size(50 << 20) }
+        Self { age: Span(Duration::from_hours(30 * 24)), size: Size(50 << 20) }
     }
 }
 
@@ -246,7 +246,7 @@ pub struct Facts {
 
 impl Default for Facts {
     fn default() -> Self {
-        Self { interval: Span(Duration::from_secs(60)) }
+        Self { interval: Span(Duration::from_mins(1)) }
     }
 }
 
@@ -289,7 +289,7 @@ pub struct Undo {
 
 impl Default for Undo {
     fn default() -> Self {
-        Self { age: Span(Duration::from_secs(30 * 86_400)), size: Size(256 << 20) }
+        Self { age: Span(Duration::from_hours(30 * 24)), size: Size(256 << 20) }
     }
 }
 

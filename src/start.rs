@@ -121,7 +121,7 @@ fn validate(server: &Server) -> Result<()> {
         _ => format!("{}: valid\n", files.collect::<Vec<_>>().join(", ")),
     };
     for inert in &loaded.inert {
-        text.push_str(&format!("{} has no effect: {}\n", inert.key, inert.why));
+        text.extend([&inert.key, " has no effect: ", inert.why, "\n"]);
     }
     std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())
         .map_err(|error| Error::new(Kind::Unavailable, format!("cannot write to stdout: {error}")))
@@ -142,7 +142,7 @@ fn executor(server: &Server, config: &Config, paths: &Paths) -> Result<Arc<Execu
     let undo = &config.agent.undo;
     let bounds = UndoBounds { age: undo.age.0, bytes: undo.size.0, ..UndoBounds::default() };
     paths::state_dir(&paths.agent_state)?;
-    let root = server.root.as_deref().unwrap_or(Path::new("/"));
+    let root = server.root.as_deref().unwrap_or_else(|| Path::new("/"));
     Executor::new(Root::at(root), &paths.agent_state, bounds).map(Arc::new)
 }
 

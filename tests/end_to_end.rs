@@ -1,6 +1,10 @@
 //! Real processes and real sockets, on a host that lies in a temporary directory: how they start,
 //! stop, lose each other and find each other again.
-#![expect(clippy::disallowed_methods, reason = "starts processes and looks at files")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "starts processes and looks at files"
+)]
 
 #[path = "support/http.rs"]
 mod http;
@@ -20,7 +24,7 @@ use serde_json::{Value, json};
 use support::{Appliance, Site};
 
 /// Far more than anything takes; a test that waits for this long has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const MACHINE: &str = "0123456789abcdef0123456789abcdef";
 
 fn osapi(site: &Site, words: &[&str]) -> Command {

@@ -188,7 +188,7 @@ fn halve_largest(value: &mut Value) -> bool {
             true
         }
         Value::Object(map) => {
-            let largest = map.values_mut().max_by_key(|value| size_of(value));
+            let largest = map.values_mut().max_by_key(|value| size_of(&**value));
             largest.is_some_and(halve_largest)
         }
         _ => false,

@@ -38,7 +38,7 @@ impl Default for Settings {
         Self {
             hostname: String::new(),
             labels: BTreeMap::new(),
-            interval: Duration::from_secs(60),
+            interval: Duration::from_mins(1),
             memory_pressure: 90.0,
             high_load: 2.0,
             disk_pressure: 90.0,
@@ -361,6 +361,7 @@ fn routes_v6(host: &View) -> Vec<Route> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "prepares a temporary root")]
 mod tests {
     use super::*;
     use crate::host::{Executor, Root};

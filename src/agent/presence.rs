@@ -9,9 +9,9 @@ use crate::link::{Answer, Link};
 /// How long between two signs of life.
 const BEAT: Duration = Duration::from_secs(10);
 /// How often the agent says the same of itself again.
-const REPEAT: Duration = Duration::from_secs(60);
+const REPEAT: Duration = Duration::from_mins(1);
 /// How often what is too old to be kept is dropped, when there is nothing to do.
-const PRUNE: Duration = Duration::from_secs(3600);
+const PRUNE: Duration = Duration::from_hours(1);
 
 /// Goes on until the process ends.
 pub(super) fn tell<L: Link + 'static>(agent: &Shared<L>) {
@@ -60,7 +60,7 @@ pub(super) fn tell<L: Link + 'static>(agent: &Shared<L>) {
             match agent.executor().prune() {
                 Ok(0) => {}
                 Ok(dropped) => {
-                    tracing::info!("dropped what {dropped} old jobs needed to be undone")
+                    tracing::info!("dropped what {dropped} old jobs needed to be undone");
                 }
                 Err(error) => tracing::warn!(%error, "cannot drop what is old"),
             }

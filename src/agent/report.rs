@@ -91,13 +91,13 @@ impl<L: Link> Outbox<L> {
             state.waiting.drain(..count).map(|(report, _)| report).collect::<Vec<_>>()
         };
         let mut link = super::lock(&self.link);
-        let Err(refused) = self.finish(agent, &mut link, group.clone()) else {
+        let Err(refused) = Self::finish(agent, &mut link, group.clone()) else {
             return agent.let_go(group.iter());
         };
         tracing::error!(error = %refused, "reports were refused and are sent one by one");
         // One of them may be to blame.
         for report in group {
-            while let Err(error) = self.finish(agent, &mut link, vec![report.clone()]) {
+            while let Err(error) = Self::finish(agent, &mut link, vec![report.clone()]) {
                 if matches!(error.kind(), Kind::NotFound | Kind::InvalidInput | Kind::Denied) {
                     tracing::error!(OSAPI_JOB_ID = report.job, %error, "a report was given up");
                     std::thread::sleep(REPEAT);
@@ -111,7 +111,6 @@ impl<L: Link> Outbox<L> {
 
     /// Repeats itself while nobody answers. An error is what was answered.
     fn finish(
-        &self,
         agent: &Shared<L>,
         link: &mut Asker<L>,
         group: Vec<Report>,

@@ -363,8 +363,9 @@ fn scalar(schema: &Value, text: &str) -> Result<Value, String> {
 /// A scalar as it was written, as far as that can be told.
 fn text_of<'a>(data: &'a YamlData<'a, MarkedYaml<'a>>) -> Option<Cow<'a, str>> {
     match data {
-        YamlData::Representation(text, ..) => Some(Cow::Borrowed(text)),
-        YamlData::Value(Scalar::String(text)) => Some(Cow::Borrowed(text)),
+        YamlData::Representation(text, ..) | YamlData::Value(Scalar::String(text)) => {
+            Some(Cow::Borrowed(text))
+        }
         YamlData::Value(Scalar::Integer(number)) => Some(number.to_string().into()),
         YamlData::Value(Scalar::FloatingPoint(number)) => Some(number.to_string().into()),
         YamlData::Value(Scalar::Boolean(value)) => Some(value.to_string().into()),

@@ -118,13 +118,13 @@ fn every_key_has_one_variable() {
 fn the_sample_is_read_as_the_default() {
     let sample = crate::config::sample();
     assert_eq!(read(&sample).unwrap().config, Config::default());
-    let bare: String = sample
+    let bare: Vec<_> = sample
         .lines()
         .filter_map(|line| line.strip_prefix("# "))
         .filter(|line| !line.trim_start().starts_with('#'))
         .skip_while(|line| !line.starts_with("debug"))
-        .map(|line| format!("{line}\n"))
         .collect();
+    let bare = bare.join("\n");
     assert_eq!(read(&bare).unwrap().config, Config::default(), "{bare}");
 }
 

@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorBody, Kind, Result};
 /// The longest frame that either side accepts, in bytes.
 pub const MAX_FRAME: usize = 4 * 1024 * 1024;
 /// How much longer than the wait that it asks for a question may remain unanswered.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// What is asked of the kernel at a time.
 const CHUNK: usize = 64 * 1024;
 /// How much a connection keeps of its buffer between frames.

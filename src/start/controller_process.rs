@@ -1,7 +1,5 @@
 //! The controller as a process, and under `osapi start` the agent as its child.
 
-#![expect(clippy::disallowed_methods, reason = "runs the agent, which is no act on the host")]
-
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
@@ -167,7 +165,7 @@ async fn answer_agents(bound: Bound, controller: Shared, uid: u32) {
             if let Err(error) = link::serve(stream, uid, desk).await {
                 match error.kind() {
                     Kind::Unavailable => {
-                        tracing::debug!(%error, pid, "an agent's connection ended")
+                        tracing::debug!(%error, pid, "an agent's connection ended");
                     }
                     _ => tracing::warn!(%error, pid, "an agent's connection was closed"),
                 }
@@ -195,7 +193,7 @@ async fn supervise(server: Vec<OsString>, paths: Paths, mut end: Receiver<bool>)
                 tracing::error!("the agent ended ({status}); starting it again in {pause:?}");
             }
             Err(error) => {
-                tracing::error!("cannot start the agent: {error}; trying again in {pause:?}")
+                tracing::error!("cannot start the agent: {error}; trying again in {pause:?}");
             }
         }
         tokio::select! {

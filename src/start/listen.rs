@@ -1,6 +1,6 @@
 //! Sockets to listen on: made here, or handed over by the service manager.
 
-#![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "its own sockets")]
+#![expect(clippy::disallowed_types, reason = "its own sockets")]
 
 use std::fs::{File, Permissions};
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,7 +1,5 @@
 //! Where sockets and state are unless the configuration says otherwise.
 
-#![expect(clippy::disallowed_methods, reason = "its own directories")]
-
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
