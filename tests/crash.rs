@@ -9,6 +9,7 @@
 //! to be the agent's.
 #![expect(clippy::disallowed_methods, reason = "starts programs and reads its environment")]
 
+#[expect(dead_code, reason = "the laws use more of it")]
 mod support;
 
 use std::collections::BTreeMap;

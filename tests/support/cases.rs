@@ -14,12 +14,12 @@ use serde_json::{Value, json};
 use super::host::{TestHost, job};
 
 /// The content of a file that others may not read.
-pub const SECRET: &str = "correct horse battery staple";
+pub(crate) const SECRET: &str = "correct horse battery staple";
 
 /// What tasks find in the object store.
-pub const OBJECTS: &[(&str, &str)] = &[("motd", "Welcome\n"), ("other", "Go away\n")];
+pub(crate) const OBJECTS: &[(&str, &str)] = &[("motd", "Welcome\n"), ("other", "Go away\n")];
 
-pub fn cases() -> Vec<(&'static str, Value)> {
+pub(crate) fn cases() -> Vec<(&'static str, Value)> {
     let swappiness = json!({ "key": "vm.swappiness", "value": "10" });
     vec![
         ("node.sysctl.create", swappiness.clone()),
@@ -35,17 +35,17 @@ pub fn cases() -> Vec<(&'static str, Value)> {
     ]
 }
 
-pub fn deploy(object: &str, path: &str, mode: &str) -> Value {
+pub(crate) fn deploy(object: &str, path: &str, mode: &str) -> Value {
     json!({ "object_name": object, "path": path, "mode": mode, "content_type": "raw" })
 }
 
 /// A host on which `op` has something to change.
-pub fn host_for(op: &str) -> TestHost {
+pub(crate) fn host_for(op: &str) -> TestHost {
     prepared(TestHost::new(), op)
 }
 
 /// The same with somebody who wakes up when a change has not been confirmed.
-pub fn managed_host_for(op: &str) -> TestHost {
+pub(crate) fn managed_host_for(op: &str) -> TestHost {
     prepared(TestHost::with_service_manager(), op)
 }
 
@@ -66,7 +66,7 @@ fn prepared(host: TestHost, op: &str) -> TestHost {
 }
 
 /// The operation of that name, of the table or of this file.
-pub fn find(id: &str) -> Op {
+pub(crate) fn find(id: &str) -> Op {
     *TESTS.iter().copied().find(|op| op.id == id).or_else(|| ops::agent(id)).unwrap_or_else(|| {
         panic!("there is no {id}");
     })

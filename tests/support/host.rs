@@ -16,8 +16,8 @@ use tempfile::TempDir;
 
 use super::cases;
 
-pub struct TestHost {
-    pub executor: Executor,
+pub(crate) struct TestHost {
+    pub(crate) executor: Executor,
     dir: TempDir,
 }
 
@@ -35,21 +35,13 @@ const COMMANDS: &[&str] = &[
 ];
 
 /// The name that a job gets which the tests call `name`.
-pub fn job(name: &str) -> String {
+pub(crate) fn job(name: &str) -> String {
     let hash = Digest::of(name).to_string();
     format!("0192f0c1-{}-7{}-8{}-{}", &hash[..4], &hash[4..7], &hash[7..10], &hash[10..22])
 }
 
-pub fn in_time() -> Options {
-    Options::default()
-}
-
-pub fn within(seconds: u64) -> Options {
-    Options { confirm: Some(seconds), ..Options::default() }
-}
-
 /// What `job` is to do, with the objects that the cases name.
-pub fn task(job: &str, op: &Op, params: &Value, options: Options) -> Task {
+pub(crate) fn task(job: &str, op: &Op, params: &Value, options: Options) -> Task {
     let object = |text: &str| Content {
         digest: Digest::of(text).to_string(),
         size: text.len() as u64,
@@ -68,7 +60,7 @@ pub fn task(job: &str, op: &Op, params: &Value, options: Options) -> Task {
 }
 
 impl TestHost {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = TempDir::new().unwrap();
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         for (path, text) in [
@@ -98,30 +90,30 @@ impl TestHost {
     }
 
     /// With somebody who can be told to wake up when a change has not been confirmed.
-    pub fn with_service_manager() -> Self {
+    pub(crate) fn with_service_manager() -> Self {
         let host = Self::new();
         fs::create_dir_all(host.path("/run/systemd/system")).unwrap();
         host
     }
 
     /// Another process that takes over the same host.
-    pub fn restart(self) -> Self {
+    pub(crate) fn restart(self) -> Self {
         Self { executor: executor(self.dir.path()), dir: self.dir }
     }
 
-    pub fn run(&self, job: &str, op: &str, params: &Value) -> Result<Value> {
+    pub(crate) fn run(&self, job: &str, op: &str, params: &Value) -> Result<Value> {
         self.run_with(job, op, params, Options::default())
     }
 
-    pub fn preview(&self, op: &str, params: &Value) -> Result<Value> {
+    pub(crate) fn preview(&self, op: &str, params: &Value) -> Result<Value> {
         self.run_with("preview", op, params, Options { dry_run: true, ..Options::default() })
     }
 
-    pub fn undo(&self, name: &str, of: &str) -> Result<Value> {
+    pub(crate) fn undo(&self, name: &str, of: &str) -> Result<Value> {
         self.run(name, "job.undo", &serde_json::json!({ "id": job(of) }))
     }
 
-    pub fn run_with(
+    pub(crate) fn run_with(
         &self,
         name: &str,
         op: &str,
@@ -131,57 +123,57 @@ impl TestHost {
         self.deliver(&cases::find(op), &task(&job(name), &cases::find(op), params, options))
     }
 
-    pub fn deliver(&self, op: &Op, task: &Task) -> Result<Value> {
+    pub(crate) fn deliver(&self, op: &Op, task: &Task) -> Result<Value> {
         let outcome: Outcome = self.executor.run(op, task)?;
         outcome.into()
     }
 
-    pub fn write(&self, path: &str, text: &str) {
+    pub(crate) fn write(&self, path: &str, text: &str) {
         fs::write(self.path(path), text).unwrap();
     }
 
-    pub fn read(&self, path: &str) -> String {
+    pub(crate) fn read(&self, path: &str) -> String {
         fs::read_to_string(self.path(path)).unwrap()
     }
 
     /// Makes every call of `command` fail from now on, or no longer.
-    pub fn fail(&self, command: &str, fails: bool) {
+    pub(crate) fn fail(&self, command: &str, fails: bool) {
         let flag = self.dir.path().join(format!("fail-{command}"));
         if fails { fs::write(flag, "").unwrap() } else { fs::remove_file(flag).unwrap() }
     }
 
     /// Makes every call of `command` wait before it does anything, or no longer.
-    pub fn hold(&self, command: &str, waits: bool) {
+    pub(crate) fn hold(&self, command: &str, waits: bool) {
         let flag = self.dir.path().join(format!("hold-{command}"));
         if waits { fs::write(flag, "").unwrap() } else { fs::remove_file(flag).unwrap() }
     }
 
     /// The commands that were run.
-    pub fn calls(&self) -> Vec<String> {
+    pub(crate) fn calls(&self) -> Vec<String> {
         let log = fs::read_to_string(self.dir.path().join("calls")).unwrap_or_default();
         log.lines().map(str::to_owned).collect()
     }
 
     /// Everything that can be seen of the host.
-    pub fn snapshot(&self) -> BTreeMap<PathBuf, String> {
+    pub(crate) fn snapshot(&self) -> BTreeMap<PathBuf, String> {
         let (root, mut seen) = (self.dir.path().join("root"), BTreeMap::new());
         walk(&root, &root, &mut seen);
         seen
     }
 
     /// The file in which the executor keeps `part` of its memory.
-    pub fn state(&self, part: &str) -> PathBuf {
+    pub(crate) fn state(&self, part: &str) -> PathBuf {
         self.dir.path().join("state").join(part)
     }
 
     /// The record of the job called `name`, which is `open` or `done`.
-    pub fn entry(&self, place: &str, name: &str) -> PathBuf {
+    pub(crate) fn entry(&self, place: &str, name: &str) -> PathBuf {
         self.state(place).join(job(name))
     }
 
     /// Fails unless the host looks as it did when `before` was taken.
     #[track_caller]
-    pub fn assert_is(&self, before: &BTreeMap<PathBuf, String>, why: &str) {
+    pub(crate) fn assert_is(&self, before: &BTreeMap<PathBuf, String>, why: &str) {
         let now = self.snapshot();
         let paths = before.keys().chain(now.keys());
         let differ: Vec<_> = paths
@@ -191,11 +183,11 @@ impl TestHost {
         assert!(differ.is_empty(), "{why}: {differ:#?}");
     }
 
-    pub fn path(&self, path: &str) -> PathBuf {
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.dir.path().join("root").join(path.trim_start_matches('/'))
     }
 
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 }
