@@ -290,7 +290,12 @@ impl Api {
         }
         // A client that hangs up must not stop it between the store and memory.
         let controller = self.controller.clone();
-        let submitted = tokio::spawn(async move { controller.submit(submit).await });
+        // Those that are on their way at once share a commit.
+        let coming = controller.expect();
+        let submitted = tokio::spawn(async move {
+            let _coming = coming;
+            controller.submit(submit).await
+        });
         submitted.await.unwrap_or_else(|_| Err(panicked()))
     }
 

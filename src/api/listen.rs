@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How many connections there may be at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Caps {
-    /// Of one account.
+    /// Of one account. Root, which may do anything anyway, gets half of all.
     pub per_uid: usize,
     /// Of all accounts.
     pub total: usize,
@@ -54,7 +54,8 @@ impl Slots {
         let total: usize = taken.values().sum();
         let kept = if uid == 0 { 0 } else { caps.for_root };
         let own = taken.get(&uid).copied().unwrap_or_default();
-        let has_room = own < caps.per_uid && total < caps.total.saturating_sub(kept);
+        let most = if uid == 0 { caps.per_uid.max(caps.total / 2) } else { caps.per_uid };
+        let has_room = own < most && total < caps.total.saturating_sub(kept);
         if has_room {
             *taken.entry(uid).or_default() += 1;
         }
