@@ -5,6 +5,7 @@
 //! the table of `docs/performance.md`.
 #![expect(
     clippy::disallowed_methods,
+    clippy::disallowed_types,
     clippy::print_stdout,
     reason = "starts processes, writes files and prints figures"
 )]
@@ -162,7 +163,6 @@ struct Quiz {
     wanted: tokio::sync::mpsc::Receiver<()>,
     open: Option<String>,
     number: u64,
-    answered: Arc<tokio::sync::Mutex<tokio::sync::mpsc::Sender<()>>>,
 }
 
 /// Who shares the quiz between the connections of one agent.
@@ -187,7 +187,7 @@ impl Desk for Table {
                     host: "0123456789abcdef0123456789abcdef".to_owned(),
                     op: "nothing".to_owned(),
                     params: json!({}),
-                    options: osapi::job::Options::default(),
+                    options: Options::default(),
                     objects: std::collections::BTreeMap::new(),
                     left_ms: 60_000,
                 };
@@ -216,8 +216,7 @@ fn questions(count: usize) -> Samples {
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let (ask, wanted) = tokio::sync::mpsc::channel(1);
         let (done, mut finished) = tokio::sync::mpsc::channel(1);
-        let answered = Arc::new(tokio::sync::Mutex::new(done.clone()));
-        let quiz = Quiz { wanted, open: None, number: 0, answered };
+        let quiz = Quiz { wanted, open: None, number: 0 };
         let table = Table { quiz: Arc::new(tokio::sync::Mutex::new(quiz)), done };
         let uid = rustix::process::getuid().as_raw();
         tokio::spawn(async move {
@@ -439,7 +438,7 @@ fn fill(dir: &Path, unfinished_last: bool) -> String {
     })
 }
 
-/// A UUIDv7 of that millisecond.
+/// A `UUIDv7` of that millisecond.
 fn id(ms: u64) -> String {
     format!("{:08x}-{:04x}-7000-8000-000000000000", ms >> 16, ms & 0xffff)
 }

@@ -1,5 +1,4 @@
 //! Replays what fuzzing has found worth keeping.
-#![expect(clippy::disallowed_methods, reason = "reads the stored corpus")]
 
 #[path = "../fuzz/targets/frames.rs"]
 mod frames;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use support::{Appliance, Random, Site};
 
-const FINAL_WITHIN: Duration = Duration::from_secs(60);
+const FINAL_WITHIN: Duration = Duration::from_mins(1);
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -47,14 +47,17 @@ fn client(appliance: &Site, ledger: &Ledger, number: usize, stop: &AtomicBool, s
                 let value = round * 100 + number as u64;
                 let path = format!("/api/node/_any/sysctl/test.n{number}");
                 let body = json!({ "value": value.to_string() });
-                let keep =
-                    move |job| drop(ledger.writes.lock().unwrap().insert(job, (number, value)));
+                let keep = move |job| {
+                    ledger.writes.lock().unwrap().insert(job, (number, value));
+                };
                 (appliance.ask("PUT", &path, &later, Some(&body)), Box::new(keep))
             }
             2 => {
                 let word = format!("{number}-{round}");
                 let body = json!({ "command": "bump", "args": [word] });
-                let keep = move |job| drop(ledger.acts.lock().unwrap().insert(job, word.clone()));
+                let keep = move |job| {
+                    ledger.acts.lock().unwrap().insert(job, word.clone());
+                };
                 let path = "/api/node/_any/command/exec";
                 (appliance.ask("POST", path, &later, Some(&body)), Box::new(keep))
             }
@@ -155,8 +158,8 @@ fn settle(appliance: &Appliance, ledger: &Ledger) -> BTreeMap<String, (String, S
                 let view = view.json();
                 let status = view["status"].as_str().unwrap_or_default().to_owned();
                 if status != "submitted" && status != "processing" {
-                    let states = view["responses"].as_object().into_iter().flatten();
-                    let kind = states.filter_map(|(_, r)| r["kind"].as_str()).next();
+                    let answers = view["responses"].as_object().into_iter().flatten();
+                    let kind = answers.into_iter().find_map(|(_, r)| r["kind"].as_str());
                     outcomes.insert(job, (status, kind.unwrap_or_default().to_owned()));
                     break;
                 }
@@ -192,9 +195,9 @@ fn judge(appliance: &Appliance, ledger: &Ledger, outcomes: &BTreeMap<String, (St
     }
     for (file, value) in last {
         let now = appliance.read(&format!("proc/sys/test/n{file}"));
-        let accepted: u64 = now.trim().parse().unwrap();
+        let found: u64 = now.trim().parse().unwrap();
         // A write whose acceptance was cut off may have come after the last that was promised.
-        assert!(accepted == value || accepted > value, "file {file}: {now} instead of {value}");
+        assert!(found >= value, "file {file}: {now} instead of {value}");
         let kept = appliance.read(&format!("etc/sysctl.d/osapi-test.n{file}.conf"));
         assert_eq!(kept, format!("test.n{file} = {}\n", now.trim()));
     }

@@ -204,7 +204,7 @@ impl Appliance {
 
     pub fn fill_disk(&self) {
         let name = self.site.state().join("filler");
-        let mut file = fs::File::create(name).unwrap();
+        let mut file = fs::OpenOptions::new().append(true).create(true).open(name).unwrap();
         let block = vec![0; 64 * 1024];
         while std::io::Write::write_all(&mut file, &block).is_ok() {}
         while std::io::Write::write_all(&mut file, &[0; 512]).is_ok() {}

@@ -1,6 +1,7 @@
 //! A blocking HTTP client for tests: one request, one connection, what came back.
 #![allow(dead_code, unreachable_pub, reason = "no test uses all of it")]
 
+use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -50,9 +51,9 @@ pub fn send(
     stream.set_read_timeout(Some(Duration::from_secs(90)))?;
     let mut head = format!("{method} {path} HTTP/1.1\r\nhost: osapi\r\nconnection: close\r\n");
     for (name, value) in headers {
-        head += &format!("{name}: {value}\r\n");
+        let _ = write!(head, "{name}: {value}\r\n");
     }
-    head += &format!("content-length: {}\r\n\r\n", body.len());
+    let _ = write!(head, "content-length: {}\r\n\r\n", body.len());
     stream.write_all(&[head.as_bytes(), body].concat())?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
