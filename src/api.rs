@@ -132,13 +132,18 @@ impl Api {
     ) -> Response<Full<Bytes>> {
         let mut exchange = self.exchange(&request, &peer);
         let id = request::request_id(request.headers()).unwrap_or(&exchange.trail.id).to_owned();
-        let handled = AssertUnwindSafe(self.handle(&mut exchange, request, &peer, &head));
+        let (parts, body) = request.into_parts();
+        let mut body = Some(body);
+        let handled = AssertUnwindSafe(self.handle(&mut exchange, &parts, &mut body, &peer, &head));
         let outcome = handled.catch_unwind().await.unwrap_or_else(|_| Err(panicked().into()));
         let answer = outcome.unwrap_or_else(|failure| {
             log(&failure, &exchange);
             Answer::failure(failure)
         });
         exchange.end(answer.status);
+        if let Some(body) = body.filter(|_| !parts.headers.contains_key(header::EXPECT)) {
+            request::leave(body).await;
+        }
         head.answered();
         dress(answer, &id)
     }
@@ -169,13 +174,13 @@ impl Api {
     async fn handle(
         self: &Arc<Self>,
         exchange: &mut Exchange,
-        request: Request<Incoming>,
+        parts: &Parts,
+        body: &mut Option<Incoming>,
         peer: &Peer,
         head: &Head,
     ) -> Result<Answer, Failure> {
-        let (parts, body) = request.into_parts();
-        admit(&parts, head)?;
-        let (place, captured) = self.route(&parts)?;
+        admit(parts, head)?;
+        let (place, captured) = self.route(parts)?;
         let row = match place {
             Place::Row(row) => row,
             Place::OpenApi => {
@@ -196,6 +201,7 @@ impl Api {
         let captured = captured.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let mut gathered = Gathered::new(row, captured, &query);
         let mut file = None;
+        let Some(body) = body.take() else { return Err(panicked().into()) };
         if request::takes_file(row) {
             let form = upload::form(&parts.headers, body).await?;
             gathered.take_body(form.members, form.problems);

@@ -110,6 +110,20 @@ fn whoever_lacks_a_permission_is_told_which_and_gets_no_further() {
 }
 
 #[test]
+fn whoever_is_refused_before_all_is_read_is_told_nevertheless() {
+    let server = Server::start(Config::default());
+    let socket = server.socket();
+    as_account(STRANGER, &[], || {
+        let body = vec![b'x'; 900 * 1024];
+        let headers = [("content-type", "multipart/form-data; boundary=b")];
+        let request = request("POST", "/api/file", &headers, &body);
+        for _ in 0..5 {
+            assert_eq!(parse(&exchange(&socket, &request)).status, 403);
+        }
+    });
+}
+
+#[test]
 fn members_of_a_group_may_what_its_role_may() {
     let groups = [(READERS.to_string(), "read".to_owned())].into();
     let server = Server::start(Config {

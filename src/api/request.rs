@@ -25,6 +25,8 @@ pub const MOST_BODY: usize = 1024 * 1024;
 pub const MOST_PATH: usize = 8 * 1024;
 /// How long a body may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The same where it was refused already.
+const PATIENCE_WITH_REFUSED: Duration = Duration::from_secs(1);
 /// A target is a name, an id or a label.
 const MOST_TARGET: usize = 255;
 const MOST_KEY: usize = 255;
@@ -381,6 +383,16 @@ pub async fn no_body(body: Incoming) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(Kind::InvalidInput, "this request takes no body"))
+}
+
+/// Reads a body that nobody wants, as far as that is little work: a client that is still sending
+/// when the connection ends may never look at its answer.
+pub async fn leave(body: Incoming) {
+    if body.is_end_stream() || body.size_hint().lower() > MOST_BODY as u64 {
+        return;
+    }
+    let read = Limited::new(body, MOST_BODY).collect();
+    drop(tokio::time::timeout(PATIENCE_WITH_REFUSED, read).await);
 }
 
 fn says_json(headers: &HeaderMap) -> bool {
