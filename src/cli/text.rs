@@ -1,5 +1,6 @@
 //! Text for terminals: what hosts say cannot move the cursor, and columns are as wide as they look.
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
@@ -159,9 +160,12 @@ pub(super) fn raw(value: &Value) -> String {
     }
 }
 
-/// One segment of a path.
+/// One segment of a path. What needs no encoding (RFC 3986) gets none, so that every client asks
+/// for a thing, and has it on record, by the same path.
 pub(super) fn encoded(segment: &str) -> String {
-    percent_encoding::utf8_percent_encode(segment, percent_encoding::NON_ALPHANUMERIC).to_string()
+    const RESERVED: &AsciiSet =
+        &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    utf8_percent_encode(segment, RESERVED).to_string()
 }
 
 /// A value as it stands in a table or behind a label.
