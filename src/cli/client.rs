@@ -2,6 +2,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,11 +15,11 @@ use hyper::header::LOCATION;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
-use super::Reach;
 use super::text::flat;
+use super::{Reach, files};
 use crate::error::{Error, ErrorBody, Kind, Result};
 
 /// The largest reply that is read, in bytes: an export of the whole audit log is less.
@@ -27,6 +29,8 @@ const CHUNK: usize = 64 << 10;
 pub(super) struct Client {
     /// Tried in order; the first that answers is kept.
     sockets: Vec<PathBuf>,
+    /// Whether they were named for this call. Nobody has to vouch for those.
+    is_named: bool,
     /// Whether to tell what is asked, on stderr.
     is_verbose: bool,
 }
@@ -111,7 +115,7 @@ impl Client {
             Some(url) => vec![socket_of(url)?],
             None => reach.sockets.clone(),
         };
-        Ok(Self { sockets, is_verbose })
+        Ok(Self { sockets, is_named: url.is_some(), is_verbose })
     }
 
     pub(super) async fn send(&self, letter: Letter) -> Result<Reply> {
@@ -119,7 +123,9 @@ impl Client {
         let begun = Instant::now();
         let what = format!("{} {}", letter.method, letter.uri);
         let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+            hyper::client::conn::http1::handshake(TokioIo::new(Line(stream)))
+                .await
+                .map_err(broken)?;
         let connection = tokio::spawn(connection);
         let request = letter.request().await?;
         let answer = async {
@@ -142,17 +148,24 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<UnixStream> {
-        let mut denied = None;
+        let (mut denied, mut doubtful) = (None, None);
         for socket in &self.sockets {
-            let connected =
-                tokio::time::timeout(Duration::from_secs(10), UnixStream::connect(socket)).await;
-            match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-                Ok(stream) => return Ok(stream),
+            match self.connect_to(socket).await {
+                Ok(Some(stream)) => return Ok(stream),
+                Ok(None) => doubtful = Some(socket),
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                     denied = Some(socket);
                 }
                 Err(_) => {}
             }
+        }
+        if let Some(socket) = doubtful {
+            let socket = socket.display();
+            let what = format!(
+                "cannot trust {socket}: somebody who is neither you nor root listens there, in a \
+                 place that not only root chose; if you know who, say so with --url unix://{socket}"
+            );
+            return Err(Error::new(Kind::Denied, what));
         }
         if let Some(socket) = denied {
             let what = format!(
@@ -170,6 +183,26 @@ impl Client {
         );
         Err(Error::new(Kind::Unavailable, what))
     }
+
+    /// Connects unless anybody might listen there: it must be the caller's own account, root, or
+    /// whom root has given the place.
+    async fn connect_to(&self, socket: &Path) -> io::Result<Option<UnixStream>> {
+        let stream = connect(socket).await?;
+        let own = rustix::process::geteuid().as_raw();
+        if self.is_named || [0, own].contains(&stream.peer_cred()?.uid()) {
+            return Ok(Some(stream));
+        }
+        match files::kept_for_owner(socket, own) {
+            // Links may have led elsewhere before.
+            Some(resolved) => connect(&resolved).await.map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let connected = tokio::time::timeout(Duration::from_secs(10), UnixStream::connect(socket));
+    connected.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Where `unix:///PATH` is.
@@ -182,10 +215,51 @@ pub(super) fn socket_of(url: &str) -> Result<PathBuf> {
         Some(("unix", path)) if path.starts_with('/') => Ok(Path::new(path).to_owned()),
         Some(("unix", _)) => refuse("the path of a socket begins with /"),
         Some(("http" | "https", _)) => {
-            refuse("this version listens on a socket of its host only, TCP comes with TLS")
+            refuse("this version is reached through a socket of its own host, not over a network")
         }
         _ => refuse("this is no URL that can be asked"),
     }
+}
+
+/// A connection whose other end may have stopped listening and still have said something: a
+/// controller that refuses a file does so before it has read all of it.
+struct Line(UnixStream);
+
+impl AsyncRead for Line {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Line {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.0).poll_write(context, bytes));
+        Poll::Ready(match written {
+            // Nobody reads on. Where there is no answer either, reading it fails.
+            Err(error) if is_hung_up(&error) => Ok(bytes.len()),
+            written => written,
+        })
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+fn is_hung_up(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 fn broken(error: hyper::Error) -> Error {

@@ -8,8 +8,8 @@
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Read, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
@@ -65,6 +65,22 @@ pub(super) fn small(path: &Path) -> Option<String> {
     let mut text = String::new();
     File::open(path).ok()?.take(4 << 20).read_to_string(&mut text).ok()?;
     Some(text)
+}
+
+/// Where `socket` is, looked through links, if its directory is one that its owner alone can put
+/// a socket into and that only root or the account `own` can have given to that owner.
+pub(super) fn kept_for_owner(socket: &Path, own: u32) -> Option<PathBuf> {
+    let is_safe = |dir: &Path, owners: Option<[u32; 2]>| {
+        let meta = std::fs::symlink_metadata(dir);
+        meta.is_ok_and(|meta| {
+            let is_open = meta.mode() & 0o022 != 0;
+            meta.is_dir() && !is_open && owners.is_none_or(|owners| owners.contains(&meta.uid()))
+        })
+    };
+    let dir = std::fs::canonicalize(socket.parent()?).ok()?;
+    let mut above = dir.ancestors().skip(1);
+    let is_kept = is_safe(&dir, None) && above.all(|dir| is_safe(dir, Some([0, own])));
+    is_kept.then(|| dir.join(socket.file_name().unwrap_or_default()))
 }
 
 /// Writes a file line by line, for its owner only.

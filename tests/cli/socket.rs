@@ -4,6 +4,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -13,6 +14,7 @@ use osapi::clock::Clock;
 use osapi::store::audit::{Entry, Note};
 use osapi::store::redb::RedbStore;
 use osapi::store::{Bounds, Order, Step, Store};
+use rustix::fs::{Gid, Uid};
 use serde_json::{Value, json};
 use sha2::Digest as _;
 use tempfile::TempDir;
@@ -110,6 +112,8 @@ fn run(words: &[&str], reach: &Reach) -> u8 {
     digits.parse().unwrap()
 }
 
+/// An account that is nobody's.
+const STRANGER: u32 = 54_321;
 const JOB: &str = "0198f0a0-0000-7000-8000-000000000001";
 
 fn rows(rows: &Value) -> Value {
@@ -129,7 +133,7 @@ fn a_change_is_asked_for_again_until_its_job_is_done() {
     assert_eq!(asked.len(), 4);
     let key = asked[0].header("idempotency-key").unwrap();
     assert!(asked.iter().all(|asked| asked.header("idempotency-key") == Some(key)));
-    assert!(asked.iter().all(|asked| asked.line.starts_with("PUT /api/node/%5Fany/sysctl/k ")));
+    assert!(asked.iter().all(|asked| asked.line.starts_with("PUT /api/node/_any/sysctl/k ")));
     assert_eq!(asked[0].header("prefer"), Some("wait=1"));
 }
 
@@ -195,6 +199,60 @@ fn the_url_of_a_call_decides_alone() {
     let url = format!("unix://{}", controller.path("osapi.sock"));
     assert_eq!(run(&["os", "get", "--url", &url], &Reach::default()), 0);
     assert_eq!(controller.run(&["os", "get", "--url", "unix:///nowhere"]), 19);
+}
+
+#[test]
+fn a_refusal_is_heard_although_the_file_was_not_taken() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("osapi.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let refuse = |mut stream: UnixStream| {
+        stream.read_exact(&mut [0; 64]).unwrap();
+        let body = json!({ "kind": "denied", "detail": "no" }).to_string();
+        let length = body.len();
+        write!(stream, "HTTP/1.1 403 x\r\ncontent-length: {length}\r\n\r\n{body}").unwrap();
+        // Closed with most of the file unread.
+    };
+    std::thread::spawn(move || listener.incoming().flatten().for_each(refuse));
+    let file = directory.path().join("large");
+    std::fs::write(&file, vec![b'x'; 4 << 20]).unwrap();
+    let reach = Reach { sockets: vec![socket], ..Reach::default() };
+    let file = file.display().to_string();
+    for _ in 0..20 {
+        assert_eq!(run(&["file", "upload", "--name=x", "--file", &file, "--force"], &reach), 12);
+    }
+}
+
+#[test]
+fn whoever_comes_first_in_a_place_for_all_is_told_nothing() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: only root can listen as another account");
+        return;
+    }
+    let directory = tempfile::tempdir_in("/tmp").unwrap();
+    let open = std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(directory.path(), open).unwrap();
+    let socket = directory.path().join("osapi.sock");
+    let place = socket.clone();
+    let listener = std::thread::spawn(move || {
+        let (gid, uid) = (Gid::from_raw(STRANGER), Uid::from_raw(STRANGER));
+        rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+        // Of this thread alone, which ends with it.
+        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+        UnixListener::bind(place).unwrap()
+    });
+    let listener = listener.join().unwrap();
+    let (told, tells) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut text = String::new();
+            drop(stream.read_to_string(&mut text));
+            told.send(text).unwrap();
+        }
+    });
+    let reach = Reach { sockets: vec![socket.clone()], ..Reach::default() };
+    assert_eq!(run(&["os", "get"], &reach), 12);
+    assert_eq!(tells.recv().unwrap(), "");
 }
 
 #[test]
