@@ -1,7 +1,5 @@
 //! What the kernel tells of the machine and of the agent itself, where no file below the root does.
 
-use std::io::Read;
-
 use rustix::fs::OFlags;
 
 use super::{View, failed};
@@ -101,31 +99,14 @@ impl View {
 
     /// Whether the agent itself has `right`.
     pub fn may(&self, right: Capability) -> bool {
-        capabilities() >> (right as u8) & 1 == 1
+        let own = rustix::thread::capabilities(None).map(|sets| sets.effective.bits());
+        own.unwrap_or_default() >> (right as u8) & 1 == 1
     }
 
     /// The agent's own process.
     pub fn pid(&self) -> i32 {
         rustix::process::getpid().as_raw_nonzero().get()
     }
-}
-
-/// The effective rights of this process.
-fn capabilities() -> u64 {
-    static OWN: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    *OWN.get_or_init(|| {
-        let mut status = String::new();
-        let file = std::fs::File::open("/proc/self/status");
-        let read = file.and_then(|mut file| file.read_to_string(&mut status));
-        let mut lines = status.lines();
-        let line = lines.find_map(|line| line.strip_prefix("CapEff:"));
-        let own = line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
-        match (read, own) {
-            (Ok(_), Some(own)) => own,
-            _ if rustix::process::geteuid().is_root() => u64::MAX,
-            _ => 0,
-        }
-    })
 }
 
 /// How messages call the agent's account.
