@@ -17,6 +17,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use osapi::error::Kind;
 use osapi::host::{Executor, Root, UndoBounds};
@@ -94,12 +95,21 @@ fn main() {
     }
     // As a test binary is called: names to be found, and options that mean nothing here.
     let wanted: Vec<_> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let (begun, mut passed) = (Instant::now(), 0);
     for (name, sweep) in SWEEPS {
         if wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())) {
+            // One that fails ends it all, as a panic does.
             sweep();
             println!("test {name} ... ok");
+            passed += 1;
         }
     }
+    println!(
+        "\ntest result: ok. {passed} passed; 0 failed; 0 ignored; 0 measured; {} filtered out; \
+         finished in {:.2}s\n",
+        SWEEPS.len() - passed,
+        begun.elapsed().as_secs_f64()
+    );
 }
 
 /// The agent that dies: this very program, told to carry out one job.
