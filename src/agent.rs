@@ -4,11 +4,11 @@
 //! holds nothing and is handed everything unfinished again; whether a task was begun or done
 //! before is for the [`Executor`]'s journal to say.
 //!
-//! Each class of work has a connection and threads of its own: changes happen one after the
-//! other, acts and what only looks in a few workers each. A worker that is free asks for work
-//! itself, so a task goes from the socket to the thread that does it and on to the socket without
-//! being passed on; and where all are busy nothing more of that class is asked for, which leaves
-//! the rest where it can still be called off.
+//! Each class of work has connections and threads of its own: changes happen one after the other,
+//! acts and what only looks in a few workers each. A worker that is free asks for work itself, so
+//! a task goes from the socket to the thread that does it and on to the socket without being
+//! passed on; and where all are busy nothing more of that class is asked for, which leaves the
+//! rest where it can still be called off.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::host::Executor;
 use crate::job::Report;
-use crate::link::{About, Ask, Link};
+use crate::link::{About, Ask, Link, Next};
 use crate::op::Access;
 
 mod carry;
@@ -30,6 +30,7 @@ mod fetch;
 mod heads;
 mod lane;
 mod link;
+mod look;
 mod machine;
 mod policy;
 mod presence;
@@ -72,10 +73,8 @@ pub struct Agent<L> {
 struct Shared<L> {
     setup: Setup,
     links: Box<dyn Fn() -> L + Send + Sync>,
-    /// What became of work that is stored before it is answered, and of work that is not: a read
-    /// waits for no commit.
+    /// What became of work that is stored before it is answered.
     lasting: Outbox<L>,
-    passing: Outbox<L>,
     confirmations: Confirmations,
     held: Mutex<Held>,
     rested: Condvar,
@@ -98,7 +97,6 @@ impl<L: Link + 'static> Agent<L> {
     pub fn start(setup: Setup, links: impl Fn() -> L + Send + Sync + 'static) -> Result<Self> {
         let shared = Arc::new(Shared {
             lasting: Outbox::new(links()),
-            passing: Outbox::new(links()),
             confirmations: Confirmations::default(),
             held: Mutex::default(),
             rested: Condvar::new(),
@@ -110,7 +108,7 @@ impl<L: Link + 'static> Agent<L> {
             setup,
         });
         let lane = |class| Arc::new(Lane::new(class, (shared.links)()));
-        let [looks, changes, acts] = [Access::Read, Access::Write, Access::Execute].map(lane);
+        let [changes, acts] = [Access::Write, Access::Execute].map(lane);
         shared.spawn("changes", move |agent| {
             // What an earlier agent left half done comes first. That may take minutes, during
             // which one can look.
@@ -118,16 +116,12 @@ impl<L: Link + 'static> Agent<L> {
             changes.work(&agent);
         })?;
         for _ in 0..BESIDE {
-            let (looks, acts) = (looks.clone(), acts.clone());
-            shared.spawn("looks", move |agent| {
-                Lane::only_look(&agent);
-                looks.work(&agent);
-            })?;
+            let (acts, link) = (acts.clone(), (shared.links)());
+            shared.spawn("looks", move |agent| look::work(&agent, link))?;
             shared.spawn("acts", move |agent| acts.work(&agent))?;
         }
         shared.spawn("confirmations", |agent| Confirmations::work(&agent))?;
         shared.spawn("reports", |agent| agent.lasting.send_always(&agent))?;
-        shared.spawn("answers", |agent| agent.passing.send_always(&agent))?;
         shared.spawn("presence", |agent| presence::tell(&agent))?;
         Ok(Self { shared })
     }
@@ -234,7 +228,7 @@ impl<L> Shared<L> {
     /// A question for work of `classes`.
     fn next(&self, classes: Vec<Access>, wait: Duration) -> Ask {
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        Ask::Next { holds: self.holds(), classes, about: None, wait_ms }
+        Ask::Next(Next { holds: self.holds(), classes, wait_ms, ..Next::default() })
     }
 }
 

@@ -33,26 +33,50 @@ pub trait Desk: Send {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ask {
-    /// What to do next, of the classes there is room for, apart from what the agent holds: has
-    /// taken and not yet reported. Waits for work up to `wait_ms`.
-    ///
-    /// There is no lease to extend. A task that was lost on the way is not held, and so is handed
-    /// out again; asking also says that the host is alive.
-    Next {
-        holds: Vec<String>,
-        classes: Vec<Access>,
-        /// In the first question of a connection, whenever it has changed, and at least each
-        /// minute.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        about: Option<Box<About>>,
-        wait_ms: u64,
-    },
+    /// What to do next.
+    Next(Next),
     /// These are done. Answered once that is durable; only the first report of a task counts.
     Finish(Vec<Report>),
     /// What running jobs say meanwhile. Not stored, and dropped when nobody listens.
     Tell(Vec<Tell>),
     /// The part of an object that begins at `offset`; empty at its end.
     Fetch { object: String, offset: u64 },
+}
+
+/// The question for work. It waits for some, and says that the host is alive.
+///
+/// There is no lease to extend. A task that was lost on the way is not held, and so is handed out
+/// again.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Next {
+    /// What the agent has taken and not yet reported.
+    pub holds: Vec<String>,
+    /// What there is room for.
+    pub classes: Vec<Access>,
+    /// How many tasks of a class to answer with.
+    #[serde(default = "Next::many")]
+    pub most: usize,
+    /// What only looked and was done since. Nothing is stored for it, so it needs no answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub done: Vec<Report>,
+    /// In the first question of a connection, whenever it has changed, and at least each minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub about: Option<Box<About>>,
+    /// How long to wait for work, in milliseconds.
+    pub wait_ms: u64,
+}
+
+impl Next {
+    const fn many() -> usize {
+        64
+    }
+}
+
+impl Default for Next {
+    fn default() -> Self {
+        let (holds, classes, done) = (Vec::new(), Vec::new(), Vec::new());
+        Self { holds, classes, most: Self::many(), done, about: None, wait_ms: 0 }
+    }
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]

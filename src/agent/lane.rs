@@ -34,25 +34,10 @@ impl<L: Link + 'static> Lane<L> {
             if !agent.begin() {
                 return;
             }
-            // This thread may only look; what confirms or reverts comes with what looks.
-            if self.class == Access::Read && !carry::only_looks(&taken.task) {
-                agent.confirmations.push(taken);
-                continue;
-            }
             let Some(report) = carry::out(agent, taken) else { return agent.give_up() };
             let size = report.size;
-            match self.class {
-                Access::Read => agent.passing.push(agent, report.report, size, true),
-                // Whoever has more to do does not wait until this is stored.
-                _ => agent.lasting.push(agent, report.report, size, lock(&self.queue).is_empty()),
-            }
-        }
-    }
-
-    /// Makes the calling thread one that can do nothing else than look.
-    pub(super) fn only_look(agent: &Shared<L>) {
-        if let Err(error) = agent.executor().only_look() {
-            tracing::error!(%error, "reads are not kept from writing");
+            // Whoever has more to do does not wait until this is stored.
+            agent.lasting.push(agent, report.report, size, lock(&self.queue).is_empty());
         }
     }
 
@@ -89,7 +74,7 @@ pub(super) struct Confirmations {
 }
 
 impl Confirmations {
-    fn push(&self, taken: Taken) {
+    pub(super) fn push(&self, taken: Taken) {
         lock(&self.queue).push_back(taken);
         self.filled.notify_one();
     }
@@ -114,7 +99,7 @@ impl Confirmations {
 }
 
 /// Opens a task and holds it; None where it is held already or cannot be opened.
-fn take<L: Link + 'static>(agent: &Shared<L>, sealed: &Sealed) -> Option<Taken> {
+pub(super) fn take<L: Link + 'static>(agent: &Shared<L>, sealed: &Sealed) -> Option<Taken> {
     let at = agent.clock().uptime();
     match serde_json::from_str::<Task>(&sealed.body) {
         Ok(task) => agent.hold(&task.job).then_some(Taken { task, at }),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Shared;
 use crate::error::{Error, Result};
-use crate::link::{Answer, Ask, Link};
+use crate::link::{Answer, Ask, Link, Next};
 
 /// Puts questions, the first of each connection with what the agent says of itself.
 pub(super) struct Asker<L> {
@@ -31,12 +31,12 @@ impl<L: Link> Asker<L> {
 
     fn try_ask(&mut self, agent: &Shared<L>, ask: &mut Ask) -> Result<Answer> {
         if !self.is_known {
-            if let Ask::Next { about, .. } = ask {
-                *about = Some(Box::new(agent.about()));
+            if let Ask::Next(next) = ask {
+                next.about = Some(Box::new(agent.about()));
             } else {
                 let about = Some(Box::new(agent.about()));
-                let (holds, classes) = (agent.holds(), Vec::new());
-                self.link.ask(&Ask::Next { holds, classes, about, wait_ms: 0 })?;
+                let next = Next { holds: agent.holds(), about, ..Next::default() };
+                self.link.ask(&Ask::Next(next))?;
             }
         }
         self.link.ask(ask)

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::link::Asker;
 use super::{Shared, facts, lock};
-use crate::link::{Answer, Link};
+use crate::link::{Answer, Ask, Link};
 
 /// How long between two signs of life.
 const BEAT: Duration = Duration::from_secs(10);
@@ -35,10 +35,10 @@ pub(super) fn tell<L: Link + 'static>(agent: &Shared<L>) {
         }
 
         let mut ask = agent.next(Vec::new(), Duration::ZERO);
-        if let crate::link::Ask::Next { about: field, .. } = &mut ask
+        if let Ask::Next(next) = &mut ask
             && is_new
         {
-            *field = Some(Box::new(about));
+            next.about = Some(Box::new(about));
         }
         match link.ask(agent, &mut ask) {
             Ok(answer) => {

@@ -1,6 +1,5 @@
 //! Answering one agent connection: what to do next, what is done, what it needs.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +9,12 @@ use base64::engine::general_purpose::STANDARD;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::lanes::Question;
 use super::status::Status;
 use super::{Controller, Shared, ids};
 use crate::error::{Error, Kind, Result};
 use crate::job::{Outcome, Record, Report, encode};
-use crate::link::{About, Answer, Ask, Desk, Head, Sealed, Tell};
-use crate::op::Access;
+use crate::link::{About, Answer, Ask, Desk, Head, Next, Sealed, Tell};
 use crate::ops;
 use crate::store::{Expect, Step, audit};
 
@@ -58,11 +57,16 @@ impl Drop for AgentDesk {
 impl Desk for AgentDesk {
     async fn answer(&mut self, ask: Ask) -> Result<Answer> {
         match ask {
-            Ask::Next { holds, classes, about, wait_ms } => {
+            Ask::Next(Next { holds, classes, most, done, about, wait_ms }) => {
                 let host = self.hear(about).await?;
+                if !done.is_empty() {
+                    self.controller.finish(&host, done).await?;
+                }
                 let wait = Duration::from_millis(wait_ms).min(LONGEST);
                 let holds = holds.iter().filter_map(|id| Uuid::parse_str(id).ok()).collect();
-                let tasks = self.next(&host, &holds, &classes, wait).await?;
+                let asked = self.controller.lanes().asked(&host);
+                let question = Question { holds, classes, most: most.min(ROOM), asked };
+                let tasks = self.next(&host, &question, wait).await?;
                 Ok(Answer::Tasks { tasks, heads: self.heads().await? })
             }
             Ask::Finish(reports) => {
@@ -127,24 +131,20 @@ impl AgentDesk {
     }
 
     /// Waits for work of `classes` that is not held.
-    async fn next(
-        &self,
-        host: &str,
-        holds: &HashSet<Uuid>,
-        classes: &[Access],
-        wait: Duration,
-    ) -> Result<Vec<Sealed>> {
+    async fn next(&self, host: &str, question: &Question, wait: Duration) -> Result<Vec<Sealed>> {
         let controller = &self.controller;
         let until = Instant::now() + wait;
         let generation = controller.hosts().generation(host);
-        let arrivals = controller.lanes().arrivals(host, classes);
+        let arrivals = controller.lanes().arrivals(host, &question.classes);
         loop {
             let arrived: Vec<_> =
                 arrivals.iter().map(|arrived| Box::pin(arrived.notified())).collect();
             if controller.hosts().generation(host) != generation {
+                // What arrived is for somebody who is still there.
+                arrivals.iter().for_each(|arrived| arrived.notify_one());
                 return Ok(Vec::new());
             }
-            let tasks = controller.hand_out(host, holds, classes)?;
+            let tasks = controller.hand_out(host, question)?;
             if !tasks.is_empty() || arrived.is_empty() || wait.is_zero() {
                 return Ok(tasks);
             }
@@ -172,14 +172,9 @@ impl AgentDesk {
 }
 
 impl Controller {
-    fn hand_out(
-        &self,
-        host: &str,
-        holds: &HashSet<Uuid>,
-        classes: &[Access],
-    ) -> Result<Vec<Sealed>> {
+    fn hand_out(&self, host: &str, question: &Question) -> Result<Vec<Sealed>> {
         let (mut tasks, mut bytes, mut failed) = (Vec::new(), 0, None);
-        self.lanes().next(host, holds, classes, ROOM, |open| {
+        self.lanes().next(host, question, |open| {
             let left = self.clock.left(&open.record.job.deadline);
             match open.record.seal(host, left) {
                 Ok(body) if tasks.is_empty() || bytes + body.len() <= BYTES => {

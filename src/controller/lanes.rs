@@ -67,13 +67,25 @@ struct Slot {
     missing: BTreeSet<String>,
 }
 
+/// What a host asks for.
+pub(super) struct Question {
+    pub(super) holds: HashSet<Uuid>,
+    pub(super) classes: Vec<Access>,
+    /// How many tasks of each class.
+    pub(super) most: usize,
+    /// Its number among the questions of this host.
+    pub(super) asked: u64,
+}
+
 #[derive(Default)]
 struct Lane {
     /// What is left, by class, in order of id.
     classes: [BTreeSet<Uuid>; 3],
-    /// What was handed out and may have been begun.
-    held: HashSet<Uuid>,
-    /// One for each class: what arrives wakes only who asks for it.
+    /// What was handed out and may have been begun, and after how many questions it was.
+    held: HashMap<Uuid, u64>,
+    /// How many questions there were.
+    asked: u64,
+    /// One for each class: what arrives wakes one who asks for it.
     arrived: [Arc<Notify>; 3],
     stored: usize,
 }
@@ -132,7 +144,7 @@ impl Lanes {
             let lane = self.hosts.entry(host.clone()).or_default();
             lane.classes[class(open.class)].insert(id);
             lane.stored += usize::from(open.is_stored);
-            lane.arrived[class(open.class)].notify_waiters();
+            lane.arrived[class(open.class)].notify_one();
         }
         if open.is_stored {
             self.holding.insert(revision, id);
@@ -249,7 +261,7 @@ impl Lanes {
         let Some(slot) = self.open.get(&id) else { return };
         for host in &slot.missing {
             if let Some(lane) = self.hosts.get_mut(host) {
-                lane.held.insert(id);
+                lane.held.insert(id, 0);
             }
         }
     }
@@ -264,36 +276,57 @@ impl Lanes {
         self.open.get(&id).map(|slot| slot.open.clone())
     }
 
-    /// Takes up to `room` tasks of each class of `classes` that `host` does not hold, in order
-    /// of submission, for as long as `take` agrees. What of these classes it does not hold was
-    /// lost on the way.
+    /// Counts a question of `host` in.
+    pub(super) fn asked(&mut self, host: &str) -> u64 {
+        let lane = self.hosts.entry(host.to_owned()).or_default();
+        lane.asked += 1;
+        lane.asked
+    }
+
+    /// Takes the tasks that a question of `host` asks for, in order of submission, for as long as
+    /// `take` agrees. What was handed out before it was asked, and is not held, was lost on the
+    /// way.
     pub(super) fn next(
         &mut self,
         host: &str,
-        holds: &HashSet<Uuid>,
-        classes: &[Access],
-        room: usize,
+        question: &Question,
         mut take: impl FnMut(&Open) -> bool,
     ) {
+        let Question { holds, classes, most, asked: number } = question;
         let Some(lane) = self.hosts.get_mut(host) else { return };
         // Questions for other classes may be on their way, answered and not yet counted in.
         let asked =
             |id: &Uuid| classes.iter().any(|access| lane.classes[class(*access)].contains(id));
-        let lost: Vec<_> =
-            lane.held.iter().filter(|id| asked(id) && !holds.contains(id)).copied().collect();
+        let is_lost = |id: &Uuid, after: u64| after < *number && asked(id) && !holds.contains(id);
+        let lost: Vec<_> = lane
+            .held
+            .iter()
+            .filter(|(id, after)| is_lost(id, **after))
+            .map(|(id, _)| *id)
+            .collect();
         for id in lost {
             lane.held.remove(&id);
         }
-        let is_left = |id: &&Uuid| lane.classes.iter().any(|left| left.contains(id));
-        lane.held.extend(holds.iter().filter(is_left));
+        for id in holds {
+            if lane.classes.iter().any(|left| left.contains(id)) {
+                lane.held.entry(*id).or_insert(0);
+            }
+        }
         for access in classes {
-            let free = lane.classes[class(*access)].iter().filter(|id| !holds.contains(id));
-            for id in free.take(room) {
+            let mut left = *most;
+            for id in &lane.classes[class(*access)] {
+                if left == 0 {
+                    break;
+                }
+                if lane.held.contains_key(id) {
+                    continue;
+                }
                 let Some(slot) = self.open.get(id) else { continue };
                 if !take(&slot.open) {
                     return;
                 }
-                lane.held.insert(*id);
+                left -= 1;
+                lane.held.insert(*id, lane.asked);
             }
         }
     }
@@ -309,7 +342,7 @@ impl Lanes {
         let mut hosts = Vec::new();
         for host in &slot.missing {
             let Some(lane) = self.hosts.get_mut(host) else { continue };
-            if !lane.held.contains(&id) && lane.leave(&slot.open) {
+            if !lane.held.contains_key(&id) && lane.leave(&slot.open) {
                 hosts.push(host.clone());
             }
         }
@@ -343,14 +376,14 @@ impl Lanes {
     /// What an object of that name held when the job was made that `host` needs it for.
     pub(super) fn pinned(&self, host: &str, name: &str) -> Option<String> {
         let held = &self.hosts.get(host)?.held;
-        let mut jobs = held.iter().filter_map(|id| self.open.get(id));
+        let mut jobs = held.keys().filter_map(|id| self.open.get(id));
         jobs.find_map(|slot| slot.open.record.objects.get(name))
             .map(|content| content.digest.clone())
     }
 
     /// Whether `host` was handed `id` and may have begun.
     pub(super) fn is_held(&self, host: &str, id: Uuid) -> bool {
-        self.hosts.get(host).is_some_and(|lane| lane.held.contains(&id))
+        self.hosts.get(host).is_some_and(|lane| lane.held.contains_key(&id))
     }
 
     pub(super) fn is_missing(&self, id: Uuid, host: &str) -> bool {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::*;
 use crate::error::{Error, Kind};
 use crate::job::{Job, Options, Outcome, Report, Task};
-use crate::link::{About, Answer, Ask, Desk};
+use crate::link::{About, Answer, Ask, Desk, Next};
 use crate::op::Access;
 use crate::ops;
 use crate::permission::Role;
@@ -97,13 +97,13 @@ impl Agent {
 
     async fn hello(&mut self) -> Result<Answer> {
         let about = Some(Box::new(self.about.clone()));
-        let (holds, classes) = (self.holds.clone(), Vec::new());
-        self.desk.answer(Ask::Next { holds, classes, about, wait_ms: 0 }).await
+        let holds = self.holds.clone();
+        self.desk.answer(Ask::Next(Next { holds, about, ..Next::default() })).await
     }
 
     async fn next_of(&mut self, classes: &[Access], wait_ms: u64) -> Vec<Task> {
         let (holds, classes) = (self.holds.clone(), classes.to_vec());
-        let ask = Ask::Next { holds, classes, about: None, wait_ms };
+        let ask = Ask::Next(Next { holds, classes, wait_ms, ..Next::default() });
         let Answer::Tasks { tasks, .. } = self.desk.answer(ask).await.unwrap() else {
             panic!("not tasks");
         };

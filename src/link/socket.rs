@@ -31,12 +31,14 @@ pub struct SocketLink {
     path: PathBuf,
     peer_uid: u32,
     open: Option<(UnixStream, Vec<u8>)>,
+    /// How long the open stream waits for an answer.
+    patience: Duration,
 }
 
 impl SocketLink {
     /// The process that listens at `path` must run as `peer_uid`.
     pub fn new(path: impl Into<PathBuf>, peer_uid: u32) -> Self {
-        Self { path: path.into(), peer_uid, open: None }
+        Self { path: path.into(), peer_uid, open: None, patience: Duration::ZERO }
     }
 
     fn connect(&self) -> Result<UnixStream> {
@@ -55,12 +57,18 @@ impl Link for SocketLink {
         // Taken out, and so closed, if anything goes wrong.
         let (mut stream, mut buffer) = match self.open.take() {
             Some(open) => open,
-            None => (self.connect()?, Vec::new()),
+            None => {
+                self.patience = Duration::ZERO;
+                (self.connect()?, Vec::new())
+            }
         };
-        let wait = if let Ask::Next { wait_ms, .. } = ask { *wait_ms } else { 0 };
+        let wait = if let Ask::Next(next) = ask { next.wait_ms } else { 0 };
         let patience = PATIENCE + Duration::from_millis(wait);
-        stream.set_read_timeout(Some(patience)).map_err(broken)?;
-        stream.set_write_timeout(Some(PATIENCE)).map_err(broken)?;
+        if self.patience != patience {
+            stream.set_read_timeout(Some(patience)).map_err(broken)?;
+            stream.set_write_timeout(Some(PATIENCE)).map_err(broken)?;
+            self.patience = patience;
+        }
         stream.write_all(&frame(ask)?).map_err(broken)?;
         let answer: Result<Answer, ErrorBody> = loop {
             if let Some(answer) = take(&mut buffer)? {
@@ -97,7 +105,7 @@ pub async fn serve(
                 return if rest == 0 { Ok(()) } else { Err(refused("the last frame is cut off")) };
             }
         };
-        let waits = matches!(ask, Ask::Next { .. });
+        let waits = matches!(ask, Ask::Next(_));
         let answer = desk.answer(ask);
         let answer = if waits {
             tokio::select! {

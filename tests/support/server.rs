@@ -15,7 +15,7 @@ use osapi::clock::Clock;
 use osapi::controller::{Controller, Limits, Setup, Shared};
 use osapi::error::{Error, Result};
 use osapi::job::{Outcome, Report, Task, decode};
-use osapi::link::{About, Answer, Ask, Desk};
+use osapi::link::{About, Answer, Ask, Desk, Next};
 use osapi::op;
 use osapi::store::objects::Files;
 use osapi::store::redb::RedbStore;
@@ -168,7 +168,9 @@ async fn agent(controller: Shared, script: Script, known: oneshot::Sender<()>) {
         let classes = vec![op::Access::Read, op::Access::Write, op::Access::Execute];
         // The first question is answered at once, so that the host is known.
         let wait_ms = if known.is_some() { 0 } else { 60_000 };
-        let ask = Ask::Next { holds: holds.clone(), classes, about: about.take(), wait_ms };
+        let (now_held, about) = (holds.clone(), about.take());
+        let next = Next { holds: now_held, classes, about, wait_ms, ..Next::default() };
+        let ask = Ask::Next(next);
         let Ok(Answer::Tasks { tasks, .. }) = desk.answer(ask).await else { return };
         if let Some(known) = known.take() {
             let _ = known.send(());

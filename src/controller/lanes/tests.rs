@@ -37,7 +37,9 @@ fn report(open: &Open) -> Report {
 fn next(lanes: &mut Lanes, host: &str, holds: &[Uuid], classes: &[Access]) -> Vec<Uuid> {
     let mut taken = Vec::new();
     let holds = holds.iter().copied().collect();
-    lanes.next(host, &holds, classes, 64, |open| {
+    let (classes, asked) = (classes.to_vec(), lanes.asked(host));
+    let question = Question { holds, classes, most: 64, asked };
+    lanes.next(host, &question, |open| {
         taken.push(open.id);
         true
     });
@@ -113,4 +115,23 @@ fn only_what_was_never_handed_out_expires_at_once() {
     assert!(lanes.is_missing(open.id, "a") && !lanes.is_missing(open.id, "b"));
     lanes.expire(|_| true, |_| true);
     assert!(open.so_far.borrow().is_over);
+}
+
+#[test]
+fn of_two_questions_that_wait_only_one_is_answered_with_a_task() {
+    let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+    let asked = [(); 2].map(|()| lanes.asked("a"));
+    let read = open(&mut ids, Access::Read, &["a"]);
+    admit(&mut lanes, &read, 1);
+    let mut taken = Vec::new();
+    for asked in asked {
+        let (holds, classes) = (HashSet::new(), vec![Access::Read]);
+        lanes.next("a", &Question { holds, classes, most: 1, asked }, |open| {
+            taken.push(open.id);
+            true
+        });
+    }
+    assert_eq!(taken, [read.id]);
+    // Whoever asks after that without holding it has never got it.
+    assert_eq!(next(&mut lanes, "a", &[], &[Access::Read]), [read.id]);
 }

@@ -1,0 +1,67 @@
+//! What only looks. Nothing is stored for it, so what came of it travels with the next question,
+//! and a task costs one message each way.
+//!
+//! Each worker has a connection of its own and asks for one task at a time.
+
+use std::mem::take;
+
+use super::lane::{Taken, take as open};
+use super::link::Asker;
+use super::{POLL, Shared, carry};
+use crate::error::Kind;
+use crate::job::Report;
+use crate::link::{Answer, Ask, Link};
+use crate::op::Access;
+
+/// Works until the agent stops, on a thread that from now on can do nothing else than look.
+pub(super) fn work<L: Link + 'static>(agent: &Shared<L>, link: L) {
+    if let Err(error) = agent.executor().only_look() {
+        tracing::error!(%error, "reads are not kept from writing");
+    }
+    let (mut link, mut done) = (Asker::new(link), Vec::new());
+    while !agent.is_stopping() {
+        for taken in ask(agent, &mut link, &mut done) {
+            if !agent.begin() {
+                return;
+            }
+            // This thread may only look; what confirms or reverts comes with what looks.
+            if !carry::only_looks(&taken.task) {
+                agent.confirmations.push(taken);
+                continue;
+            }
+            let Some(report) = carry::out(agent, taken) else { return agent.give_up() };
+            // Should it be lost on the way, looking again does no harm.
+            agent.let_go(std::iter::once(&report.report));
+            done.push(report.report);
+        }
+    }
+}
+
+/// The next task, if there is one before long; says what was done.
+fn ask<L: Link + 'static>(
+    agent: &Shared<L>,
+    link: &mut Asker<L>,
+    done: &mut Vec<Report>,
+) -> Vec<Taken> {
+    let mut ask = agent.next(vec![Access::Read], POLL);
+    if let Ask::Next(next) = &mut ask {
+        (next.most, next.done) = (1, take(done));
+    }
+    match link.ask(agent, &mut ask) {
+        // Heads are for one connection to keep: from several they come out of order.
+        Ok(Answer::Tasks { tasks, heads: _ }) => {
+            return tasks.iter().filter_map(|task| open(agent, task)).collect();
+        }
+        Ok(_) => tracing::error!("a question for work was answered with something else"),
+        Err(error) => {
+            let is_lost = matches!(error.kind(), Kind::Unavailable | Kind::Timeout | Kind::Busy);
+            if let Ask::Next(next) = ask
+                && is_lost
+            {
+                *done = next.done;
+            }
+            agent.trouble.wait(&error);
+        }
+    }
+    Vec::new()
+}
