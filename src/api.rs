@@ -5,7 +5,7 @@
 //! it, also when the client hangs up meanwhile.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -60,7 +60,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 pub struct Api {
     controller: Shared,
-    gate: Gate,
+    gate: RwLock<Arc<Gate>>,
     /// How long a call waits for hosts where the caller did not say.
     patience: Duration,
     routes: Router<Vec<(Method, Place)>>,
@@ -115,13 +115,26 @@ impl Api {
     pub fn new(controller: Shared, access: Access, patience: Duration) -> Result<Arc<Self>> {
         Ok(Arc::new(Self {
             controller,
-            gate: Gate::new(access)?,
+            gate: RwLock::new(Arc::new(Gate::new(access)?)),
             patience,
             routes: routes()?,
             metrics: Metrics::new()?,
             slots: Slots::default(),
             openapi: OnceLock::new(),
         }))
+    }
+
+    /// From now on `access` says who may do what, also on connections that are open.
+    pub async fn allow(&self, access: Access) -> Result<()> {
+        // Looking up names may take a while.
+        let gate = tokio::task::spawn_blocking(|| Gate::new(access)).await;
+        let gate = Arc::new(gate.unwrap_or_else(|_| Err(panicked()))?);
+        *self.gate.write().unwrap_or_else(PoisonError::into_inner) = gate;
+        Ok(())
+    }
+
+    fn gate(&self) -> Arc<Gate> {
+        self.gate.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn respond(

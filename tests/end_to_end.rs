@@ -190,6 +190,14 @@ fn a_second_daemon_says_so_and_goes() {
     let socket = appliance.dir().join("other/osapi.sock");
     let second = said(elsewhere.env("OSAPI_CONTROLLER_SOCKET", socket).output().unwrap());
     assert!(second.contains("another osapi (pid "), "{second}");
+    let mut beside = osapi(&appliance, &["start"]);
+    let socket = appliance.dir().join("beside/osapi.sock");
+    let state = appliance.dir().join("beside/state");
+    beside.env("OSAPI_CONTROLLER_SOCKET", &socket).env("OSAPI_CONTROLLER_STATE_DIR", state);
+    let second = said(beside.output().unwrap());
+    assert!(second.contains("osapi: another agent works with"), "{second}");
+    let hint = format!("os get --url unix://{}`", socket.display());
+    assert!(second.contains(&hint), "{second}");
     let agent = said(osapi(&appliance, &["agent", "start"]).output().unwrap());
     assert!(agent.contains("agent"), "{agent}");
     assert!(appliance.is_ready(), "the first goes on");
@@ -364,6 +372,16 @@ fn sighup_reads_the_configuration_again() {
     std::fs::write(&config, format!("{text}nonsense: true\n")).unwrap();
     daemon.signal(Signal::HUP);
     until("it is refused", || log().contains("the old configuration stays").then_some(()));
+    let group = format!("{text}debug: true\n").replacen(
+        "controller:\n",
+        "controller:\n  groups:\n    \"54321\": boss\n",
+        1,
+    );
+    std::fs::write(&config, group).unwrap();
+    daemon.signal(Signal::HUP);
+    until("a role that there is not is refused", || {
+        (log().matches("stay").count() > 1).then_some(())
+    });
     std::fs::write(&config, format!("debug: true\n{text}")).unwrap();
     daemon.signal(Signal::HUP);
     until("it is taken", || log().contains("took the log level").then_some(()));

@@ -144,6 +144,52 @@ fn members_of_a_group_may_what_its_role_may() {
     assert_eq!(server.records(), before);
 }
 
+/// Reads one answer off a connection that stays open; its status.
+fn next(stream: &mut UnixStream) -> u16 {
+    let mut bytes = Vec::new();
+    loop {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        bytes.extend(byte);
+        if bytes.ends_with(b"\r\n\r\n") {
+            break;
+        }
+    }
+    let reply = Reply::parse(&bytes).unwrap();
+    let length = reply.header("content-length").unwrap().parse().unwrap();
+    stream.read_exact(&mut vec![0; length]).unwrap();
+    reply.status
+}
+
+#[test]
+fn what_groups_may_changes_on_open_connections_too() {
+    let granted = |role: &str| Access {
+        groups: [(READERS.to_string(), role.to_owned())].into(),
+        ..Access::default()
+    };
+    let server = Server::start(Config { access: granted("read"), ..Config::default() });
+    let (socket, api) = (server.socket(), server.api.clone());
+    let allow = |access| {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(api.allow(access))
+    };
+    as_account(STRANGER, &[READERS], || {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        let mut status = || {
+            let request = b"GET /api/node/_any/os HTTP/1.1\r\nhost: x\r\n\r\n";
+            stream.write_all(request).unwrap();
+            next(&mut stream)
+        };
+        assert_eq!(status(), 200);
+        assert!(allow(granted("boss")).is_err());
+        assert_eq!(status(), 200);
+        allow(Access::default()).unwrap();
+        assert_eq!(status(), 403);
+        allow(granted("write")).unwrap();
+        assert_eq!(status(), 200);
+    });
+}
+
 #[test]
 fn bodies_that_are_not_what_they_should_be_change_nothing() {
     let server = Server::start(Config::default());

@@ -50,6 +50,7 @@ pub struct Gate {
 pub struct Peer {
     pub caller: Arc<Caller>,
     pub uid: u32,
+    pub groups: Arc<[u32]>,
     /// Whether it may read `/metrics`, whatever its permissions.
     pub reads_metrics: bool,
 }
@@ -90,7 +91,8 @@ impl Gate {
         Ok(self.admit(credentials.uid(), &groups))
     }
 
-    fn admit(&self, uid: u32, groups: &[u32]) -> Peer {
+    /// Whoever has this number and these groups.
+    pub fn admit(&self, uid: u32, groups: &[u32]) -> Peer {
         let mut held: Vec<&str> = if self.admins.contains(&uid) {
             vec![Role::Admin.as_str()]
         } else {
@@ -114,7 +116,7 @@ impl Gate {
         };
         let reads_metrics = caller.may(Some(Permission::HealthRead))
             || self.metrics_group.is_some_and(|gid| groups.contains(&gid));
-        Peer { caller: Arc::new(caller), uid, reads_metrics }
+        Peer { caller: Arc::new(caller), uid, groups: groups.into(), reads_metrics }
     }
 
     fn name(&self, uid: u32) -> String {

@@ -11,7 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::Api;
-use super::auth::Peer;
+use super::auth::{Gate, Peer};
 use super::problem;
 use super::wire::{self, Wire};
 use crate::error::{Kind, Result};
@@ -98,7 +98,8 @@ impl Api {
     }
 
     fn admit(self: &Arc<Self>, stream: UnixStream, caps: Caps) {
-        let peer = match self.gate.peer(&stream) {
+        let gate = self.gate();
+        let peer = match gate.peer(&stream) {
             Ok(peer) => peer,
             Err(error) => return hang_up(&stream, error.kind(), &error.to_string()),
         };
@@ -107,14 +108,18 @@ impl Api {
             return hang_up(&stream, Kind::Busy, "too many connections; close some and try again");
         }
         let slot = Slot { api: self.clone(), uid: peer.uid };
-        tokio::spawn(async move { slot.api.clone().talk(stream, peer, &slot).await });
+        tokio::spawn(async move { slot.api.clone().talk(stream, gate, peer, &slot).await });
     }
 
-    async fn talk(self: Arc<Self>, stream: UnixStream, peer: Peer, _slot: &Slot) {
+    async fn talk(self: Arc<Self>, stream: UnixStream, gate: Arc<Gate>, peer: Peer, _slot: &Slot) {
         let (wire, head) = Wire::new(stream);
-        let (api, who) = (&self, &peer);
+        let api = &self;
         let service = service_fn(|request| {
-            let (api, peer, head) = (api.clone(), who.clone(), head.clone());
+            // What was taken from a group is taken from its open connections, too.
+            let now = api.gate();
+            let is_same = Arc::ptr_eq(&now, &gate);
+            let peer = if is_same { peer.clone() } else { now.admit(peer.uid, &peer.groups) };
+            let (api, head) = (api.clone(), head.clone());
             async move { Ok::<_, Infallible>(api.respond(request, peer, head).await) }
         });
         let connection = http1::Builder::new()

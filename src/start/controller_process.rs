@@ -3,14 +3,14 @@
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use sd_notify::NotifyState;
 use tokio::process::{Child, Command};
-use tokio::sync::Semaphore;
 use tokio::sync::watch::{Receiver, channel};
+use tokio::sync::{Semaphore, mpsc};
 
 use super::agent_process::PARENT;
 use super::listen::{Bound, inherited, listen};
@@ -21,7 +21,7 @@ use crate::cli::Server;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::controller::{Controller, Limits, Setup, Shared};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::store::Bounds;
 use crate::store::objects::Files;
 use crate::store::redb::RedbStore;
@@ -35,6 +35,8 @@ const AGAIN_FIRST: Duration = Duration::from_millis(200);
 const AGAIN_LAST: Duration = Duration::from_secs(10);
 /// How long an agent has to run to count as well.
 const WELL: Duration = Duration::from_secs(30);
+/// How often closed connections are told of.
+const TELL_CLOSED: Duration = Duration::from_mins(1);
 /// How long answers may take to be written once their work is done.
 const LAST_ANSWERS: Duration = Duration::from_millis(200);
 
@@ -65,19 +67,25 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
         let answering = tokio::spawn(answer_agents(agent_socket, controller.clone(), agent_uid));
         let serving = tokio::spawn(serve(api.clone(), api_socket));
         let (end_child, ended) = channel(false);
-        let child = with_agent
-            .then(|| tokio::spawn(supervise(child_arguments(server), paths.clone(), ended)));
+        let (give_up, mut given_up) = mpsc::channel(1);
+        let child = with_agent.then(|| {
+            tokio::spawn(supervise(child_arguments(server), paths.clone(), ended, give_up))
+        });
         tokio::spawn(feed_watchdog());
         greet(&paths);
-        loop {
-            match signals.next().await {
-                Wish::Stop => break,
+        let outcome = loop {
+            let wish = tokio::select! {
+                wish = signals.next() => wish,
+                Some(error) = given_up.recv() => break Err(error),
+            };
+            match wish {
+                Wish::Stop => break Ok(()),
                 Wish::Reload => match super::load(server) {
-                    Ok(new) => reload(&config, &new.config, &volume),
+                    Ok(new) => reload(&config, &new.config, with_agent, &volume, &api).await,
                     Err(error) => tracing::error!("the old configuration stays: {error}"),
                 },
             }
-        }
+        };
 
         notify(&[NotifyState::Stopping]);
         tracing::info!("stopping: nothing new is accepted");
@@ -92,7 +100,7 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
         answering.abort();
         controller.stop().await;
         tracing::info!("stopped");
-        Ok(())
+        outcome
     })
 }
 
@@ -127,6 +135,7 @@ async fn open(config: &Config, paths: &Paths) -> Result<Shared> {
     .await
 }
 
+/// `own_is_admin` is so under `osapi start`, whose user the host belongs to.
 fn access(config: &Config, own_is_admin: bool) -> Access {
     let controller = &config.controller;
     let roles = controller.api.security.roles.iter();
@@ -149,6 +158,7 @@ async fn serve(api: Arc<Api>, bound: Bound) {
 /// Answers whoever connects as the agent's user.
 async fn answer_agents(bound: Bound, controller: Shared, uid: u32) {
     let room = Arc::new(Semaphore::new(AGENT_CONNECTIONS));
+    let closed = Arc::new(Closed::default());
     loop {
         let Ok(place) = room.clone().acquire_owned().await else { return };
         let stream = match bound.listener.accept().await {
@@ -161,13 +171,14 @@ async fn answer_agents(bound: Bound, controller: Shared, uid: u32) {
         };
         let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).unwrap_or_default();
         let desk = controller.agent(uid, pid);
+        let closed = closed.clone();
         tokio::spawn(async move {
             if let Err(error) = link::serve(stream, uid, desk).await {
                 match error.kind() {
                     Kind::Unavailable => {
                         tracing::debug!(%error, pid, "an agent's connection ended");
                     }
-                    _ => tracing::warn!(%error, pid, "an agent's connection was closed"),
+                    _ => closed.tell(&error, pid),
                 }
             }
             drop(place);
@@ -175,9 +186,42 @@ async fn answer_agents(bound: Bound, controller: Shared, uid: u32) {
     }
 }
 
-/// Runs the agent, again whenever it ends, until told to end it.
-async fn supervise(server: Vec<OsString>, paths: Paths, mut end: Receiver<bool>) {
+/// Connections that were closed for what came over them. Anybody may connect, so that they are
+/// told once in a while only.
+#[derive(Default)]
+struct Closed(Mutex<(Option<Instant>, u64)>);
+
+impl Closed {
+    fn tell(&self, error: &Error, pid: i32) {
+        if let Some(count) = self.count(Instant::now()) {
+            tracing::warn!(%error, pid, count, "an agent's connection was closed");
+        }
+    }
+
+    /// How many there were since it was last told, if it is time to tell.
+    fn count(&self, now: Instant) -> Option<u64> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (told, count) = &mut *state;
+        *count += 1;
+        if told.is_some_and(|told| now.saturating_duration_since(told) < TELL_CLOSED) {
+            return None;
+        }
+        *told = Some(now);
+        Some(std::mem::take(count))
+    }
+}
+
+/// Runs the agent, again whenever it ends, until told to end it. Gives up where another agent has
+/// its place from the start, for longer than one that was orphaned takes to end.
+async fn supervise(
+    server: Vec<OsString>,
+    paths: Paths,
+    mut end: Receiver<bool>,
+    give_up: mpsc::Sender<Error>,
+) {
     let mut pause = AGAIN_FIRST;
+    let first = Instant::now();
+    let mut has_place = false;
     loop {
         let began = Instant::now();
         match start_agent(&server, &paths) {
@@ -188,6 +232,18 @@ async fn supervise(server: Vec<OsString>, paths: Paths, mut end: Receiver<bool>)
                 };
                 if began.elapsed() > WELL {
                     pause = AGAIN_FIRST;
+                }
+                let is_taken =
+                    |status: &ExitStatus| status.code() == Some(Kind::Conflict.exit().into());
+                has_place |= !status.as_ref().is_ok_and(is_taken);
+                if !has_place && first.elapsed() > AGENT_END {
+                    let state = paths.agent_state.display();
+                    let message = format!(
+                        "another agent works with {state}; end it first, or set agent.state_dir"
+                    );
+                    // Where nobody hears it, all ends anyway.
+                    drop(give_up.send(Error::new(Kind::Conflict, message)).await);
+                    return;
                 }
                 let status = status.map_or_else(|error| error.to_string(), describe);
                 tracing::error!("the agent ended ({status}); starting it again in {pause:?}");
@@ -272,22 +328,52 @@ fn greet(paths: &Paths) {
     let socket = paths.socket.display();
     let program = std::env::args().next().unwrap_or_else(|| "osapi".to_owned());
     tracing::info!("listening at {socket}");
-    tracing::info!("try `{program} os get` in a second terminal");
+    let is_found = paths.is_usual();
+    let place = if is_found { String::new() } else { format!(" --url unix://{socket}") };
+    tracing::info!("try `{program} os get{place}` in a second terminal");
     tracing::info!("or `curl --unix-socket {socket} http://localhost/api/node/_any/os`");
     let status = format!("Listening at {socket}");
     notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
 }
 
 /// Takes over what may change while the process runs, and names what may not.
-fn reload(old: &Config, new: &Config, volume: &telemetry::Volume) {
+async fn reload(
+    old: &Config,
+    new: &Config,
+    with_agent: bool,
+    volume: &telemetry::Volume,
+    api: &Api,
+) {
     volume.set(new.debug);
+    if let Err(error) = api.allow(access(new, with_agent)).await {
+        tracing::error!("the old groups and roles stay: {error}");
+        return;
+    }
     let mut rest = new.clone();
     rest.debug = old.debug;
+    rest.controller.groups.clone_from(&old.controller.groups);
+    rest.controller.metrics.group.clone_from(&old.controller.metrics.group);
+    rest.controller.api.security.clone_from(&old.controller.api.security);
     if rest == *old {
-        tracing::info!("took the log level from the configuration");
+        tracing::info!("took the log level, groups and roles from the configuration");
     } else {
         tracing::warn!(
-            "took the log level from the configuration; the rest of what changed needs a restart"
+            "took the log level, groups and roles from the configuration; the rest of what \
+             changed needs a restart"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_connects_again_and_again_fills_no_log() {
+        let (closed, now) = (Closed::default(), Instant::now());
+        assert_eq!(closed.count(now), Some(1));
+        assert!((0..1000).all(|_| closed.count(now).is_none()));
+        assert_eq!(closed.count(now + TELL_CLOSED), Some(1001));
+        assert_eq!(closed.count(now + TELL_CLOSED), None);
     }
 }

@@ -44,6 +44,13 @@ impl Paths {
     }
 }
 
+impl Paths {
+    /// Whether the own user's command line finds the socket by itself.
+    pub(super) fn is_usual(&self) -> bool {
+        self.socket == run_dir().join(SOCKET)
+    }
+}
+
 /// Where the own user's sockets are.
 pub(super) fn run_dir() -> PathBuf {
     let uid = own_uid();

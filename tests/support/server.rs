@@ -34,6 +34,7 @@ pub(crate) type Script = fn(&Task) -> Option<Result<Value>>;
 /// Serves from a thread of its own until dropped.
 pub(crate) struct Server {
     pub(crate) dir: TempDir,
+    pub(crate) api: Arc<Api>,
     store: Arc<RedbStore>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -78,18 +79,19 @@ impl Server {
                 std::fs::set_permissions(&socket, open).unwrap();
                 let Config { access, caps, patience, script } = config;
                 let api = Api::new(controller.clone(), access, patience).unwrap();
-                let serving = tokio::spawn(async move { api.serve(listener, caps).await });
+                let served = api.clone();
+                let serving = tokio::spawn(async move { served.serve(listener, caps).await });
                 let (known, is_known) = oneshot::channel();
                 tokio::spawn(agent(controller.clone(), script, known));
                 is_known.await.unwrap();
-                ready.send(()).unwrap();
+                ready.send(api).unwrap();
                 let _ = stopped.await;
                 serving.abort();
                 controller.stop().await;
             });
         });
-        is_ready.recv().unwrap();
-        Self { dir, store, stop: Some(stop), thread: Some(thread) }
+        let api = is_ready.recv().unwrap();
+        Self { dir, api, store, stop: Some(stop), thread: Some(thread) }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
