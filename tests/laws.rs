@@ -237,6 +237,17 @@ fn what_others_made_is_not_overwritten() {
 }
 
 #[test]
+fn a_neighbour_is_left_alone_whatever_it_is_called() {
+    let host = TestHost::new();
+    host.run("a", "file.deploy.execute", &deploy("motd", "/etc/.osapi-motd", "0644")).unwrap();
+    host.write("/etc/.osapi-banner", "precious\n");
+    let neighbours = [host.read("/etc/.osapi-motd"), host.read("/etc/.osapi-banner")];
+    host.run("b", "file.deploy.execute", &deploy("motd", "/etc/motd", "0644")).unwrap();
+    host.run("c", "test.banner", &json!("mine")).unwrap();
+    assert_eq!([host.read("/etc/.osapi-motd"), host.read("/etc/.osapi-banner")], neighbours);
+}
+
+#[test]
 fn what_others_built_upon_is_not_undone() {
     let host = TestHost::new();
     host.run("a", "file.deploy.execute", &deploy("motd", "/etc/motd", "0644")).unwrap();

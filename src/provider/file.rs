@@ -7,7 +7,8 @@
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value as Json};
 
 use crate::error::{Error, Kind, Problem, Result};
@@ -72,6 +73,9 @@ const NO_FILES: [&str; 3] = ["/proc", "/sys", "/dev"];
 /// there about a change must not be part of one.
 const OWN: [&str; 2] = ["/var/lib/osapi", "/run/osapi"];
 
+const NO_TEMPLATES: &str =
+    "templates cannot be rendered yet; deploy the rendered content as raw, without vars";
+
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Deploy {
@@ -92,9 +96,12 @@ pub struct Deploy {
     #[schemars(with = "AccountName")]
     group: Option<AccountName>,
     /// `raw`: the content as it is. `template` is refused until templates can be rendered.
+    #[serde(deserialize_with = "raw")]
+    #[expect(dead_code, reason = "taken to be refused")]
     content_type: ContentType,
     /// Variables of a template; refused unless empty until templates can be rendered.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "no_variables")]
+    #[expect(dead_code, reason = "taken to be refused")]
     vars: Map<String, Json>,
 }
 
@@ -140,7 +147,6 @@ enum Likeness {
 }
 
 fn deploy(host: &View, params: &Deploy) -> Result<Want> {
-    refuse_templates(params)?;
     let Deploy { object_name, path, mode, owner, group, .. } = params;
     admit(host, path)?;
     let owner = account(host, "/etc/passwd", "owner", owner.as_ref())?;
@@ -182,23 +188,17 @@ fn status(host: &View, ByPath { path }: &ByPath) -> Result<FileStatus> {
     Ok(answer(status, sha256))
 }
 
-fn refuse_templates(params: &Deploy) -> Result<()> {
-    let problem = |pointer: &str| Problem {
-        pointer: pointer.to_owned(),
-        message: "templates cannot be rendered yet".to_owned(),
-    };
-    let mut problems = Vec::new();
-    if params.content_type == ContentType::Template {
-        problems.push(problem("/content_type"));
+/// Refuses templates where requests are parsed, so that no job is made of one.
+fn raw<'de, D: Deserializer<'de>>(from: D) -> Result<ContentType, D::Error> {
+    match ContentType::deserialize(from)? {
+        ContentType::Raw => Ok(ContentType::Raw),
+        ContentType::Template => Err(D::Error::custom(NO_TEMPLATES)),
     }
-    if !params.vars.is_empty() {
-        problems.push(problem("/vars"));
-    }
-    if problems.is_empty() {
-        return Ok(());
-    }
-    let message = "cannot render templates yet; deploy the rendered content as raw";
-    Err(Error::new(Kind::InvalidInput, message).with_problems(problems))
+}
+
+fn no_variables<'de, D: Deserializer<'de>>(from: D) -> Result<Map<String, Json>, D::Error> {
+    let given = Map::deserialize(from)?;
+    if given.is_empty() { Ok(given) } else { Err(D::Error::custom(NO_TEMPLATES)) }
 }
 
 /// Refuses places where a file would do something else than be there.

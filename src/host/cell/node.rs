@@ -3,12 +3,11 @@
 //! A file is content, mode and owner. One that has more than that, such as a second name or an
 //! access list, is refused rather than replaced, because an undo could not bring it back.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode as Permissions, OFlags, Stat};
@@ -119,8 +118,8 @@ impl CellKind for Node<'_> {
     }
 
     fn sweep(&self, hands: &Hands) {
-        if let Ok((parent, name)) = hands.root.parent(self.0) {
-            sweep(&parent, name);
+        if let Ok((parent, _)) = hands.root.parent(self.0) {
+            let _ = sweep(hands, &parent, self.0);
         }
     }
 
@@ -149,7 +148,7 @@ fn special(path: &str) -> Error {
 
 fn put(hands: &Hands, path: &str, now: &Value, to: &Value, blobs: &Blobs) -> std::io::Result<()> {
     let (parent, name) = hands.root.parent(path)?;
-    let temporary = sweep(&parent, name);
+    let temporary = sweep(hands, &parent, path)?;
     match to {
         Value::Absent => {
             let is_dir = matches!(now, Value::Directory { .. });
@@ -171,7 +170,7 @@ fn put(hands: &Hands, path: &str, now: &Value, to: &Value, blobs: &Blobs) -> std
                 .and_then(|()| Ok(rustix::fs::renameat(&parent, &temporary, &parent, name)?));
             if made.is_err() {
                 // It may be what fills the disk.
-                sweep(&parent, name);
+                sweep(hands, &parent, path)?;
             }
             made?;
         }
@@ -181,7 +180,7 @@ fn put(hands: &Hands, path: &str, now: &Value, to: &Value, blobs: &Blobs) -> std
                 rustix::fs::mkdirat(&parent, &temporary, Permissions::RWXU)?;
             }
             let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let at = if is_new { &temporary } else { name };
+            let at = if is_new { OsStr::new(&temporary) } else { name };
             let dir = File::from(rustix::fs::openat(&parent, at, flags, Permissions::empty())?);
             own(hands, &dir, *mode, owner)?;
             dir.sync_all()?;
@@ -211,16 +210,14 @@ fn own(hands: &Hands, file: &File, mode: Mode, owner: &str) -> std::io::Result<(
     Ok(rustix::fs::fchmod(file, Permissions::from_raw_mode(mode.bits()))?)
 }
 
-/// Removes what an interrupted assignment left, and says how its temporary sibling is called.
-fn sweep(parent: &OwnedFd, name: &OsStr) -> OsString {
-    let mut temporary = OsString::from(".osapi-");
-    if name.len() + temporary.len() > 255 {
-        temporary.push(Digest::of(name.as_bytes()).as_str());
-    } else {
-        temporary.push(name);
-    }
+/// Removes what an interrupted assignment left, and says how its temporary sibling is called: so
+/// that whoever finishes the assignment finds it, and nothing else is ever called like it.
+fn sweep(hands: &Hands, parent: &OwnedFd, path: &str) -> std::io::Result<String> {
+    let key = hands.journal.key().map_err(std::io::Error::other)?;
+    let name = Digest::of([&key[..], path.as_bytes()].concat());
+    let temporary = format!(".osapi-{}", &name.as_str()[..32]);
     for flags in [AtFlags::empty(), AtFlags::REMOVEDIR] {
         let _ = rustix::fs::unlinkat(parent, &temporary, flags);
     }
-    temporary
+    Ok(temporary)
 }
