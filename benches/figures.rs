@@ -418,6 +418,7 @@ fn fill(dir: &Path, unfinished_last: bool) -> String {
                     deadline: clock.deadline(3_600_000),
                     cancelled: None,
                     retried: Vec::new(),
+                    confirmed: None,
                 };
                 let params = json!({ "key": "test.n0", "value": number.to_string() });
                 let (options, objects) = (Options::default(), std::collections::BTreeMap::new());
@@ -427,7 +428,7 @@ fn fill(dir: &Path, unfinished_last: bool) -> String {
                 if !is_open(*number) {
                     let result = json!({ "changed": false, "key": "test.n0" });
                     let outcome = Outcome::Done { result };
-                    let report = Report { job: id.clone(), begun, ended: begun, outcome };
+                    let report = Report::new(id.clone(), begun, begun, outcome);
                     let report = serde_json::to_vec(&report).unwrap();
                     let key = format!("job.{id}.{host}");
                     steps.push(Step::new().put(key, report, Expect::Absent));

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
-use crate::host::Executor;
+use crate::host::{Amendment, Executor};
 use crate::job::Report;
 use crate::link::{About, Ask, Link, Next};
 use crate::op::Access;
@@ -76,6 +76,8 @@ struct Shared<L> {
     /// What became of work that is stored before it is answered.
     lasting: Outbox<L>,
     confirmations: Confirmations,
+    /// The jobs of which is being told that they were taken back.
+    amending: Mutex<BTreeSet<String>>,
     held: Mutex<Held>,
     rested: Condvar,
     trouble: Trouble,
@@ -98,6 +100,7 @@ impl<L: Link + 'static> Agent<L> {
         let shared = Arc::new(Shared {
             lasting: Outbox::new(links()),
             confirmations: Confirmations::default(),
+            amending: Mutex::default(),
             held: Mutex::default(),
             rested: Condvar::new(),
             trouble: Trouble::default(),
@@ -140,6 +143,23 @@ impl<L: Link + 'static> Agent<L> {
 }
 
 impl<L: Link + 'static> Shared<L> {
+    /// Tells which changes stood and were taken back since, until that is answered. What took
+    /// them back may have been another process, or at work before this one.
+    fn amend(&self, at_once: bool) {
+        let amendments = self.executor().amendments().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot look up what was taken back");
+            Vec::new()
+        });
+        for Amendment { job, at, outcome } in amendments {
+            if lock(&self.amending).insert(job.clone()) {
+                tracing::warn!(OSAPI_JOB_ID = job, "a change that stood was taken back");
+                let (outcome, size) = carry::fit(outcome);
+                let report = Report { amends: true, ..Report::new(job, at, at, outcome) };
+                self.lasting.push(self, report, size, at_once);
+            }
+        }
+    }
+
     fn spawn(
         self: &Arc<Self>,
         name: &str,
@@ -218,6 +238,11 @@ impl<L> Shared<L> {
     fn let_go<'a>(&self, reports: impl Iterator<Item = &'a Report>) {
         let mut held = lock(&self.held);
         for report in reports {
+            if report.amends {
+                self.executor().told(&report.job);
+                lock(&self.amending).remove(&report.job);
+                continue;
+            }
             held.jobs.remove(&report.job);
             held.begun = held.begun.saturating_sub(1);
         }

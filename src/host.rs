@@ -23,7 +23,7 @@ mod want;
 
 pub use command::Done;
 pub use exec::Executor;
-pub use journal::{Bounds as UndoBounds, Record};
+pub use journal::{Amendment, Bounds as UndoBounds, Record};
 pub use plan::{Change, Plan};
 pub use root::Root;
 pub use view::{Capability, Drift, Machine, Object, Space, View};

@@ -31,6 +31,9 @@ pub struct Job {
     /// The jobs that repeat this one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retried: Vec<Mark>,
+    /// When and by whom a change was confirmed that would have been taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<Mark>,
 }
 
 /// The last moment to begin.
@@ -157,7 +160,8 @@ pub enum Outcome {
     Failed { error: ErrorBody },
 }
 
-/// What an agent tells of one task. Stored under `job.<id>.<machine id>`, once.
+/// What an agent tells of one task. Stored under `job.<id>.<machine id>`, once; what says that a
+/// change was done gives way to what says that it was taken back since.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Report {
     pub job: String,
@@ -166,6 +170,19 @@ pub struct Report {
     pub ended: u64,
     #[serde(flatten)]
     pub outcome: Outcome,
+    /// The change stood, and was taken back since: what was reported before no longer holds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub amends: bool,
+    /// When the report that it took the place of says that work ended, in milliseconds since
+    /// 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stood: Option<u64>,
+}
+
+impl Report {
+    pub const fn new(job: String, begun: u64, ended: u64, outcome: Outcome) -> Self {
+        Self { job, begun, ended, outcome, amends: false, stood: None }
+    }
 }
 
 impl Outcome {

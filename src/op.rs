@@ -213,6 +213,9 @@ pub struct Changed<T> {
     /// True in the answer to a dry run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
+    /// Until when it has to be confirmed, where that was asked for; it is taken back otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm_until: Option<String>,
     #[serde(flatten)]
     pub value: T,
 }

@@ -300,6 +300,12 @@ fn what_nobody_confirms_is_taken_back() {
     until("it is taken back", || (appliance.read("proc/sys/test/one") == "0\n").then_some(()));
     let kept = appliance.dir().join("root/etc/sysctl.d/osapi-test.one.conf");
     until("all of it is", || (!kept.exists()).then_some(()));
+    let job = change.json()["job_id"].as_str().unwrap().to_owned();
+    let view = || ask(&appliance, "GET", &format!("/api/job/{job}"), None).json();
+    until("the job says so", || (view()["status"] == "failed").then_some(()));
+    let timeline = view()["timeline"].clone();
+    assert_eq!(timeline.as_array().unwrap().last().unwrap()["event"], "reverted", "{timeline}");
+    appliance.assert_audit_is_intact();
 }
 
 #[test]

@@ -58,7 +58,7 @@ pub(super) fn out<L: Link + 'static>(agent: &Shared<L>, taken: Taken) -> Option<
     let (outcome, size) = fit(outcome);
     tell(&task, &outcome);
     let ended = agent.clock().wall().max(begun);
-    Some(Sized { report: Report { job: task.job, begun, ended, outcome }, size })
+    Some(Sized { report: Report::new(task.job, begun, ended, outcome), size })
 }
 
 /// An error means that there is no answer yet.
@@ -126,7 +126,7 @@ fn tell(task: &Task, outcome: &Outcome) {
 }
 
 /// Cuts what is too large to be stored, and says so with `truncated`.
-fn fit(outcome: Outcome) -> (Outcome, usize) {
+pub(super) fn fit(outcome: Outcome) -> (Outcome, usize) {
     let size = size_of(&outcome);
     if size <= MAX_OUTCOME {
         return (outcome, size);

@@ -89,7 +89,10 @@ impl Confirmations {
                 continue;
             };
             drop(queue);
-            match carry::out(agent, taken) {
+            let report = carry::out(agent, taken);
+            // Whoever asked for it looks at what was taken back as soon as this is answered.
+            agent.amend(true);
+            match report {
                 Some(report) => agent.lasting.push(agent, report.report, report.size, true),
                 None => agent.give_up(),
             }
@@ -112,7 +115,7 @@ pub(super) fn take<L: Link + 'static>(agent: &Shared<L>, sealed: &Sealed) -> Opt
                 let error = crate::error::Error::new(Kind::Unsupported, message);
                 let now = agent.clock().wall();
                 let outcome = Outcome::from(Err(error));
-                let report = Report { job, begun: now, ended: now, outcome };
+                let report = Report::new(job, now, now, outcome);
                 if agent.begin() {
                     agent.lasting.push(agent, report, 0, false);
                 }

@@ -56,6 +56,7 @@ pub(super) fn tell<L: Link + 'static>(agent: &Shared<L>) {
             }
         }
         agent.heads.save();
+        agent.amend(false);
         if pruned.elapsed() >= PRUNE && agent.holds().is_empty() {
             match agent.executor().prune() {
                 Ok(0) => {}
@@ -66,6 +67,7 @@ pub(super) fn tell<L: Link + 'static>(agent: &Shared<L>) {
             }
             pruned = Instant::now();
         }
-        std::thread::sleep(BEAT);
+        // What is taken back meanwhile is told at once, and no longer waits to be confirmed.
+        agent.executor().rest(BEAT);
     }
 }

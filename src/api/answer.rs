@@ -191,7 +191,7 @@ mod tests {
     use crate::ops;
 
     fn result(outcome: Outcome) -> HostResult {
-        let report = Report { job: "j".to_owned(), begun: 1, ended: 2, outcome };
+        let report = Report::new("j".to_owned(), 1, 2, outcome);
         HostResult { host: "m".to_owned(), hostname: "h".to_owned(), report }
     }
 

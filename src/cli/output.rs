@@ -217,6 +217,7 @@ const ENVELOPE: &[&str] = &[
     "residue",
     "plan",
     "dry_run",
+    "confirm_until",
     "not_restored",
     "machine_id",
     "problems",
@@ -288,6 +289,14 @@ fn hosts(row: &Row, reply: &Value, results: &[Value], page: Page) -> String {
     }
     for result in results {
         changes(&mut text, result, results.len() > 1);
+    }
+    let until = results.iter().filter_map(|result| result["confirm_until"].as_str()).min();
+    if let (Some(until), Some(id)) = (until, reply["job_id"].as_str()) {
+        let (until, id) = (flat(until), flat(id));
+        _ = write!(
+            text,
+            "\n  Taken back at {until} unless confirmed:\n    osapi job confirm {id}\n"
+        );
     }
     text
 }

@@ -13,7 +13,7 @@ use super::lanes::Question;
 use super::status::Status;
 use super::{Controller, Shared, ids};
 use crate::error::{Error, Kind, Result};
-use crate::job::{Outcome, Record, Report, encode};
+use crate::job::{Mark, Outcome, Record, Report, decode, encode};
 use crate::link::{About, Answer, Ask, Desk, Head, Next, Sealed, Tell};
 use crate::ops;
 use crate::store::{Expect, Step, audit};
@@ -195,6 +195,12 @@ impl Controller {
     /// Stores outcomes, each once: a second report of the same is as good as the first. They
     /// share one commit.
     async fn finish(&self, host: &str, reports: Vec<Report>) -> Result<()> {
+        let (amends, reports): (Vec<_>, Vec<_>) =
+            reports.into_iter().partition(|report| report.amends);
+        // First what was taken back, so that whoever asked for that sees it.
+        for report in amends {
+            self.finish_one(host, report).await?;
+        }
         let finished = reports.into_iter().map(|report| self.finish_one(host, report));
         let results = futures_util::future::join_all(finished).await;
         results.into_iter().collect()
@@ -235,7 +241,27 @@ impl Controller {
             let message = format!("job {id} is not for {host}");
             return Err(Error::new(Kind::Denied, message));
         }
-        let step = self.ending(host, record, id, report)?;
+        if report.amends {
+            return self.amend(host, record, id, report).await;
+        }
+        let is_confirmed = record.job.op == "job.confirm" && report.outcome.kind().is_none();
+        let about = record.params.get("id").and_then(serde_json::Value::as_str);
+        if let Some(about) = about.filter(|_| is_confirmed) {
+            for _ in 0..2 {
+                let step = self.ending(host, record, id, report.clone(), Expect::Absent)?;
+                let Some(step) = self.marked(step, about, &record.job.caller).await? else { break };
+                match self.commit(step).await {
+                    // Whether the one is stored already or the other has changed is not said.
+                    Err(error) if error.kind() == Kind::Conflict => {}
+                    Err(error) => return Err(error),
+                    Ok(_) => {
+                        self.lanes().reported(id, host);
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        let step = self.ending(host, record, id, report, Expect::Absent)?;
         match self.commit(step).await {
             Err(error) if error.kind() != Kind::Conflict => return Err(error),
             _ => self.lanes().reported(id, host),
@@ -243,8 +269,62 @@ impl Controller {
         Ok(())
     }
 
+    /// `step`, and that `by` has confirmed the job `about`; None where that is on record.
+    async fn marked(&self, step: Step, about: &str, by: &str) -> Result<Option<Step>> {
+        let (mut record, revision) = match self.stored(about).await {
+            Ok(found) => found,
+            Err(error) if error.kind() == Kind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if record.job.confirmed.is_some() {
+            return Ok(None);
+        }
+        let mark = Mark { at: self.clock.wall(), by: by.to_owned(), job: None };
+        record.job.confirmed = Some(mark);
+        let key = format!("job.{}", record.job.id);
+        Ok(Some(step.put(key, encode(&record)?, Expect::Revision(revision))))
+    }
+
+    /// Stores that a change was taken back which was reported as done. What was reported
+    /// otherwise stays, and so does what is told twice.
+    async fn amend(&self, host: &str, record: &Record, id: Uuid, report: Report) -> Result<()> {
+        let mut conflict = None;
+        for _ in 0..2 {
+            let mut report = report.clone();
+            let expect = match self.store.get(&format!("job.{id}.{host}")).await? {
+                None => Expect::Absent,
+                Some(entry) => {
+                    let before: Report = decode(&entry.value)?;
+                    if before.outcome.kind().is_some() {
+                        return Ok(());
+                    }
+                    report.begun = before.begun;
+                    report.stood = Some(before.ended);
+                    report.ended = report.ended.max(before.ended);
+                    Expect::Revision(entry.revision)
+                }
+            };
+            match self.commit(self.ending(host, record, id, report, expect)?).await {
+                Err(error) if error.kind() == Kind::Conflict => conflict = Some(error),
+                Err(error) => return Err(error),
+                Ok(_) => {
+                    self.lanes().reported(id, host);
+                    return Ok(());
+                }
+            }
+        }
+        conflict.map_or(Ok(()), Err)
+    }
+
     /// The step that ends a job on one host.
-    fn ending(&self, host: &str, record: &Record, id: Uuid, report: Report) -> Result<Step> {
+    fn ending(
+        &self,
+        host: &str,
+        record: &Record,
+        id: Uuid,
+        report: Report,
+        expect: Expect,
+    ) -> Result<Step> {
         let at = self.clock.wall();
         let (report, value) = self.bounded(report)?;
         let kind = report.outcome.kind();
@@ -259,7 +339,7 @@ impl Controller {
         if self.lanes().is_last_of_parked(id, host) {
             step = step.delete(format!("parked.{id}"), Expect::Anything);
         }
-        let step = step.put(format!("job.{id}.{host}"), value, Expect::Absent);
+        let step = step.put(format!("job.{id}.{host}"), value, expect);
         Ok(step.note(audit::Note::End(end)).owed())
     }
 

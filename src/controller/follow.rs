@@ -170,7 +170,9 @@ impl Controller {
         }
         let record: Record = decode(&entry.value)?;
         let is_open = self.lanes().get(id).is_some();
-        let was_rewritten = record.job.cancelled.is_some() || !record.job.retried.is_empty();
+        let was_rewritten = record.job.cancelled.is_some()
+            || record.job.confirmed.is_some()
+            || !record.job.retried.is_empty();
         if is_open {
             self.lanes().rewritten(id, entry.revision, record.job.cancelled);
             self.note_ended();
@@ -230,7 +232,9 @@ impl Controller {
             return if is_known { self.reindex(id).await } else { Ok(()) };
         };
         let report: Report = decode(&entry.value)?;
-        self.count_finished(&open.record.job.op, Status::of(report.outcome.kind()));
+        if self.lanes().is_missing(id, host) {
+            self.count_finished(&open.record.job.op, Status::of(report.outcome.kind()));
+        }
         self.lanes().finish(id, host, report);
         self.note_ended();
         Ok(())

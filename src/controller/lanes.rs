@@ -176,10 +176,18 @@ impl Lanes {
         }
     }
 
-    /// Notes the outcome; only the first of a host counts.
+    /// Notes the outcome; only the first of a host counts, unless it was taken back since.
     pub(super) fn finish(&mut self, id: Uuid, host: &str, report: Report) {
         let Some(slot) = self.open.get_mut(&id) else { return };
         if !slot.missing.remove(host) {
+            if report.amends {
+                slot.open.so_far.send_modify(|so_far| {
+                    let told = so_far.reports.iter_mut().find(|(name, _)| name == host);
+                    if let Some((_, told)) = told {
+                        *told = Arc::new(report);
+                    }
+                });
+            }
             return;
         }
         let open = slot.open.clone();

@@ -134,6 +134,7 @@ impl Controller {
             deadline: self.clock.deadline(millis(patience)),
             cancelled: None,
             retried: Vec::new(),
+            confirmed: None,
         };
         let once = key.as_ref().map(|(name, _)| name.clone());
         let record = Record { job, params, options, objects, once };

@@ -121,7 +121,7 @@ impl Agent {
         self.holds.retain(|held| !jobs.contains(held));
         let report = |job: &String| {
             let (job, outcome) = (job.clone(), outcome.clone());
-            Report { job, begun: 1, ended: 2, outcome }
+            Report::new(job, 1, 2, outcome)
         };
         self.desk.answer(Ask::Finish(jobs.iter().map(report).collect())).await
     }

@@ -109,7 +109,7 @@ impl Controller {
         };
         let error = Error::new(kind, message).body();
         let outcome = Outcome::Failed { error };
-        Some(Report { job: job.id.clone(), begun: at, ended: at, outcome })
+        Some(Report::new(job.id.clone(), at, at, outcome))
     }
 
     /// How far an open job is.

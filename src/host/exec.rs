@@ -6,22 +6,24 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
+use self::act::Acted;
 use self::alarm::Alarm;
 use self::gate::Gate;
 use super::cell::Digest;
-use super::command::{Done, bounded};
+use super::command::bounded;
 use super::hands::Hands;
-use super::journal::{At, Bounds, Entry, Event, HOST, Journal, Planned, Turn, Work};
+use super::journal::{Amendment, At, Bounds, Entry, Event, HOST, Journal, Planned, Turn, Work};
 use super::look::{self, Eyes, For};
 use super::plan::{Change, Plan};
 use super::root::Root;
 use super::view::View;
+use crate::clock::{Clock, rfc3339};
 use crate::error::{Error, Kind, Result};
 use crate::job::{Outcome, Task};
 use crate::op::{Access, Agent, Intent, Op};
@@ -49,8 +51,17 @@ struct Core {
     eyes: Eyes,
     gate: Gate,
     alarm: Arc<Alarm>,
+    /// Rings when a change that stood was taken back.
+    bell: Bell,
     /// Keeps a second agent away, once this one has said that it is an agent.
     agent: std::sync::OnceLock<Turn>,
+}
+
+/// Whether there is news, and who waits for it.
+#[derive(Default)]
+struct Bell {
+    has_rung: Mutex<bool>,
+    rings: Condvar,
 }
 
 /// What came of the decision what to do.
@@ -72,6 +83,7 @@ impl Executor {
             is_booting: AtomicBool::new(false),
             gate: Gate::default(),
             alarm: Arc::default(),
+            bell: Bell::default(),
             agent: std::sync::OnceLock::new(),
         };
         Ok(Self { core: Arc::new(core) })
@@ -153,15 +165,45 @@ impl Executor {
         let outcome = Outcome::from(answer);
         if is_begun {
             self.finish(&turn, &task.job, &outcome)?;
+            if task.options.confirm.is_some() && outcome.kind().is_some() {
+                // It never stood, and this is the only answer there will be.
+                self.core.journal.unmark(&task.job);
+            }
         } else {
             self.core.journal.answer(&task.job, &self.finished(&outcome))?;
         }
         Ok(outcome)
     }
 
-    /// Makes a change permanent that waits for this.
-    pub fn confirm(&self, job: &str) -> Result<()> {
-        self.core.journal.confirm(job)
+    /// Makes a change permanent that waits for this. Says whether it did so far.
+    pub fn confirm(&self, job: &str) -> Result<bool> {
+        self.core.journal.confirm(job, "")
+    }
+
+    /// Which jobs were answered and taken back since, because nobody confirmed them or somebody
+    /// asked for it: here or by another process, and until [`told`](Self::told).
+    pub fn amendments(&self) -> Result<Vec<Amendment>> {
+        self.core.journal.amendments()
+    }
+
+    /// Whoever was answered knows what became of `job` since.
+    pub fn told(&self, job: &str) {
+        self.core.journal.unmark(job);
+    }
+
+    /// Returns after `patience`, or as soon as this process takes a change back that stood.
+    pub fn rest(&self, patience: Duration) {
+        let bell = &self.core.bell;
+        let has_rung = bell.has_rung.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = bell.rings.wait_timeout_while(has_rung, patience, |has_rung| !*has_rung);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+    }
+
+    /// Ends whoever rests.
+    fn ring(&self) {
+        let bell = &self.core.bell;
+        *bell.has_rung.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        bell.rings.notify_all();
     }
 
     /// Jobs whose changes wait to be confirmed; there is one at most.
@@ -254,11 +296,11 @@ impl Executor {
             let answer = match &planned.work {
                 Work::Act(act) => self
                     .again(turn, task, planned, act, entry.started)?
-                    .and_then(|done| tell(provider, task, done)),
+                    .and_then(|acted| tell(provider, task, acted)),
                 // Somebody else brought it about, who could not tell.
                 Work::Plan(plan) => {
                     let shown = self.show(provider, task, None, For::Change).unwrap_or_default();
-                    Ok(told(shown, &planned.changes, plan))
+                    Ok(until(told(shown, &planned.changes, plan), planned))
                 }
             };
             return Ok((answer, true));
@@ -273,14 +315,16 @@ impl Executor {
             Ok(Begun::Planned(planned)) => planned,
         };
         let answer = match &planned.work {
-            Work::Act(act) => self.act(turn, job, act)?.and_then(|done| tell(provider, task, done)),
+            Work::Act(act) => {
+                self.act(turn, job, act)?.and_then(|acted| tell(provider, task, acted))
+            }
             Work::Plan(plan) => {
                 let check = || {
                     self.check(provider, task)?;
                     self.show(provider, task, None, For::Change)
                 };
                 let shown = self.bring_about(turn, job, &planned, plan, false, check)?;
-                shown.map(|shown| told(shown, &planned.changes, plan))
+                shown.map(|shown| until(told(shown, &planned.changes, plan), &planned))
             }
         };
         Ok((answer, true))
@@ -323,6 +367,7 @@ impl Executor {
             // Before the record, so that no record is without its alarm. One that finds no
             // record does nothing, and the next attempt needs a name of its own.
             self.set_alarm(turn, &task.job, limit, seconds)?;
+            self.core.journal.mark(&task.job)?;
         }
         let op = op.id.to_owned();
         let planned = Planned { op, work, changes, limit, boot, deadline };
@@ -366,9 +411,9 @@ impl Executor {
 }
 
 /// The answer to an act.
-fn tell(provider: Agent, task: &Task, done: Done) -> Result<Json> {
-    let mut answer = object(provider.tell(&task.params, done)?);
-    answer["changed"] = json!(true);
+fn tell(provider: Agent, task: &Task, acted: Acted) -> Result<Json> {
+    let mut answer = object(provider.tell(&task.params, acted.done)?);
+    answer["changed"] = json!(acted.changed);
     Ok(answer)
 }
 
@@ -395,6 +440,15 @@ fn told(shown: Json, changes: &[Change], plan: &Plan) -> Json {
     let residue = plan.residue();
     if !residue.is_empty() {
         answer["residue"] = json!(residue);
+    }
+    answer
+}
+
+/// An answer that also says until when the change has to be confirmed, if it has.
+fn until(mut answer: Json, planned: &Planned) -> Json {
+    if let Some(deadline) = planned.deadline {
+        let left = deadline.saturating_sub(uptime()).saturating_mul(1000);
+        answer["confirm_until"] = json!(rfc3339(Clock::default().wall().saturating_add(left)));
     }
     answer
 }

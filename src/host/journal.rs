@@ -20,10 +20,12 @@ use super::want::Act;
 use crate::error::{Error, ErrorBody, Kind, Result};
 use crate::job::Outcome;
 
+mod amends;
 mod contents;
 mod managed;
 mod prune;
 
+pub use amends::Amendment;
 pub(super) use contents::inline;
 pub use prune::Bounds;
 
@@ -72,7 +74,10 @@ pub(super) enum Event {
         outcome: Outcome,
         at: At,
     },
-    Confirmed,
+    Confirmed {
+        /// The job that did it.
+        by: String,
+    },
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -100,6 +105,9 @@ pub(super) struct Back {
     pub(super) why: ErrorBody,
     /// How many steps were begun; the others need not be taken back.
     pub(super) steps: usize,
+    /// The job that asked for it, where one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) by: Option<String>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -126,7 +134,8 @@ pub(super) struct Entry {
     pub(super) back: Option<Back>,
     pub(super) outcome: Option<Outcome>,
     pub(super) ended: Option<At>,
-    pub(super) confirmed: bool,
+    /// The job that confirmed it.
+    pub(super) confirmed: Option<String>,
 }
 
 impl Entry {
@@ -134,7 +143,7 @@ impl Entry {
     pub(super) fn waits(&self) -> bool {
         let has_deadline = self.planned.as_ref().is_some_and(|planned| planned.deadline.is_some());
         let stands = self.applied || matches!(self.outcome, Some(Outcome::Done { .. }));
-        has_deadline && stands && self.back.is_none() && !self.confirmed
+        has_deadline && stands && self.back.is_none() && self.confirmed.is_none()
     }
 
     /// Whether nothing is left to do about it.
@@ -153,7 +162,7 @@ impl Entry {
             Event::Finished { outcome, at } => {
                 (self.outcome, self.ended) = (Some(outcome), Some(at));
             }
-            Event::Confirmed => self.confirmed = true,
+            Event::Confirmed { by } => self.confirmed = Some(by),
         }
     }
 }
@@ -176,7 +185,7 @@ pub struct Record {
 
 impl Journal {
     pub(super) fn open(dir: &Path) -> Result<Self> {
-        for name in ["open", "done", "blobs", "managed", "locks", "scratch"] {
+        for name in ["open", "done", "tell", "blobs", "managed", "locks", "scratch"] {
             let mut builder = fs::DirBuilder::new();
             builder.recursive(true).mode(0o700).create(dir.join(name)).map_err(failed)?;
         }
@@ -307,20 +316,25 @@ impl Journal {
         self.sync("done")
     }
 
-    /// Makes a change permanent that waits for this.
-    pub(super) fn confirm(&self, job: &str) -> Result<()> {
+    /// Makes a change permanent that waits for this, because the job `by` says so. Says whether
+    /// it was that job which did it.
+    pub(super) fn confirm(&self, job: &str, by: &str) -> Result<bool> {
         let _turn = self.lock(HOST)?;
         let entry = self.load(job)?;
-        if entry.confirmed {
-            return Ok(());
+        if let Some(first) = entry.confirmed {
+            return Ok(first == by);
         }
         if !entry.waits() {
             let message = format!("job {job} does not wait for confirmation");
             return Err(Error::new(Kind::Conflict, message));
         }
-        self.write(job, &Event::Confirmed)?;
+        self.write(job, &Event::Confirmed { by: by.to_owned() })?;
+        self.unmark(job);
         // Whoever delivers the job again may still need it for the answer.
-        if entry.outcome.is_some() { self.close(job) } else { Ok(()) }
+        if entry.outcome.is_some() {
+            self.close(job)?;
+        }
+        Ok(true)
     }
 
     /// Files `job` away. Should a crash bring it back, it is filed away again.

@@ -100,7 +100,7 @@ struct Undone {
 struct Ended {
     /// The job that no longer waits.
     job: String,
-    /// Always true: it waited before.
+    /// False if that had been decided before.
     changed: bool,
 }
 

@@ -31,6 +31,56 @@ fn what_is_not_confirmed_is_taken_back() {
 }
 
 #[test]
+fn what_was_taken_back_is_told_until_that_is_known() {
+    let host = TestHost::with_service_manager();
+    let told = |host: &TestHost| {
+        let amendments = host.executor.amendments().unwrap();
+        amendments.into_iter().map(|told| (told.job, told.outcome.kind())).collect::<Vec<_>>()
+    };
+    let answer = host.run_with("lost", "test.banner", &json!("gone"), within(0)).unwrap();
+    assert!(answer["confirm_until"].is_string(), "{answer}");
+    assert_eq!(told(&host), []);
+    // By another process, as the alarm does it.
+    assert_eq!(host.another().settle().unwrap(), [job("lost")]);
+    let lost = [(job("lost"), Some(Kind::Reverted))];
+    assert_eq!(told(&host), lost);
+    let host = host.restart();
+    assert_eq!(told(&host), lost);
+    assert!(host.executor.amendments().unwrap()[0].at > 0);
+    host.executor.told(&job("lost"));
+    assert_eq!(told(&host), []);
+
+    host.run_with("asked", "test.banner", &json!("gone"), within(600)).unwrap();
+    host.run("revert", "job.revert", &json!({ "id": job("asked") })).unwrap();
+    // This process knows at once.
+    host.executor.rest(Duration::from_secs(600));
+    assert_eq!(told(&host), [(job("asked"), Some(Kind::Reverted))]);
+    host.executor.told(&job("asked"));
+
+    host.run_with("kept", "test.banner", &json!("kept"), within(600)).unwrap();
+    host.executor.confirm(&job("kept")).unwrap();
+    host.fail("announce", true);
+    host.run_with("failed", "test.banner", &json!("failed"), within(600)).unwrap_err();
+    assert_eq!(told(&host), []);
+    assert_eq!(std::fs::read_dir(host.state("tell")).unwrap().count(), 0);
+}
+
+#[test]
+fn what_was_decided_before_is_not_changed_again() {
+    let host = TestHost::with_service_manager();
+    let about = |name: &str| json!({ "id": job(name) });
+    host.run_with("kept", "test.banner", &json!("kept"), within(600)).unwrap();
+    let first = host.run("confirm", "job.confirm", &about("kept")).unwrap();
+    let second = host.run("confirm again", "job.confirm", &about("kept")).unwrap();
+    assert_eq!((&first["changed"], &second["changed"]), (&json!(true), &json!(false)));
+    assert_eq!(host.run("confirm", "job.confirm", &about("kept")).unwrap(), first);
+    host.run_with("gone", "test.banner", &json!("gone"), within(600)).unwrap();
+    let first = host.run("revert", "job.revert", &about("gone")).unwrap();
+    let second = host.run("revert again", "job.revert", &about("gone")).unwrap();
+    assert_eq!((&first["changed"], &second["changed"]), (&json!(true), &json!(false)));
+}
+
+#[test]
 fn what_waits_keeps_other_changes_away_until_it_is_confirmed() {
     let host = TestHost::with_service_manager();
     host.run_with("kept", "test.banner", &json!("kept"), within(600)).unwrap();

@@ -96,6 +96,11 @@ impl TestHost {
         host
     }
 
+    /// Another process that works beside this one.
+    pub(crate) fn another(&self) -> Executor {
+        executor(self.dir.path())
+    }
+
     /// Another process that takes over the same host.
     pub(crate) fn restart(self) -> Self {
         Self { executor: executor(self.dir.path()), dir: self.dir }

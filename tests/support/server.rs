@@ -184,7 +184,7 @@ async fn agent(controller: Shared, script: Script, known: oneshot::Sender<()>) {
                 continue;
             };
             let outcome = Outcome::from(result);
-            let report = Report { job: task.job, begun: 1, ended: 2, outcome };
+            let report = Report::new(task.job, 1, 2, outcome);
             if desk.answer(Ask::Finish(vec![report])).await.is_err() {
                 return;
             }

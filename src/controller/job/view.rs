@@ -14,7 +14,7 @@ use super::super::{Call, Controller, ids, rows};
 use super::{About, List};
 use crate::clock::rfc3339;
 use crate::error::{ErrorBody, Kind, Result};
-use crate::job::{Outcome, Record, Report, decode};
+use crate::job::{Job, Outcome, Record, Report, decode};
 use crate::store::Order;
 
 #[derive(Debug, JsonSchema, Serialize)]
@@ -46,6 +46,9 @@ pub struct JobView {
     pub hostname: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub updated_at: Option<String>,
+    /// Until when the change waits to be confirmed; it is taken back then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_until: Option<String>,
     /// By host.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub responses: BTreeMap<String, Response>,
@@ -99,6 +102,8 @@ struct Part {
     is_begun: bool,
     begun: u64,
     ended: u64,
+    /// When it was done that was taken back since.
+    stood: Option<u64>,
     result: Option<Value>,
     error: Option<ErrorBody>,
 }
@@ -196,7 +201,7 @@ impl Controller {
                 Some(error) => Outcome::Failed { error },
                 None => Outcome::Done { result: Value::Null },
             };
-            let report = Report { job: id.to_string(), begun, ended, outcome };
+            let report = Report::new(id.to_string(), begun, ended, outcome);
             reports.push((entry.key[key.len() + 1..].to_owned(), Arc::new(report)));
         }
         let cancelled = record.job.cancelled.clone();
@@ -237,6 +242,7 @@ impl Controller {
             };
             let (begun, ended) =
                 report.as_ref().map_or((0, 0), |report| (report.begun, report.ended));
+            let stood = report.as_ref().and_then(|report| report.stood);
             let (result, error) = match report.map(|report| report.outcome) {
                 Some(Outcome::Done { result }) => (Some(result), None),
                 Some(Outcome::Failed { error }) => (None, Some(error)),
@@ -250,7 +256,7 @@ impl Controller {
                     .as_ref()
                     .is_none_or(|e| !matches!(e.kind, Kind::Expired | Kind::Cancelled));
             let (host, hostname) = (host.clone(), self.hosts().name(host));
-            Part { host, hostname, status, is_begun, begun, ended, result, error }
+            Part { host, hostname, status, is_begun, begun, ended, stood, result, error }
         };
         job.hosts.iter().map(part).collect()
     }
@@ -270,6 +276,7 @@ fn viewed(record: &Record, parts: Vec<Part>) -> JobView {
     let failed = parts.iter().find_map(|part| part.error.as_ref());
     let error = failed.map(|error| error.message.clone());
     let updated_at = timeline.last().map(|moment| moment.timestamp.clone());
+    let waiting_until = waiting_until(job, &parts);
     let (mut responses, mut agent_states) = (BTreeMap::new(), BTreeMap::new());
     let answered: Vec<_> = parts.iter().map(|part| changed_of(part.result.as_ref())).collect();
     let changed = match answered[..] {
@@ -309,6 +316,7 @@ fn viewed(record: &Record, parts: Vec<Part>) -> JobView {
         error,
         hostname,
         updated_at,
+        waiting_until,
         responses,
         agent_states,
         timeline,
@@ -318,7 +326,7 @@ fn viewed(record: &Record, parts: Vec<Part>) -> JobView {
 impl JobView {
     /// Leaves out what only the view of a single job has.
     fn shorten(&mut self) {
-        (self.result, self.changed) = (None, None);
+        (self.result, self.changed, self.waiting_until) = (None, None, None);
         self.responses.clear();
         self.agent_states.clear();
         self.timeline.clear();
@@ -327,6 +335,14 @@ impl JobView {
 
 fn changed_of(result: Option<&Value>) -> Option<bool> {
     result?.get("changed")?.as_bool()
+}
+
+/// Until when a change waits on any host, where nobody has confirmed it.
+fn waiting_until(job: &Job, parts: &[Part]) -> Option<String> {
+    let until =
+        |part: &Part| Some(part.result.as_ref()?.get("confirm_until")?.as_str()?.to_owned());
+    let waiting = parts.iter().filter(|part| part.status == Status::Completed);
+    waiting.filter_map(until).min().filter(|_| job.confirmed.is_none())
 }
 
 /// What has happened so far, by the clocks of those it happened to.
@@ -340,9 +356,13 @@ fn timeline(record: &Record, parts: &[Part]) -> Vec<Moment> {
             moments.push((part.begun, "started", host, format!("Started on {host}"), None));
         }
         let error = part.error.as_ref().map(|error| error.message.clone());
+        if let Some(at) = part.stood {
+            moments.push((at, "completed", host, format!("Completed on {host}"), None));
+        }
         let ended = match (part.status, part.error.as_ref().map(|error| error.kind)) {
             (_, Some(Kind::Cancelled)) => None,
             (_, Some(Kind::Expired)) => Some(("failed", format!("Not begun in time on {host}"))),
+            (_, Some(Kind::Reverted)) => Some(("reverted", format!("Taken back on {host}"))),
             (Status::Completed, _) => Some(("completed", format!("Completed on {host}"))),
             (Status::Failed, _) => Some(("failed", format!("Failed on {host}"))),
             (Status::Skipped, _) => Some(("skipped", format!("{host} cannot do it"))),
@@ -352,6 +372,9 @@ fn timeline(record: &Record, parts: &[Part]) -> Vec<Moment> {
     }
     if let Some(mark) = &job.cancelled {
         moments.push((mark.at, "cancelled", "", format!("Called off by {}", mark.by), None));
+    }
+    if let Some(mark) = &job.confirmed {
+        moments.push((mark.at, "confirmed", "", format!("Confirmed by {}", mark.by), None));
     }
     for mark in &job.retried {
         let new = mark.job.as_deref().unwrap_or_default();

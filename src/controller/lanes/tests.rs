@@ -18,6 +18,7 @@ fn open(ids: &mut Ids, class: Access, hosts: &[&str]) -> Arc<Open> {
         deadline: Deadline { at: 1, boot: String::new(), uptime: 1 },
         cancelled: None,
         retried: Vec::new(),
+        confirmed: None,
     };
     let (params, options, objects) = (Value::Null, Options::default(), BTreeMap::new());
     let record = Record { job, params, options, objects, once: None };
@@ -31,7 +32,7 @@ fn admit(lanes: &mut Lanes, open: &Arc<Open>, revision: Revision) {
 
 fn report(open: &Open) -> Report {
     let outcome = Outcome::Done { result: json!({}) };
-    Report { job: open.id.to_string(), begun: 1, ended: 2, outcome }
+    Report::new(open.id.to_string(), 1, 2, outcome)
 }
 
 fn next(lanes: &mut Lanes, host: &str, holds: &[Uuid], classes: &[Access]) -> Vec<Uuid> {

@@ -250,3 +250,89 @@ async fn a_key_is_kept_for_a_day_and_goes_with_its_job() {
     let used = controller.submit(keyed(0)).await.err().unwrap();
     assert_eq!(used.kind(), Kind::Conflict);
 }
+
+#[tokio::test]
+async fn a_change_that_was_taken_back_no_longer_counts_as_done() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let job = ask(&controller, CHANGE).await;
+    agent.next().await;
+    let id = json!({ "id": job.id });
+    let until = "2100-01-01T00:00:00.000Z";
+    let result = json!({ "changed": true, "confirm_until": until });
+    agent.finish(&[job.id.clone()], Outcome::Done { result }).await.unwrap();
+    let view = call(&controller, "job.get", id.clone()).await.unwrap();
+    assert_eq!((&view["status"], &view["waiting_until"]), (&json!("completed"), &json!(until)));
+    settled(&controller, |controller| controller.figures().jobs["completed"] == 1).await;
+
+    let error = Error::new(Kind::Reverted, "taken back, because nobody confirmed it in time");
+    let outcome = Outcome::from(Err(error));
+    let late = Report { amends: true, ..Report::new(job.id.clone(), 9, 9, outcome) };
+    // It is told until it is answered, and changes nothing the second time.
+    for _ in 0..2 {
+        agent.desk.answer(Ask::Finish(vec![late.clone()])).await.unwrap();
+    }
+    agent.done(&job.id).await;
+    let view = call(&controller, "job.get", id.clone()).await.unwrap();
+    assert_eq!((&view["status"], &view["waiting_until"]), (&json!("failed"), &Value::Null));
+    assert!(view["error"].as_str().unwrap().contains("taken back"), "{view}");
+    let events = |view: &Value| -> Vec<String> {
+        let moments = view["timeline"].as_array().unwrap().iter();
+        let mut moments: Vec<_> = moments.map(|moment| moment["event"].clone()).collect();
+        // Its host's clock is that of 1970.
+        moments.retain(|event| event != "submitted");
+        moments.iter().map(|event| event.as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(events(&view), ["started", "completed", "reverted"]);
+    settled(&controller, |controller| controller.figures().jobs["failed"] == 1).await;
+    let list = call(&controller, "job.list", json!({})).await.unwrap();
+    assert_eq!(list["items"][0]["status"], "failed");
+    let entry = call(&controller, "audit.get", json!({ "id": job.id })).await.unwrap();
+    assert_eq!(entry["entry"]["response_code"], 409);
+    end(controller, agent).await;
+
+    let (controller, _agent) = bench.with_agent().await;
+    let view = call(&controller, "job.get", id).await.unwrap();
+    assert_eq!(events(&view), ["started", "completed", "reverted"]);
+}
+
+#[tokio::test]
+async fn what_was_never_reported_is_known_from_what_was_taken_back() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let job = ask(&controller, CHANGE).await;
+    agent.next().await;
+    let reverted = || Outcome::from(Err(Error::new(Kind::Reverted, "taken back")));
+    let late = Report { amends: true, ..Report::new(job.id.clone(), 9, 9, reverted()) };
+    let first = Report::new(job.id.clone(), 1, 2, done());
+    // In one breath, and in the wrong order.
+    agent.desk.answer(Ask::Finish(vec![first, late])).await.unwrap();
+    assert_eq!(outcome(&controller, &job).await.unwrap_err().kind(), Kind::Reverted);
+}
+
+#[tokio::test]
+async fn a_job_says_who_confirmed_it() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let job = ask(&controller, CHANGE).await;
+    agent.next().await;
+    let result = json!({ "changed": true, "confirm_until": "2100-01-01T00:00:00.000Z" });
+    agent.finish(&[job.id.clone()], Outcome::Done { result }).await.unwrap();
+    outcome(&controller, &job).await.unwrap();
+    let id = json!({ "id": job.id });
+    for _ in 0..2 {
+        let target = Target::HostsOf(job.id.clone());
+        let confirm = Submit { target, params: id.clone(), ..submit("job.confirm", "") };
+        let confirm = controller.submit(confirm).await.unwrap().job;
+        agent.next().await;
+        agent.done(&confirm.id).await;
+        outcome(&controller, &confirm).await.unwrap();
+    }
+    let view = call(&controller, "job.get", id.clone()).await.unwrap();
+    assert_eq!((&view["status"], &view["waiting_until"]), (&json!("completed"), &Value::Null));
+    let moments = view["timeline"].as_array().unwrap().iter();
+    let confirmed: Vec<_> = moments.filter(|moment| moment["event"] == "confirmed").collect();
+    assert_eq!(confirmed.len(), 1, "{view}");
+    assert_eq!(confirmed[0]["message"], "Confirmed by admin");
+    settled(&controller, |controller| controller.figures().jobs["completed"] == 3).await;
+}

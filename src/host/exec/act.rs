@@ -11,16 +11,27 @@ use crate::host::journal::{Event, HOST, Planned, Turn};
 use crate::host::want::{Act, Run};
 use crate::job::Task;
 
+/// An act that came to its end.
+pub(super) struct Acted {
+    pub(super) done: Done,
+    /// False where it was so already.
+    pub(super) changed: bool,
+}
+
 impl Executor {
     /// Does something for the first time. The inner error is the answer to the job.
-    pub(super) fn act(&self, turn: &Turn, job: &str, act: &Act) -> Result<Result<Done>> {
-        match act {
-            Act::Run(run) if self.outlives() => Ok(self.hands(turn, job, run.limit).unit_of(run)),
-            Act::Run(run) => Ok(self.run_here(job, run)),
-            Act::Signal { pid, start, signal } => Ok(self.signal(*pid, *start, *signal)),
-            Act::Confirm { job } => Ok(self.core.journal.confirm(job).map(|()| Done::default())),
-            Act::Revert { job } => self.revert(job),
-        }
+    pub(super) fn act(&self, turn: &Turn, job: &str, act: &Act) -> Result<Result<Acted>> {
+        let done = match act {
+            Act::Run(run) if self.outlives() => self.hands(turn, job, run.limit).unit_of(run),
+            Act::Run(run) => self.run_here(job, run),
+            Act::Signal { pid, start, signal } => self.signal(*pid, *start, *signal),
+            Act::Confirm { job: about } => {
+                let confirmed = self.core.journal.confirm(about, job);
+                return Ok(confirmed.map(|changed| Acted { done: Done::default(), changed }));
+            }
+            Act::Revert { job: about } => return self.revert(about, job),
+        };
+        Ok(done.map(|done| Acted { done, changed: true }))
     }
 
     /// Answers for an act that an earlier attempt wrote down and did not see the end of.
@@ -31,7 +42,7 @@ impl Executor {
         planned: &Planned,
         act: &Act,
         started: Option<(i32, u64)>,
-    ) -> Result<Result<Done>> {
+    ) -> Result<Result<Acted>> {
         let is_same_boot = planned.boot == self.boot();
         match act {
             // A unit's name is taken once per boot.
@@ -94,19 +105,24 @@ impl Executor {
         Ok(Done::default())
     }
 
-    /// Takes a change back that waits to be confirmed.
-    fn revert(&self, job: &str) -> Result<Result<Done>> {
+    /// Takes the change of `job` back, which waits to be confirmed, because the job `by` says so.
+    fn revert(&self, job: &str, by: &str) -> Result<Result<Acted>> {
         let turn = self.core.journal.lock(HOST)?;
-        let entry = self.core.journal.load(job)?;
-        if !entry.waits() {
-            if entry.back.is_some() && entry.outcome.is_some() {
-                return Ok(Ok(Done::default()));
-            }
+        let mut entry = self.core.journal.load(job)?;
+        if entry.back.is_some() && entry.outcome.is_none() {
+            // Somebody was stopped on the way back.
+            self.settle_one(&turn, job)?;
+            entry = self.core.journal.load(job)?;
+        }
+        let changed = entry.waits();
+        if changed {
+            self.take_back_now(&turn, job, by)?;
+        } else if entry.back.is_none() || entry.outcome.is_none() {
             let message = format!("job {job} does not wait for confirmation");
             return Ok(Err(Error::new(Kind::Conflict, message)));
         }
-        self.take_back_now(&turn, job)?;
-        Ok(Ok(Done::default()))
+        let was_asked = entry.back.is_some_and(|back| back.by.as_deref() == Some(by));
+        Ok(Ok(Acted { done: Done::default(), changed: changed || was_asked }))
     }
 }
 

@@ -71,14 +71,14 @@ impl Executor {
         // An act is not repeated; what became of it is found out when it is delivered again.
         let Work::Plan(plan) = &planned.work else { return Ok(false) };
         let stands = entry.applied || entry.outcome.is_some();
-        let why = if !entry.confirmed && self.is_over(planned) {
+        let why = if entry.confirmed.is_none() && self.is_over(planned) {
             Some(Error::new(Kind::Reverted, "taken back, because nobody confirmed it in time"))
         } else if !stands && entry.resumed >= FORWARD {
             Some(Error::new(Kind::Internal, "taken back, because no agent survived it"))
         } else {
             None
         };
-        let all = |why: Error| Back { why: why.body(), steps: plan.steps.len() };
+        let all = |why: Error| Back { why: why.body(), steps: plan.steps.len(), by: None };
         let back = entry.back.clone().or_else(|| why.map(all));
         let is_for_later = planned.deadline.is_none() || plan.needs_the_system();
         if back.is_none() && stands || self.is_booting() && is_for_later {
@@ -103,7 +103,10 @@ impl Executor {
         };
         match result {
             Ok(()) => self.core.journal.write(job, &Event::Applied)?,
-            Err(error) => self.finish(turn, job, &Outcome::Failed { error: error.body() })?,
+            Err(error) => {
+                self.finish(turn, job, &Outcome::Failed { error: error.body() })?;
+                self.ring();
+            }
         }
         Ok(true)
     }
@@ -112,15 +115,18 @@ impl Executor {
         self.core.journal.close(job).map(|()| false)
     }
 
-    /// Ends the waiting of `job` before its time.
-    pub(super) fn take_back_now(&self, turn: &Turn, job: &str) -> Result<()> {
+    /// Ends the waiting of `job` before its time, because the job `by` says so.
+    pub(super) fn take_back_now(&self, turn: &Turn, job: &str, by: &str) -> Result<()> {
         let entry = self.core.journal.load(job)?;
         let Some(planned) = &entry.planned else { return Ok(()) };
         let Work::Plan(plan) = &planned.work else { return Ok(()) };
         let why = Error::new(Kind::Reverted, "taken back, because somebody asked for it");
-        let back = Back { why: why.body(), steps: plan.steps.len() };
+        let by = Some(by.to_owned());
+        let back = Back { why: why.body(), steps: plan.steps.len(), by };
         let error = self.take_back(turn, job, planned, plan, false, &back)?;
-        self.finish(turn, job, &Outcome::Failed { error: error.body() })
+        self.finish(turn, job, &Outcome::Failed { error: error.body() })?;
+        self.ring();
+        Ok(())
     }
 
     /// Applies `plan` and checks it, or takes it back: as a whole or not at all.
@@ -140,7 +146,7 @@ impl Executor {
             Err(error) => {
                 // An earlier process may have been ahead of where this one was stopped.
                 let steps = if again { plan.steps.len() } else { begun };
-                let back = Back { why: error.body(), steps };
+                let back = Back { why: error.body(), steps, by: None };
                 self.take_back(turn, job, planned, plan, true, &back).map(Err)
             }
         }

@@ -62,6 +62,7 @@ impl Journal {
         self.file_forsaken(bounds)?;
         self.sweep_locks(bounds)?;
         self.sweep_marks(bounds)?;
+        self.sweep_untold(bounds)?;
         removed += self.sweep_blobs(bounds)?;
         Ok(removed)
     }
@@ -168,6 +169,19 @@ impl Journal {
             |found: &Found| found.name.ends_with(GIVEN_BACK) && found.age > bounds.age.as_secs();
         for mark in self.found("managed")?.iter().filter(|found| is_over(found)).take(AT_ONCE) {
             fs::remove_file(self.dir.join("managed").join(&mark.name)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Removes marks of jobs that never began, or are forgotten.
+    fn sweep_untold(&self, bounds: Bounds) -> Result<()> {
+        let is_over = |found: &Found| {
+            let is_known =
+                ["open", "done"].iter().any(|dir| self.dir.join(dir).join(&found.name).exists());
+            found.age >= bounds.redelivery.as_secs() && !is_known
+        };
+        for mark in self.found("tell")?.iter().filter(|found| is_over(found)).take(AT_ONCE) {
+            self.unmark(&mark.name);
         }
         Ok(())
     }
