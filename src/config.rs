@@ -21,7 +21,7 @@ mod units;
 
 pub use document::{manual, sample};
 pub use inert::Inert;
-pub use read::{Loaded, load};
+pub use read::{Loaded, load, of_environment};
 pub use units::{Size, Span};
 
 /// Where the configuration is unless told otherwise.

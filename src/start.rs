@@ -128,10 +128,18 @@ fn validate(server: &Server) -> Result<()> {
 }
 
 /// Brings to an end what an agent left half done: what the alarm and the boot unit run.
+///
+/// What has to be taken back may be the configuration itself, so one that cannot be used is no
+/// reason not to: where the state is, the alarm says in the environment.
 fn settle(server: &Server) -> Result<()> {
-    let loaded = load(server)?;
-    crate::telemetry::start("osapi-settle", loaded.config.debug);
-    let executor = executor(server, &loaded.config, &Paths::of(&loaded.config)?)?;
+    let loaded = load(server);
+    let config = loaded.as_ref().map(|loaded| loaded.config.clone());
+    let config = config.unwrap_or_else(|_| config::of_environment(std::env::vars()));
+    crate::telemetry::start("osapi-settle", config.debug);
+    if let Err(error) = &loaded {
+        tracing::warn!("settling without the configuration: {error}");
+    }
+    let executor = executor(server, &config, &Paths::of(&config)?)?;
     for job in executor.settle()? {
         tracing::info!(OSAPI_JOB_ID = job, "settled");
     }

@@ -418,3 +418,17 @@ fn a_configuration_is_judged_before_anything_starts() {
     }
     assert!(!appliance.socket().exists());
 }
+
+#[test]
+fn a_configuration_that_cannot_be_read_keeps_nothing_from_being_taken_back() {
+    let appliance = appliance();
+    std::fs::write(appliance.dir().join("osapi.yaml"), "nonsense: [\n").unwrap();
+    let state = appliance.dir().join("state/agent");
+    let root = appliance.dir().join("root");
+    let mut settle = osapi(&appliance, &["settle", "--root", root.to_str().unwrap()]);
+    let output = settle.env("OSAPI_AGENT_STATE_DIR", &state).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("settling without the configuration"), "{said}");
+    assert!(state.exists(), "{said}");
+}

@@ -44,22 +44,16 @@ pub fn load(file: Option<&Path>, env: impl Iterator<Item = (String, String)>) ->
         reader.file(&path, &text(&path)?, &mut tree);
     }
     reader.environment(&env, &mut tree);
+    reader.end(tree)
+}
 
-    let mut config = Config::default();
-    if reader.problems.is_empty() {
-        match Config::deserialize(Value::Object(tree)) {
-            Ok(read) => config = read,
-            Err(error) => reader.problems.push(error.to_string()),
-        }
-        for (key, what) in config.problems() {
-            reader.problem(&reader.place(&key), &key, &what);
-        }
-    }
-    if !reader.problems.is_empty() {
-        let message = format!("cannot use the configuration:\n  {}", reader.problems.join("\n  "));
-        return Err(Error::new(Kind::InvalidInput, message));
-    }
-    Ok(Loaded { config, files: reader.files, inert: reader.inert })
+/// What the environment alone says; nothing where that cannot be used either.
+pub fn of_environment(env: impl Iterator<Item = (String, String)>) -> Config {
+    let env = env.filter(|(name, _)| name.starts_with("OSAPI_")).collect();
+    let mut reader = Reader { schema: schema(), ..Reader::default() };
+    let mut tree = Map::new();
+    reader.environment(&env, &mut tree);
+    reader.end(tree).unwrap_or_default().config
 }
 
 fn text(path: &Path) -> Result<String> {
@@ -136,6 +130,26 @@ struct Reader {
 }
 
 impl Reader {
+    /// The configuration that `tree` is, unless there are problems.
+    fn end(mut self, tree: Map<String, Value>) -> Result<Loaded> {
+        let mut config = Config::default();
+        if self.problems.is_empty() {
+            match Config::deserialize(Value::Object(tree)) {
+                Ok(read) => config = read,
+                Err(error) => self.problems.push(error.to_string()),
+            }
+            for (key, what) in config.problems() {
+                self.problem(&self.place(&key), &key, &what);
+            }
+        }
+        if !self.problems.is_empty() {
+            let message =
+                format!("cannot use the configuration:\n  {}", self.problems.join("\n  "));
+            return Err(Error::new(Kind::InvalidInput, message));
+        }
+        Ok(Loaded { config, files: self.files, inert: self.inert })
+    }
+
     fn problem(&mut self, place: &str, key: &str, what: &str) {
         self.problems.push(format!("{place}: {key}: {what}"));
     }
