@@ -54,11 +54,13 @@ impl Field {
     /// Turns text given for this field into the JSON that the operation parses.
     pub fn value<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> Result<Value> {
         let mut texts = texts.into_iter();
-        let wrong = |text: &str, kind: Type| {
-            let message = format!("{}: {text:?} is not {}", self.name, kind.article());
-            Error::new(Kind::InvalidInput, message.clone())
-                .with_problems(vec![Problem { pointer: pointer(&self.name), message }])
+        let refused = |message: String| {
+            let problem = Problem { pointer: pointer(&self.name), message };
+            Error::new(Kind::InvalidInput, format!("{}: {}", self.name, problem.message))
+                .with_problems(vec![problem])
         };
+        let wrong =
+            |text: &str, kind: Type| refused(cut(format!("{text:?} is not {}", kind.article())));
         if self.kind == Type::List {
             return texts
                 .map(|text| read(text, self.element).ok_or_else(|| wrong(text, self.element)))
@@ -66,9 +68,7 @@ impl Field {
         }
         let text = texts.next().unwrap_or_default();
         if texts.next().is_some() {
-            let message = format!("{}: given more than once", self.name);
-            let problem = Problem { pointer: pointer(&self.name), message: message.clone() };
-            return Err(Error::new(Kind::InvalidInput, message).with_problems(vec![problem]));
+            return Err(refused("given more than once".to_owned()));
         }
         read(text, self.kind).ok_or_else(|| wrong(text, self.kind))
     }
@@ -250,11 +250,12 @@ fn problems(
     if validator.is_valid(value) {
         return Ok(Vec::new());
     }
-    Ok(validator.iter_errors(value).take(MOST_PROBLEMS).flat_map(|error| explain(&error)).collect())
+    let errors = validator.iter_errors(value).take(MOST_PROBLEMS);
+    Ok(errors.flat_map(|error| explain(schema, &error)).collect())
 }
 
 /// Says what is wrong where. Values are left out: they may be secret, and they may be long.
-fn explain(error: &ValidationError<'_>) -> Vec<Problem> {
+fn explain(schema: &Value, error: &ValidationError<'_>) -> Vec<Problem> {
     let at = error.instance_path().to_string();
     let below = |name: &str, message: String| Problem {
         pointer: format!("{at}{}", pointer(name)),
@@ -272,8 +273,25 @@ fn explain(error: &ValidationError<'_>) -> Vec<Problem> {
         ValidationErrorKind::Pattern { pattern } => {
             vec![Problem { pointer: at, message: cut(format!("does not match {pattern}")) }]
         }
+        ValidationErrorKind::Format { format } => {
+            vec![Problem { message: format!("is not a {format}"), pointer: at }]
+        }
+        ValidationErrorKind::Enum { .. }
+        | ValidationErrorKind::AnyOf { .. }
+        | ValidationErrorKind::OneOfNotValid { .. } => {
+            let told = one_of(schema, &at).unwrap_or_else(|| error.masked().to_string());
+            vec![Problem { pointer: at, message: cut(told) }]
+        }
         _ => vec![Problem { pointer: at, message: cut(error.masked().to_string()) }],
     }
+}
+
+/// What there is to choose from, where a field has only a few values.
+fn one_of(schema: &Value, at: &str) -> Option<String> {
+    let fields = schema["properties"].as_object()?;
+    let (_, field) = fields.iter().find(|(name, _)| pointer(name) == at)?;
+    let choices = choices(present(field));
+    (!choices.is_empty()).then(|| format!("is none of {}", choices.join(", ")))
 }
 
 fn cut(mut message: String) -> String {
@@ -387,6 +405,24 @@ mod tests {
     fn values_are_not_repeated_in_problems() {
         let error = check(update(), &json!({ "key": "secret\n", "value": "x" })).unwrap_err();
         assert!(!format!("{:?}", error.body()).contains("secret"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_once_with_what_would_be_right() {
+        let list = ops::find("job.list").unwrap();
+        let fields = fields(list);
+        let limit = fields.iter().find(|field| field.name == "limit").unwrap();
+        for (texts, told) in [(&["1", "2"][..], "given more than once"), (&["x"], "an integer")] {
+            let body = limit.value(texts.iter().copied()).unwrap_err().body();
+            assert!(body.message.starts_with("limit: ") && body.message.contains(told));
+            assert_eq!(body.message, format!("limit: {}", body.problems[0].message));
+        }
+        let error = check(list, &json!({ "status": "odd" })).unwrap_err();
+        let choices = &fields.iter().find(|field| field.name == "status").unwrap().choices;
+        assert!(!choices.is_empty());
+        assert_eq!(error.to_string(), format!("status: is none of {}", choices.join(", ")));
+        let error = check(ops::find("job.get").unwrap(), &json!({ "id": "x" })).unwrap_err();
+        assert_eq!(error.to_string(), "id: is not a uuid");
     }
 
     #[test]
