@@ -15,6 +15,7 @@ mod call;
 mod client;
 mod command;
 mod files;
+mod job;
 mod output;
 mod run;
 mod table;

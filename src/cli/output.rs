@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 
 use super::call::Call;
+use super::job::job;
 use super::table::{Cell, Colour, Page, Table};
 use super::text::{age, flat, label, lines, moment, plain, size};
 use crate::op::Rows;
@@ -51,8 +52,10 @@ pub fn page(row: &Row, reply: &Value, page: Page) -> String {
         }
         return hosts(row, reply, results, page);
     }
-    if row.id == "job.list" {
-        return jobs(row, reply, page);
+    match row.id {
+        "job.list" => return jobs(row, reply, page),
+        "job.get" => return job(reply, page),
+        _ => {}
     }
     if let ("health.status", Some(entries)) = (row.id, entries(row, reply)) {
         let mut rest = reply.clone();
@@ -223,6 +226,9 @@ const ENVELOPE: &[&str] = &[
     "problems",
 ];
 
+/// How many lines of what a failed command said are shown.
+const MOST_COMPLAINTS: usize = 20;
+
 #[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
 enum State {
     Ok,
@@ -252,7 +258,7 @@ fn heading(reply: &Value) -> String {
     id.map_or_else(String::new, |id| format!("\n  Job ID: {}\n", flat(id)))
 }
 
-fn hosts(row: &Row, reply: &Value, results: &[Value], page: Page) -> String {
+pub(super) fn hosts(row: &Row, reply: &Value, results: &[Value], page: Page) -> String {
     let mut text = heading(reply);
     let columns = given_or_all(row.columns, results, ENVELOPE);
     let headers = ["HOSTNAME".to_owned(), "STATUS".to_owned()].into_iter();
@@ -288,6 +294,7 @@ fn hosts(row: &Row, reply: &Value, results: &[Value], page: Page) -> String {
         _ = write!(text, "\n  Details:\n{}", details.concat());
     }
     for result in results {
+        complaints(&mut text, result);
         changes(&mut text, result, results.len() > 1);
     }
     let until = results.iter().filter_map(|result| result["confirm_until"].as_str()).min();
@@ -315,6 +322,22 @@ fn summary(worst: &[(&str, State)]) -> String {
     let hosts = worst.len();
     let noun = if hosts == 1 { "host" } else { "hosts" };
     if hosts == 0 { "0 hosts".into() } else { format!("{hosts} {noun}: {}", counts.join(", ")) }
+}
+
+/// What a command that failed said of it, which has no column.
+fn complaints(text: &mut String, result: &Value) {
+    let has_failed = result.get("exit_code").is_some_and(|code| *code != 0);
+    let said = result["stderr"].as_str().filter(|said| has_failed && !said.is_empty());
+    let Some(said) = said else { return };
+    let all: Vec<_> = lines(said).collect();
+    _ = write!(text, "\n  Stderr of {}:\n", flat(result["hostname"].as_str().unwrap_or_default()));
+    let left_out = all.len().saturating_sub(MOST_COMPLAINTS);
+    if left_out > 0 {
+        _ = writeln!(text, "    … {left_out} lines before these; --stderr shows all");
+    }
+    for line in &all[left_out..] {
+        _ = writeln!(text, "    {line}");
+    }
 }
 
 /// What a change did or would do to a host: cell by cell, files line by line.
@@ -380,7 +403,7 @@ fn single(value: &Value) -> Option<(&str, &Value)> {
 }
 
 /// One thing: a line for each field, a table for each list.
-fn block(value: &Value, page: Page) -> String {
+pub(super) fn block(value: &Value, page: Page) -> String {
     let Some(mut fields) = value.as_object() else { return format!("\n  {}\n", plain(value)) };
     // A reply that only wraps one object is about that object.
     while let Some((_, Value::Object(inner))) = fields.iter().next().filter(|_| fields.len() == 1) {
@@ -402,10 +425,6 @@ fn block(value: &Value, page: Page) -> String {
                 });
                 let rows = sheet(&columns.collect::<Vec<_>>(), &things, page);
                 _ = write!(tables, "\n  {title}:\n{rows}");
-            }
-            Value::Object(inner) if name == "responses" => {
-                let rows = table(ANSWERS, &answers(inner), page);
-                _ = write!(tables, "\n  {title}:\n{}", rows.trim_start_matches('\n'));
             }
             Value::Object(inner) if inner.values().any(Value::is_object) => {
                 if inner.values().all(is_flat) {
@@ -434,25 +453,6 @@ fn block(value: &Value, page: Page) -> String {
         }
     }
     text + &tables
-}
-
-/// What hosts have made of a job, as it is published.
-const ANSWERS: &[(&str, &str)] =
-    &[("HOSTNAME", "/hostname"), ("STATUS", "/status"), ("DATA", "/data"), ("ERROR", "/error")];
-
-fn answers(responses: &Map<String, Value>) -> Vec<Value> {
-    let answers = responses.iter().map(|(host, answer)| {
-        let data = &answer["data"];
-        let data = if data.is_null() { String::new() } else { data.to_string() };
-        let hostname = answer["hostname"].as_str().unwrap_or(host);
-        json!({
-            "hostname": hostname,
-            "status": answer["status"],
-            "data": data,
-            "error": answer["error"],
-        })
-    });
-    answers.collect()
 }
 
 fn is_flat(value: &Value) -> bool {

@@ -250,7 +250,12 @@ fn complain(problem: &Problem, globals: &Globals) -> u8 {
         return body.kind.exit();
     }
     say(&flat(&body.message));
-    for wrong in &body.problems {
+    let problems = match body.problems.as_slice() {
+        // What the message says already.
+        [only] if body.message.contains(&only.message) => &[],
+        all => all,
+    };
+    for wrong in problems {
         say(&format!("  {}: {}", flat(&wrong.pointer), flat(&wrong.message)));
     }
     for cell in &body.not_restored {
@@ -262,7 +267,9 @@ fn complain(problem: &Problem, globals: &Globals) -> u8 {
     if let Some(id) = &problem.job {
         say(&format!("see `osapi job get {}`", flat(id)));
     }
-    if let Some(hint) = hint(body.kind) {
+    // What a host refused is no matter of roles.
+    let is_hosts = body.kind == Kind::Denied && problem.job.is_some();
+    if let Some(hint) = hint(body.kind).filter(|_| !is_hosts) {
         say(hint);
     }
     body.kind.exit()

@@ -27,6 +27,8 @@ const USUAL: Duration = Duration::from_mins(10);
 const FIRST: u128 = 1;
 /// Every further one.
 const NEXT: u128 = 20;
+/// How long a controller that has accepted a job may be away.
+const AWAY: Duration = Duration::from_mins(1);
 /// The pause before asking a controller again that did not answer.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -82,6 +84,7 @@ impl<'a> Wait<'a> {
 
     async fn ask(&self) -> Result<Reply, Problem> {
         let mut slice = FIRST;
+        let mut away: Option<Instant> = None;
         loop {
             let letter = self.letter(slice.min(self.left().as_millis().div_ceil(1000)))?;
             slice = NEXT;
@@ -91,6 +94,7 @@ impl<'a> Wait<'a> {
                 }
                 Ok(reply) if !reply.is_pending => return Ok(reply),
                 Ok(reply) => {
+                    away = None;
                     let id = reply.json()?["job_id"].as_str().map(str::to_owned);
                     self.job.replace(id.clone());
                     let what = "the wait ran out before the job was done";
@@ -98,17 +102,28 @@ impl<'a> Wait<'a> {
                 }
                 Err(problem) => problem,
             };
-            let is_accepted = self.job.borrow().is_some();
+            let job = self.job.borrow().clone();
             match problem.error.kind() {
-                _ if self.left().is_zero() || self.key.is_none() => return Err(problem),
+                _ if self.left().is_zero() || self.key.is_none() => {
+                    return Err(about(problem, job));
+                }
                 Kind::Timeout => {
+                    away = None;
                     if problem.job.is_some() {
                         self.job.replace(problem.job);
                     }
                 }
                 // A controller that is being started again has not forgotten the job.
-                Kind::Unavailable if is_accepted => tokio::time::sleep(PAUSE).await,
-                _ => return Err(problem),
+                Kind::Unavailable
+                    if job.is_some() && away.is_none_or(|since| since.elapsed() < AWAY) =>
+                {
+                    if away.is_none() {
+                        say("the controller is away; the job goes on, and so does the waiting");
+                        away = Some(Instant::now());
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+                _ => return Err(about(problem, job)),
             }
         }
     }
@@ -164,6 +179,11 @@ impl<'a> Wait<'a> {
             None => {}
         }
     }
+}
+
+/// The same problem, with the job that was waited for.
+fn about(problem: Problem, job: Option<String>) -> Problem {
+    Problem { job: problem.job.or(job), ..problem }
 }
 
 /// What came of an answer that nobody has to wait for.

@@ -164,6 +164,70 @@ fn a_dry_run_shows_what_would_change_and_how_to_do_just_that() {
 }
 
 #[test]
+fn a_command_that_failed_shows_what_it_said_of_that() {
+    let said = (0..25).map(|i| format!("line {i}\u{1b}[2J\n")).collect::<String>();
+    let reply = json!({ "job_id": "j", "results": [
+        { "hostname": "a", "status": "ok", "changed": true, "exit_code": 2, "stdout": "",
+          "stderr": said },
+        { "hostname": "b", "status": "ok", "changed": true, "exit_code": 0, "stdout": "x",
+          "stderr": "harmless" },
+    ]});
+    let shown = shown("command.exec.execute", &reply, 80);
+    assert!(shown.contains("\n  Stderr of a:\n    … 5 lines before these;"), "{shown}");
+    assert!(shown.ends_with("    line 24\\u{1b}[2J\n"), "{shown}");
+    assert!(!shown.contains("harmless") && !shown.contains("line 4\\"), "{shown}");
+}
+
+#[test]
+fn a_job_shows_what_the_call_itself_has_shown() {
+    let change = json!({
+        "cell": { "sysctl": "vm.swappiness" },
+        "from": { "text": "60" }, "to": { "text": "10" },
+    });
+    let data = json!({ "changed": true, "changes": [change], "key": "vm.swappiness" });
+    let job = json!({
+        "id": "j", "status": "failed", "created": "2026-01-01T00:00:00Z",
+        "operation": {
+            "type": "node.sysctl.update", "target": "_all",
+            "data": { "key": "vm.swappiness", "value": "10" },
+        },
+        "changed": true, "error": "read-only",
+        "responses": {
+            "a": { "status": "completed", "data": data, "changed": true, "hostname": "a" },
+            "b": { "status": "failed", "error": "read-only", "hostname": "b" },
+        },
+        "timeline": [{ "timestamp": "2026-01-01T00:00:00Z", "event": "submitted" }],
+    });
+    let expected = "
+  ID:         j
+  Operation:  node.sysctl.update
+  Target:     _all
+  Status:     failed
+  Created:    2026-01-01T00:00:00Z
+  Changed:    true
+  Error:      read-only
+  Parameters: key:vm.swappiness, value:10
+
+  Timeline:
+  TIMESTAMP             EVENT
+  2026-01-01T00:00:00Z  submitted
+
+  HOSTNAME  STATUS   KEY
+  a         changed  vm.swappiness
+  b         err
+
+  2 hosts: 1 changed, 1 failed
+
+  Details:
+    b: read-only
+
+  Changed on a:
+    sysctl vm.swappiness: \"60\" -> \"10\"
+";
+    assert_eq!(shown("job.get", &job, 80), expected);
+}
+
+#[test]
 fn what_hosts_say_cannot_move_the_cursor() {
     let reply = json!({ "job_id": "\u{1b}]0;x\u{7}", "results": [{
         "hostname": "a\u{1b}[2J", "status": "failed", "changed": false, "exit_code": 1,

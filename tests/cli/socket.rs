@@ -155,6 +155,24 @@ fn patience_ends_when_it_was_said_to() {
 }
 
 #[test]
+fn a_controller_that_stays_away_is_not_waited_for_any_longer_than_was_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("osapi.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let accept = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        read(&stream);
+        let body = json!({ "job_id": JOB, "results": [] }).to_string();
+        let (length, head) = (body.len(), "HTTP/1.1 202 x\r\nlocation: /api/job/x");
+        write!(stream, "{head}\r\ncontent-length: {length}\r\n\r\n{body}").unwrap();
+        // And nobody listens any more.
+    });
+    let reach = Reach { sockets: vec![socket], ..Reach::default() };
+    assert_eq!(run(&["sysctl", "update", "k", "1", "--wait=2"], &reach), 19);
+    accept.join().unwrap();
+}
+
+#[test]
 fn a_dry_run_leaves_nothing_to_wait_for() {
     let controller = Controller::new(|_, _| (200, rows(&json!([]))));
     assert_eq!(controller.run(&["sysctl", "update", "k", "1", "--dry-run"]), 0);
