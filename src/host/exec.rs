@@ -164,7 +164,7 @@ impl Executor {
         let (answer, is_begun) = self.attempt(&turn, op, task, &entry)?;
         let outcome = Outcome::from(answer);
         if is_begun {
-            self.finish(&turn, &task.job, &outcome)?;
+            self.finish(&task.job, &outcome)?;
             if task.options.confirm.is_some() && outcome.kind().is_some() {
                 // It never stood, and this is the only answer there will be.
                 self.core.journal.unmark(&task.job);
@@ -295,7 +295,7 @@ impl Executor {
         if let Some(planned) = &entry.planned {
             let answer = match &planned.work {
                 Work::Act(act) => self
-                    .again(turn, task, planned, act, entry.started)?
+                    .again(task, planned, act, entry.started)?
                     .and_then(|acted| tell(provider, task, acted)),
                 // Somebody else brought it about, who could not tell.
                 Work::Plan(plan) => {
@@ -315,9 +315,7 @@ impl Executor {
             Ok(Begun::Planned(planned)) => planned,
         };
         let answer = match &planned.work {
-            Work::Act(act) => {
-                self.act(turn, job, act)?.and_then(|acted| tell(provider, task, acted))
-            }
+            Work::Act(act) => self.act(job, act)?.and_then(|acted| tell(provider, task, acted)),
             Work::Plan(plan) => {
                 let check = || {
                     self.check(provider, task)?;
@@ -379,9 +377,8 @@ impl Executor {
         }
     }
 
-    fn finish(&self, turn: &Turn, job: &str, outcome: &Outcome) -> Result<()> {
+    fn finish(&self, job: &str, outcome: &Outcome) -> Result<()> {
         self.core.journal.write(job, &self.finished(outcome))?;
-        self.hands(turn, job, Duration::ZERO).let_go();
         if self.core.journal.load(job)?.is_closed() { self.core.journal.close(job) } else { Ok(()) }
     }
 
@@ -401,12 +398,9 @@ impl Executor {
         self.core.is_booting.load(Ordering::Relaxed)
     }
 
-    fn hands<'a>(&'a self, turn: &'a Turn, name: &str, limit: Duration) -> Hands<'a> {
-        let name = format!("osapi-job-{name}");
-        // Early in a boot the service manager has its hands full and us to wait for.
-        let outlive = self.core.root.has_systemd() && !self.is_booting();
+    fn hands<'a>(&'a self, turn: &'a Turn, limit: Duration) -> Hands<'a> {
         let (root, journal, view) = (&self.core.root, &self.core.journal, self.view());
-        Hands { root, journal, turn, view, name, limit, outlive }
+        Hands { root, journal, turn, view, limit }
     }
 }
 

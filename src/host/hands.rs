@@ -5,12 +5,12 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use super::cell::{Blobs, Digest, Value};
-use super::command::{self, Done};
+use super::command;
 use super::journal::{Journal, Turn};
 use super::plan::Step;
 use super::root::Root;
 use super::view::View;
-use super::want::{Refresh, Run};
+use super::want::Refresh;
 use crate::error::{Error, Kind, Result};
 
 pub(super) struct Hands<'a> {
@@ -18,11 +18,7 @@ pub(super) struct Hands<'a> {
     pub(super) journal: &'a Journal,
     pub(super) turn: &'a Turn,
     pub(super) view: View,
-    /// Names this step of this job; a command run under it is found again after a crash.
-    pub(super) name: String,
     pub(super) limit: Duration,
-    /// Whether commands are handed to the service manager, which outlives this process.
-    pub(super) outlive: bool,
 }
 
 impl Hands<'_> {
@@ -59,15 +55,6 @@ impl Hands<'_> {
         self.run(&refresh.program, &args, &[])
     }
 
-    /// Runs an act as a unit. Its name is taken once per boot, so running it again picks up the
-    /// first run.
-    pub(super) fn unit_of(&self, run: &Run) -> Result<Done> {
-        let args: Vec<&str> = run.args.iter().map(String::as_str).collect();
-        let path = self.root.program(&run.program)?;
-        let (unit, cwd) = (self.unit(&run.program), run.cwd.as_deref());
-        command::unit(&unit, &path, &args, &[], run.limit, cwd, self.turn)
-    }
-
     /// Has what is due in `seconds` taken back, by somebody who outlives this process.
     pub(super) fn alarm(&self, unit: &str, seconds: u64) -> Result<()> {
         let osapi = std::env::current_exe()
@@ -80,39 +67,12 @@ impl Hands<'_> {
         command::child(&path, &args, &[], self.limit, self.turn)?.success("systemd-run").map(drop)
     }
 
-    /// Waits for what an earlier process started for the job and did not see the end of.
-    pub(super) fn wait_for_others(&self) -> Result<()> {
-        if self.outlive { command::wait(&format!("{}.*", self.name), self.turn) } else { Ok(()) }
-    }
-
-    /// Forgets how the commands of the job ended.
-    pub(super) fn let_go(&self) {
-        if self.outlive {
-            command::forget(&format!("{}.*", self.name), self.turn);
-        }
-    }
-
+    /// Runs a command of a change, which holds the turn as well: whoever takes over after a crash
+    /// waits for it.
     pub(super) fn run(&self, program: &str, args: &[&str], stdin: &[u8]) -> Result<()> {
-        let result = self.output(program, args, stdin).and_then(|output| output.success(program));
-        if self.outlive {
-            command::forget(&self.unit(program), self.turn);
-        }
-        result.map(drop)
-    }
-
-    fn output(&self, program: &str, args: &[&str], stdin: &[u8]) -> Result<Done> {
         let path = self.root.command(program)?;
-        if self.outlive {
-            let unit = self.unit(program);
-            command::unit(&unit, &path, args, stdin, self.limit, None, self.turn)
-        } else {
-            command::child(&path, args, stdin, self.limit, self.turn)
-        }
-    }
-
-    fn unit(&self, program: &str) -> String {
-        let program = program.rsplit('/').next().unwrap_or_default();
-        format!("{}.{program}.service", self.name)
+        let done = command::child(&path, args, stdin, self.limit, self.turn)?;
+        done.success(program).map(drop)
     }
 }
 

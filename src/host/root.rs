@@ -24,11 +24,6 @@ impl Root {
         Self { path: path.into(), fd: Arc::default() }
     }
 
-    /// Whether commands can be handed to a service manager, which outlives this process.
-    pub fn has_systemd(&self) -> bool {
-        self.is_real() && self.has_service_manager()
-    }
-
     /// Whether somebody else can be asked to wake up when the time for a confirmation is over.
     /// The service manager of the system does what root asks it, and nobody else.
     pub(super) fn has_service_manager(&self) -> bool {

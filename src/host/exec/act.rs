@@ -7,7 +7,7 @@ use super::{Executor, group};
 use crate::error::{Error, Kind, Result};
 use crate::host::command::{self, Done};
 use crate::host::hands;
-use crate::host::journal::{Event, HOST, Planned, Turn};
+use crate::host::journal::{Event, HOST, Planned};
 use crate::host::want::{Act, Run};
 use crate::job::Task;
 
@@ -20,9 +20,8 @@ pub(super) struct Acted {
 
 impl Executor {
     /// Does something for the first time. The inner error is the answer to the job.
-    pub(super) fn act(&self, turn: &Turn, job: &str, act: &Act) -> Result<Result<Acted>> {
+    pub(super) fn act(&self, job: &str, act: &Act) -> Result<Result<Acted>> {
         let done = match act {
-            Act::Run(run) if self.outlives() => self.hands(turn, job, run.limit).unit_of(run),
             Act::Run(run) => self.run_here(job, run),
             Act::Signal { pid, start, signal } => self.signal(*pid, *start, *signal),
             Act::Confirm { job: about } => {
@@ -37,7 +36,6 @@ impl Executor {
     /// Answers for an act that an earlier attempt wrote down and did not see the end of.
     pub(super) fn again(
         &self,
-        turn: &Turn,
         task: &Task,
         planned: &Planned,
         act: &Act,
@@ -45,14 +43,12 @@ impl Executor {
     ) -> Result<Result<Acted>> {
         let is_same_boot = planned.boot == self.boot();
         match act {
-            // A unit's name is taken once per boot.
-            Act::Run(_) if self.outlives() && is_same_boot => self.act(turn, &task.job, act),
             // Its group is on record before it runs, so it never ran.
-            Act::Run(_) if !self.outlives() && started.is_none() => {
+            Act::Run(_) if started.is_none() => {
                 if task.left_ms == 0 {
                     return Ok(Err(Error::new(Kind::Expired, "it was never begun")));
                 }
-                self.act(turn, &task.job, act)
+                self.act(&task.job, act)
             }
             Act::Run(_) => {
                 if let Some((leader, start)) = started.filter(|_| is_same_boot) {
@@ -62,15 +58,12 @@ impl Executor {
             }
             Act::Signal { .. } => Ok(Err(interrupted())),
             // These say the same however often they are asked.
-            Act::Confirm { .. } | Act::Revert { .. } => self.act(turn, &task.job, act),
+            Act::Confirm { .. } | Act::Revert { .. } => self.act(&task.job, act),
         }
     }
 
-    fn outlives(&self) -> bool {
-        self.core.root.has_systemd() && !self.is_booting()
-    }
-
-    /// Runs a program as a child, which ends with its group when time is up.
+    /// Runs a program as a child, which ends with its group when time is up. Never as a unit: a
+    /// service manager expands what its command lines hold, and keeps all that they print.
     fn run_here(&self, job: &str, run: &Run) -> Result<Done> {
         let child = self.start(job, run, |pid, start| {
             self.core.journal.write(job, &Event::Started { pid, start })

@@ -93,7 +93,6 @@ impl Executor {
         let again = !stands || entry.back.is_some();
         // It only counts; a full disk must not keep anything from being taken back.
         let _ = self.core.journal.write(job, &Event::Resumed);
-        self.hands(turn, job, planned.limit).wait_for_others()?;
         let result = match back {
             Some(_) if entry.resumed >= BACKWARD => {
                 Err(Error::new(Kind::Internal, "left half done, because no agent survived it"))
@@ -104,7 +103,7 @@ impl Executor {
         match result {
             Ok(()) => self.core.journal.write(job, &Event::Applied)?,
             Err(error) => {
-                self.finish(turn, job, &Outcome::Failed { error: error.body() })?;
+                self.finish(job, &Outcome::Failed { error: error.body() })?;
                 self.ring();
             }
         }
@@ -124,7 +123,7 @@ impl Executor {
         let by = Some(by.to_owned());
         let back = Back { why: why.body(), steps: plan.steps.len(), by };
         let error = self.take_back(turn, job, planned, plan, false, &back)?;
-        self.finish(turn, job, &Outcome::Failed { error: error.body() })?;
+        self.finish(job, &Outcome::Failed { error: error.body() })?;
         self.ring();
         Ok(())
     }
@@ -141,7 +140,7 @@ impl Executor {
     ) -> Result<Result<T>> {
         let mut begun = 0;
         let pass = self.pass(planned, again, false);
-        match self.apply(turn, job, plan, pass, &mut begun).and_then(|()| check()) {
+        match self.apply(turn, plan, pass, &mut begun).and_then(|()| check()) {
             Ok(answer) => self.core.journal.remember(job, plan, &[]).map(|()| Ok(answer)),
             Err(error) => {
                 // An earlier process may have been ahead of where this one was stopped.
@@ -177,19 +176,12 @@ impl Executor {
         Ok(why.into())
     }
 
-    fn apply(
-        &self,
-        turn: &Turn,
-        job: &str,
-        plan: &Plan,
-        pass: Pass,
-        begun: &mut usize,
-    ) -> Result<()> {
+    fn apply(&self, turn: &Turn, plan: &Plan, pass: Pass, begun: &mut usize) -> Result<()> {
         for step in &plan.steps {
             // Whatever is refused here was not begun.
             let now = self.found(step, pass)?;
             *begun += 1;
-            let hands = self.hands(turn, &format!("{job}.{begun}"), pass.limit);
+            let hands = self.hands(turn, pass.limit);
             hands.take(step, now.as_ref(), &plan.blobs)?;
         }
         Ok(())
@@ -199,8 +191,8 @@ impl Executor {
     fn undo(&self, turn: &Turn, job: &str, inverse: &Plan, pass: Pass) -> (Vec<Cell>, Vec<String>) {
         let mut left = Vec::new();
         let inverse = if self.is_booting() { inverse.early() } else { inverse.clone() };
-        for (number, step) in inverse.steps.iter().enumerate() {
-            let hands = self.hands(turn, &format!("{job}.back-{number}"), pass.limit);
+        for step in &inverse.steps {
+            let hands = self.hands(turn, pass.limit);
             let now = self.found(step, pass);
             let taken = now.and_then(|now| hands.take(step, now.as_ref(), &inverse.blobs));
             match (taken, step) {
