@@ -311,6 +311,13 @@ impl Config {
                 );
             }
         }
+        let hostname = self.agent.hostname.as_str();
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if hostname.len() > 253 || !hostname.bytes().all(is_plain) || hostname.starts_with('_') {
+            let message = "must be letters, digits, `.`, `_` and `-`, at most 253 of them, and not \
+                           begin with `_`";
+            wrong("agent.hostname".to_owned(), message.to_owned());
+        }
         if self.agent.labels.len() > 5 {
             let message = format!("{} labels are more than 5", self.agent.labels.len());
             wrong("agent.labels".to_owned(), message);
@@ -329,7 +336,9 @@ impl Config {
             }
         }
         if let Err(error) = crate::agent::Policy::new(&self.agent.policy) {
-            wrong("agent.policy".to_owned(), error.to_string());
+            let what = error.to_string();
+            let what = what.strip_prefix("agent.policy ").unwrap_or(&what);
+            wrong("agent.policy".to_owned(), what.to_owned());
         }
         for (key, path) in [
             ("controller.socket", &self.controller.socket),

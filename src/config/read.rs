@@ -16,6 +16,9 @@ use crate::error::{Error, Kind, Result};
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
 
+/// Variables that are no keys: where the configuration is, and what OSAPI tells its own processes.
+const OWN: &[&str] = &["OSAPI_OSAPIFILE", "OSAPI_PARENT", "OSAPI_JOB_ID"];
+
 /// A configuration, and what is worth telling about where it comes from.
 #[derive(Clone, Debug, Default)]
 pub struct Loaded {
@@ -293,6 +296,17 @@ impl Reader {
             if let Some(value) = value {
                 set(tree, &key, value);
             }
+        }
+        let known: BTreeSet<_> =
+            leaves(&schema).into_iter().map(|(key, _)| variable(&key)).collect();
+        let sections: Vec<_> = inert::keys().map(|(key, _)| variable(key)).collect();
+        let is_inert = |name: &String| {
+            let rest = sections.iter().find_map(|section| name.strip_prefix(section.as_str()));
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+        };
+        let others = env.keys().filter(|name| !known.contains(*name) && !is_inert(name));
+        for name in others.filter(|name| !OWN.contains(&name.as_str())) {
+            self.inert.insert(Inert { key: name.clone(), why: "no key has this variable" });
         }
         self.schema = schema;
         for (key, why) in inert::keys() {

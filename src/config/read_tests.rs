@@ -193,3 +193,26 @@ agent:
   pki: { enabled: false, key_dir: /etc/osapi/pki }
   privilege_escalation: { enabled: false }
 "#;
+
+#[test]
+fn a_variable_that_no_key_has_is_listed() {
+    let env = [
+        ("OSAPI_CONTROLLER_SOKET", "/x"),
+        ("OSAPI_CONTROLLER_SOCKET", "/x"),
+        ("OSAPI_TELEMETRY_TRACING_ENABLED", "true"),
+        ("OSAPI_JOB_ID", "j"),
+    ];
+    let inert = with_env("", &env).unwrap().inert;
+    let keys: Vec<_> = inert.iter().map(|inert| inert.key.as_str()).collect();
+    assert_eq!(keys, ["OSAPI_CONTROLLER_SOKET", "telemetry"]);
+}
+
+#[test]
+fn what_is_wrong_with_names_is_told_once() {
+    for name in ["a b/c", "_any", "a:b", &"x".repeat(254)] {
+        let told = problems(&format!("agent: {{ hostname: \"{name}\" }}"));
+        assert!(told.contains("agent.hostname: must be letters"), "{told}");
+    }
+    let told = problems("agent: { policy: [reads] }");
+    assert_eq!(told.matches("agent.policy").count(), 1, "{told}");
+}
