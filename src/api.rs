@@ -17,6 +17,7 @@ use hyper::http::request::Parts;
 use hyper::{Request, Response};
 use matchit::Router;
 use serde_json::{Map, Value};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use self::answer::{Answer, Failure};
@@ -66,6 +67,7 @@ pub struct Api {
     routes: Router<Vec<(Method, Place)>>,
     metrics: Metrics,
     slots: Slots,
+    stopping: watch::Sender<bool>,
     openapi: OnceLock<Bytes>,
 }
 
@@ -120,6 +122,7 @@ impl Api {
             routes: routes()?,
             metrics: Metrics::new()?,
             slots: Slots::default(),
+            stopping: watch::Sender::new(false),
             openapi: OnceLock::new(),
         }))
     }
@@ -131,6 +134,11 @@ impl Api {
         let gate = Arc::new(gate.unwrap_or_else(|_| Err(panicked()))?);
         *self.gate.write().unwrap_or_else(PoisonError::into_inner) = gate;
         Ok(())
+    }
+
+    /// From now on connections end once the request that they are at is answered.
+    pub fn stop(&self) {
+        self.stopping.send_replace(true);
     }
 
     fn gate(&self) -> Arc<Gate> {

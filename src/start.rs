@@ -108,6 +108,10 @@ fn list_without_effect(server: &Server, loaded: &Loaded) {
 
 fn validate(server: &Server) -> Result<()> {
     let loaded = load(server)?;
+    let users = [&loaded.config.controller.agent_user, &loaded.config.agent.controller_user];
+    for user in users.into_iter().flatten() {
+        uid(user)?;
+    }
     let inert = loaded.inert.iter().map(|inert| json!({ "key": inert.key, "why": inert.why }));
     let files = loaded.files.iter().map(|file| file.display().to_string());
     if server.globals.json {

@@ -148,6 +148,7 @@ fn it_starts_with_its_agent_and_ends_with_it() {
     assert_eq!(appliance.read("proc/sys/test/one"), "1\n");
 
     let agent = daemon.agent().unwrap();
+    assert_eq!(std::fs::read_to_string(format!("/proc/{agent}/comm")).unwrap(), "osapi\n");
     daemon.signal(Signal::TERM);
     assert!(daemon.ended().success());
     assert!(!is_there(agent), "the agent outlived its parent");

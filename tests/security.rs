@@ -191,6 +191,19 @@ fn what_groups_may_changes_on_open_connections_too() {
 }
 
 #[test]
+fn a_connection_that_is_open_when_it_is_stopped_brings_in_nothing_new() {
+    let server = Server::start(Config::default());
+    let mut stream = UnixStream::connect(server.socket()).unwrap();
+    let request = b"GET /api/node/_any/os HTTP/1.1\r\nhost: x\r\n\r\n";
+    stream.write_all(request).unwrap();
+    assert_eq!(next(&mut stream), 200);
+    server.api.stop();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty());
+}
+
+#[test]
 fn bodies_that_are_not_what_they_should_be_change_nothing() {
     let server = Server::start(Config::default());
     let before = server.records();

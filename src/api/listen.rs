@@ -130,7 +130,17 @@ impl Api {
             // Answers of hyper's own are told from ours in one piece.
             .writev(false)
             .serve_connection(TokioIo::new(wire), service);
-        if let Err(error) = connection.await {
+        tokio::pin!(connection);
+        let mut stopping = self.stopping.subscribe();
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            // Fails where nobody can tell any more, which is the end as well.
+            () = async { drop(stopping.wait_for(|stopping| *stopping).await) } => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
             tracing::debug!(%error, "a connection ended");
             if error.is_parse() {
                 self.note_unreadable(&peer);

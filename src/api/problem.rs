@@ -3,6 +3,7 @@
 //! There is no member `code`: existing clients read an integer there.
 
 use bytes::Bytes;
+use hyper::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -62,9 +63,11 @@ impl Document {
 /// A whole answer on the wire, for connections that are closed before anything was read.
 pub fn refusal(kind: Kind, message: &str) -> Vec<u8> {
     let body = Document::new(Error::new(kind, message).body(), None).bytes();
-    let (status, title) = (kind.status(), kind.title());
+    let status = kind.status();
+    let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    let reason = reason.unwrap_or_default();
     let head = format!(
-        "HTTP/1.1 {status} {title}\r\ncontent-type: {CONTENT_TYPE}\r\ncontent-length: {}\r\n\
+        "HTTP/1.1 {status} {reason}\r\ncontent-type: {CONTENT_TYPE}\r\ncontent-length: {}\r\n\
          cache-control: no-store\r\nconnection: close\r\n\r\n",
         body.len(),
     );

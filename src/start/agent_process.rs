@@ -24,6 +24,10 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 pub(super) fn run(server: &Server) -> Result<()> {
     let is_child = follow_parent()?;
+    if is_child {
+        // It was started by a link called `exe`, which is what lists of processes would show.
+        drop(std::fs::write("/proc/self/comm", "osapi"));
+    }
     let loaded = super::load(server)?;
     let volume = telemetry::start("osapi-agent", loaded.config.debug);
     // Its parent has listed them.

@@ -90,6 +90,7 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
         notify(&[NotifyState::Stopping]);
         tracing::info!("stopping: nothing new is accepted");
         serving.abort();
+        api.stop();
         if let Some(child) = child {
             // Where nobody hears it, the agent has ended.
             let _ = end_child.send(true);
@@ -290,6 +291,7 @@ fn describe(status: ExitStatus) -> String {
 fn start_agent(arguments: &[OsString], paths: &Paths) -> std::io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command
+        .arg0("osapi")
         .args(arguments)
         .env(PARENT, std::process::id().to_string())
         .env("OSAPI_AGENT_SOCKET", &paths.agent_socket)
