@@ -2,6 +2,7 @@
 //! chain afterwards, the controller included, cannot make these agree.
 #![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "its own state")]
 
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,9 +15,18 @@ use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::link::Head;
 
-/// How many of the newest are kept, and how many in all.
+/// How many of the newest of a chain are kept, and how many of it in all.
 const NEWEST: usize = 100;
-const KEPT: usize = 1000;
+const KEPT: usize = 800;
+/// How many chains a controller has, and so how many ends one answer tells.
+const TOLD: usize = 2;
+/// How many chains are taken note of that were not known when the agent started: those of a new
+/// store, and of one that is put in its place.
+const NEW: usize = 4;
+/// The longest name of a chain, and the longest hash, in bytes.
+const LONGEST: usize = 256;
+/// How many chains are known in all.
+const CHAINS: usize = 16;
 /// Older ones are kept one an hour, in milliseconds.
 const HOUR: u64 = 3_600_000;
 
@@ -31,6 +41,8 @@ struct State {
     /// Oldest first.
     heads: Vec<Kept>,
     is_new: bool,
+    /// How many chains were told since the start that were not known.
+    strangers: usize,
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -53,7 +65,7 @@ impl Heads {
             }
         };
         let heads = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        Ok(Self { path, clock, state: Mutex::new(State { heads, is_new: false }) })
+        Ok(Self { path, clock, state: Mutex::new(State { heads, ..State::default() }) })
     }
 
     /// Remembers `heads`, and tells of what cannot be.
@@ -61,9 +73,20 @@ impl Heads {
         if heads.is_empty() {
             return;
         }
+        if heads.len() > TOLD {
+            tracing::error!(count = heads.len(), "too many ends of the audit log at once");
+        }
         let mut state = lock(&self.state);
-        for head in heads {
+        let is_short = |head: &Head| head.writer.len().max(head.hash.len()) <= LONGEST;
+        for head in heads.into_iter().take(TOLD).filter(is_short) {
             let same = |kept: &&Kept| kept.head.writer == head.writer;
+            if !state.heads.iter().any(|kept| same(&kept)) && !state.takes_note() {
+                tracing::error!(
+                    writer = head.writer,
+                    "one more audit log is not taken note of: no host has so many"
+                );
+                continue;
+            }
             if let Some(last) = state.heads.iter().rev().find(same) {
                 if last.head == head {
                     continue;
@@ -102,19 +125,33 @@ impl Heads {
     }
 }
 
-/// Keeps the newest, and of the older ones the last of each hour.
+impl State {
+    /// Whether one more chain is taken note of. Otherwise whoever makes up chains could have
+    /// everything forgotten that contradicts them.
+    fn takes_note(&mut self) -> bool {
+        let known: BTreeSet<_> = self.heads.iter().map(|kept| &kept.head.writer).collect();
+        let takes_note = self.strangers < NEW && known.len() < CHAINS;
+        self.strangers += usize::from(takes_note);
+        takes_note
+    }
+}
+
+/// Keeps the newest of each chain, and of the older ones the last of each hour. No chain takes the
+/// place of another.
 fn thin(heads: &mut Vec<Kept>) {
-    let old = heads.len().saturating_sub(NEWEST);
-    let mut index = 0;
-    let hours: Vec<_> =
-        heads.iter().map(|kept| (kept.head.writer.clone(), kept.at / HOUR)).collect();
-    heads.retain(|_| {
-        let here = index;
-        index += 1;
-        here >= old || hours[here] != hours[here + 1]
-    });
-    let surplus = heads.len().saturating_sub(KEPT);
-    heads.drain(..surplus);
+    // How many come behind, how many of these are kept, and the hour of the next.
+    let mut behind: HashMap<String, (usize, usize, u64)> = HashMap::new();
+    let mut keeps = Vec::with_capacity(heads.len());
+    for Kept { at, head } in heads.iter().rev() {
+        let hour = at / HOUR;
+        let (count, kept, next) = behind.entry(head.writer.clone()).or_insert((0, 0, u64::MAX));
+        let keep = *kept < KEPT && (*count < NEWEST || hour != *next);
+        *count += 1;
+        *kept += usize::from(keep);
+        *next = hour;
+        keeps.push(keep);
+    }
+    heads.retain(|_| keeps.pop().unwrap_or(true));
 }
 
 /// Puts a whole file in the place of another, or leaves that as it was.
@@ -150,10 +187,11 @@ mod tests {
         heads.save();
         let kept = Heads::open(dir.path(), clock).unwrap();
         let kept = lock(&kept.state).heads.clone();
-        assert!(kept.len() <= KEPT && kept.len() > 900, "{}", kept.len());
+        assert!(kept.len() <= KEPT && kept.len() > 700, "{}", kept.len());
         let numbers: Vec<u64> = kept.iter().map(|kept| kept.head.number).collect();
         assert_eq!(numbers[numbers.len() - NEWEST..], (2901..=3000).collect::<Vec<_>>());
         assert!(numbers[0] < 1000, "{}", numbers[0]);
+        assert!(numbers.is_sorted());
     }
 
     #[test]
@@ -166,5 +204,34 @@ mod tests {
         // What contradicts it is evidence, and kept beside it.
         heads.keep(vec![Head { hash: "other".to_owned(), ..head(1) }]);
         assert_eq!(lock(&heads.state).heads.len(), 2);
+    }
+
+    #[test]
+    fn no_chain_takes_the_place_of_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Clock::default();
+        let heads = Heads::open(dir.path(), clock.clone()).unwrap();
+        let of = |writer: String, number| Head { writer, ..head(number) };
+        heads.keep(vec![head(1), of("web-1.refusals".to_owned(), 1)]);
+        let made_up = |answer: u64| {
+            (0..100).map(|n| of(format!("made up {answer} {n}"), 1)).collect::<Vec<_>>()
+        };
+        for answer in 0..100 {
+            heads.keep(made_up(answer));
+        }
+        for number in 1..2000 {
+            heads.keep(vec![of("made up 0 0".to_owned(), number)]);
+        }
+        let kept = lock(&heads.state).heads.clone();
+        assert!(kept.len() < 2 * KEPT, "{}", kept.len());
+        assert_eq!(kept[0].head, head(1));
+        // Neither does one that tells just as much.
+        for number in 2..3000 {
+            clock.step(20 * 60_000);
+            heads.keep(vec![head(number), of("web-1.refusals".to_owned(), number)]);
+        }
+        let kept = lock(&heads.state).heads.clone();
+        let of_one = kept.iter().filter(|kept| kept.head.writer == "web-1").count();
+        assert!(of_one > 700, "{of_one}");
     }
 }
