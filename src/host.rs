@@ -18,6 +18,7 @@ mod journal;
 mod look;
 mod plan;
 mod root;
+mod standing;
 mod view;
 mod want;
 

@@ -16,6 +16,7 @@ mod confirm;
 mod files;
 mod journal;
 mod recovery;
+mod undo;
 
 #[test]
 fn every_write_operation_is_tried_here() {

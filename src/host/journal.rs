@@ -291,6 +291,14 @@ impl Journal {
         }
     }
 
+    /// What `job` set out to do, where that was a change and is remembered.
+    pub(super) fn planned(&self, job: &str) -> Option<Plan> {
+        match self.load(job).ok()?.planned?.work {
+            Work::Plan(plan) => Some(plan),
+            Work::Act(_) => None,
+        }
+    }
+
     /// Adds a line to what is known of a job about which something is left to do.
     pub(super) fn write(&self, job: &str, event: &Event) -> Result<()> {
         Self::check(job)?;

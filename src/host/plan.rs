@@ -10,6 +10,7 @@ use similar::TextDiff;
 
 use super::cell::{Blobs, Cell, Digest, Value};
 use super::journal::{Record, inline};
+use super::standing::Standing;
 use super::view::View;
 use super::want::{Claim, Refresh, Want, Wish};
 use crate::error::{Error, Kind, Result};
@@ -28,6 +29,9 @@ pub struct Plan {
     /// The job that applied it, if one did.
     #[serde(skip)]
     pub(super) job: String,
+    /// The job whose change it takes back, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) undoes: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -48,15 +52,19 @@ pub(super) struct Set {
     pub(super) origin: Value,
     /// Whether nobody else is supposed to change the cell.
     pub(super) owned: bool,
+    /// The job whose value this covers, in either direction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) was: Option<String>,
 }
 
 impl Plan {
     /// Compares `want` with what `host` holds and keeps the difference.
     pub fn of(host: &View, want: Want) -> Result<Self> {
-        let mut plan = Self { steps: Vec::new(), blobs: want.blobs, job: String::new() };
+        let Want { wishes, blobs, undoes } = want;
+        let mut plan = Self { steps: Vec::new(), blobs, job: String::new(), undoes };
         // Whether anything changes that the coming refreshes are there to announce.
         let (mut stirred, mut announcing) = (false, false);
-        for wish in want.wishes {
+        for wish in wishes {
             match wish {
                 Wish::Be { cell, value: to, claim } => {
                     stirred &= !announcing;
@@ -64,12 +72,20 @@ impl Plan {
                     let now = host.after(&plan);
                     let (from, to) = (now.value(&cell)?, now.owned(to)?);
                     let known = host.record(&cell);
+                    let was = match &claim {
+                        Claim::Was(former) => match Standing::of(host, &cell, &former.job) {
+                            Standing::Gone => continue,
+                            Standing::Covered(by) => return Err(built_upon(&cell, &by)),
+                            Standing::Stands | Standing::Unknown => former.was.clone(),
+                        },
+                        _ => host.top(&cell),
+                    };
                     if from == to {
                         // Somebody else has put it back. What is left is to forget it.
                         if claim == Claim::Back
                             && let Some(Record { origin, owned, .. }) = known
                         {
-                            plan.steps.push(Step::Set(Set { cell, from, to, origin, owned }));
+                            plan.steps.push(Step::Set(Set { cell, from, to, origin, owned, was }));
                         }
                         continue;
                     }
@@ -91,7 +107,7 @@ impl Plan {
                     let origin = former.or_else(|| Some(&known.as_ref()?.origin));
                     let origin = origin.unwrap_or(&from).clone();
                     plan.blobs.extend(known.into_iter().flat_map(|record| record.blobs));
-                    plan.steps.push(Step::Set(Set { cell, from, to, origin, owned }));
+                    plan.steps.push(Step::Set(Set { cell, from, to, origin, owned, was }));
                     stirred = true;
                 }
                 Wish::Then(refresh) => {
@@ -179,7 +195,7 @@ impl Plan {
             Step::Refresh(refresh) => refresh.early,
         };
         let steps = self.steps.iter().filter(is_early).cloned().collect();
-        Self { steps, blobs: self.blobs.clone(), job: self.job.clone() }
+        Self { steps, ..self.clone() }
     }
 
     /// Whether only a system that is up can take this back.
@@ -189,7 +205,7 @@ impl Plan {
 
     pub(super) fn first(&self, steps: usize) -> Self {
         let steps = self.steps.iter().take(steps).cloned().collect();
-        Self { steps, blobs: self.blobs.clone(), job: self.job.clone() }
+        Self { steps, ..self.clone() }
     }
 }
 
@@ -209,19 +225,22 @@ fn admit(cell: &Cell, found: &Value, claim: &Claim, known: Option<&Record>) -> R
         Claim::Shared | Claim::Back => return Ok(()),
         Claim::Ours | Claim::New if *found == Value::Absent => return Ok(()),
         Claim::Ours if is_ours => return Ok(()),
-        Claim::Was(value, _) if value == found => return Ok(()),
+        Claim::Was(former) if former.value == *found => return Ok(()),
         Claim::New => "exists already".to_owned(),
         Claim::Ours => "is not managed by OSAPI".to_owned(),
-        Claim::Was(_, job) => match known {
-            Some(record) if record.job != *job && record.value == *found => {
-                let message =
-                    format!("job {} has built upon {cell} since; undo that first", record.job);
-                return Err(Error::new(Kind::Superseded, message));
+        Claim::Was(former) => match known {
+            Some(record) if record.job != former.job && record.value == *found => {
+                return Err(built_upon(cell, &record.job));
             }
             _ => "was changed since by somebody else".to_owned(),
         },
     };
     Err(Error::new(Kind::Conflict, format!("{cell} {reason}")))
+}
+
+fn built_upon(cell: &Cell, job: &str) -> Error {
+    let message = format!("job {job} has built upon {cell} since; undo that first");
+    Error::new(Kind::Superseded, message)
 }
 
 impl Step {
@@ -239,7 +258,7 @@ impl Step {
         match self {
             Self::Set(set) => {
                 let (from, to, origin) = (set.from.public(), set.to.public(), Value::Absent);
-                Self::Set(Set { from, to, origin, ..set.clone() })
+                Self::Set(Set { from, to, origin, was: None, ..set.clone() })
             }
             Self::Refresh(_) => self.clone(),
         }

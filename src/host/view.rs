@@ -213,6 +213,17 @@ impl View {
         }
     }
 
+    /// The job that assigned `cell` last, where anybody remembers.
+    pub(super) fn top(&self, cell: &Cell) -> Option<String> {
+        let record = self.record(cell).map(|record| record.job);
+        record.or_else(|| self.journal.giver(cell))
+    }
+
+    /// What `job` set out to do, where that was a change and is remembered.
+    pub(super) fn planned(&self, job: &str) -> Option<Plan> {
+        self.journal.planned(job)
+    }
+
     /// Whether OSAPI assigned `cell` once and has given it back, as far as it remembers.
     pub fn is_given_back(&self, cell: &Cell) -> bool {
         let is_marked = self.ahead.contains_key(cell) || self.journal.is_given_back(cell);

@@ -16,6 +16,8 @@ use super::view::View;
 pub struct Want {
     pub(super) wishes: Vec<Wish>,
     pub(super) blobs: Blobs,
+    /// The job whose change is to be taken back.
+    pub(super) undoes: Option<String>,
 }
 
 #[derive(Clone)]
@@ -32,8 +34,17 @@ pub(super) enum Claim {
     New,
     /// Back to what it held before OSAPI came.
     Back,
-    /// If it still holds what this job gave it.
-    Was(Value, String),
+    /// If it still holds what a job gave it.
+    Was(Former),
+}
+
+/// What a job gave a cell.
+#[derive(Clone, Eq, PartialEq)]
+pub(super) struct Former {
+    pub(super) value: Value,
+    pub(super) job: String,
+    /// The job whose value it covered.
+    pub(super) was: Option<String>,
 }
 
 impl Want {
@@ -109,12 +120,14 @@ impl Want {
     pub fn without(plan: &Plan) -> Self {
         let wishes = plan.inverse().steps.into_iter().map(|step| match step {
             Step::Set(set) => {
-                let claim = Claim::Was(set.from, plan.job.clone());
+                let former = Former { value: set.from, job: plan.job.clone(), was: set.was };
+                let claim = Claim::Was(former);
                 Wish::Be { cell: set.cell, value: set.to, claim }
             }
             Step::Refresh(refresh) => Wish::Then(refresh),
         });
-        Self { wishes: wishes.collect(), blobs: plan.blobs.clone() }
+        let (blobs, undoes) = (plan.blobs.clone(), Some(plan.job.clone()));
+        Self { wishes: wishes.collect(), blobs, undoes }
     }
 
     fn be(mut self, state: State, claim: Claim) -> Self {

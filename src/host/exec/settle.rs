@@ -141,7 +141,7 @@ impl Executor {
         let mut begun = 0;
         let pass = self.pass(planned, again, false);
         match self.apply(turn, plan, pass, &mut begun).and_then(|()| check()) {
-            Ok(answer) => self.core.journal.remember(job, plan, &[]).map(|()| Ok(answer)),
+            Ok(answer) => self.core.journal.remember(job, plan).map(|()| Ok(answer)),
             Err(error) => {
                 // An earlier process may have been ahead of where this one was stopped.
                 let steps = if again { plan.steps.len() } else { begun };
@@ -165,7 +165,7 @@ impl Executor {
         let _ = self.core.journal.write(job, &Event::Back(back.clone()));
         let inverse = plan.first(back.steps).inverse();
         let (off, mut left) = self.undo(turn, job, &inverse, self.pass(planned, again, true));
-        self.core.journal.remember(job, &inverse, &off)?;
+        self.core.journal.restore(job, &inverse, &off)?;
         left.splice(0..0, off.iter().map(Cell::to_string));
         let ErrorBody { message, .. } = &back.why;
         let message = match &left[..] {
