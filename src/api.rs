@@ -147,11 +147,11 @@ impl Api {
 
     async fn respond(
         self: Arc<Self>,
+        mut exchange: Exchange,
         request: Request<Incoming>,
         peer: Peer,
         head: Head,
     ) -> Response<Full<Bytes>> {
-        let mut exchange = self.exchange(&request, &peer);
         let id = request::request_id(request.headers()).unwrap_or(&exchange.trail.id).to_owned();
         let (parts, body) = request.into_parts();
         let mut body = Some(body);

@@ -120,7 +120,10 @@ impl Api {
             let is_same = Arc::ptr_eq(&now, &gate);
             let peer = if is_same { peer.clone() } else { now.admit(peer.uid, &peer.groups) };
             let (api, head) = (api.clone(), head.clone());
-            async move { Ok::<_, Infallible>(api.respond(request, peer, head).await) }
+            // Where the peer has hung up already, the rest may never run: it is on record all the
+            // same.
+            let exchange = api.exchange(&request, &peer);
+            async move { Ok::<_, Infallible>(api.respond(exchange, request, peer, head).await) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
