@@ -249,6 +249,28 @@ fn a_neighbour_is_left_alone_whatever_it_is_called() {
 }
 
 #[test]
+fn a_directory_that_became_a_link_leads_nowhere() {
+    let host = TestHost::new();
+    for (path, text) in [("/etc/cron.d/victim", "precious\n"), ("/home/ada/notes", "mine\n")] {
+        std::fs::create_dir_all(host.path(path).parent().unwrap()).unwrap();
+        host.write(path, text);
+    }
+    host.run("a", "file.deploy.execute", &deploy("motd", "/home/ada/victim", "0644")).unwrap();
+    std::fs::rename(host.path("/home/ada"), host.path("/home/mine")).unwrap();
+    std::os::unix::fs::symlink("/etc/cron.d", host.path("/home/ada")).unwrap();
+    let before = host.snapshot();
+    for (job, op, params) in [
+        ("b", "file.undeploy.execute", json!({ "path": "/home/ada/victim" })),
+        ("c", "job.undo", json!({ "id": job("a") })),
+        ("d", "file.deploy.execute", deploy("motd", "/home/ada/victim", "0600")),
+    ] {
+        let error = host.run(job, op, &params).unwrap_err();
+        assert!(matches!(error.kind(), Kind::Conflict | Kind::InvalidInput), "{op}: {error}");
+        host.assert_is(&before, op);
+    }
+}
+
+#[test]
 fn what_others_built_upon_is_not_undone() {
     let host = TestHost::new();
     host.run("a", "file.deploy.execute", &deploy("motd", "/etc/motd", "0644")).unwrap();

@@ -41,9 +41,19 @@ impl Root {
     }
 
     pub fn open(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        self.resolve(path, flags, ResolveFlags::empty())
+    }
+
+    /// The same for what may be changed: no link on the way is followed, for whoever may put one
+    /// there would choose what is changed. `LOOP` where there is one.
+    pub fn open_exact(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        self.resolve(path, flags, ResolveFlags::NO_SYMLINKS)
+    }
+
+    fn resolve(&self, path: &str, flags: OFlags, more: ResolveFlags) -> io::Result<OwnedFd> {
         // IN_ROOT makes the kernel resolve `..` and absolute links as after chroot(2), so a
         // hostile link under the root cannot lead out of it.
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | more;
         let flags = flags | OFlags::CLOEXEC;
         rustix::fs::openat2(self.fd()?, path, flags, Mode::empty(), resolve)
     }
@@ -64,7 +74,7 @@ impl Root {
         else {
             return Err(io::Errno::INVAL);
         };
-        Ok((self.open(parent, OFlags::RDONLY | OFlags::DIRECTORY)?, name))
+        Ok((self.open_exact(parent, OFlags::RDONLY | OFlags::DIRECTORY)?, name))
     }
 
     /// Finds a command by its bare name in the system directories, never in `PATH`.

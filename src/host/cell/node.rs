@@ -59,7 +59,7 @@ impl Node<'_> {
     /// Opens the file itself, never what a link points to, nor anything that could block.
     fn file(&self, host: &View) -> Result<(File, Stat)> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let fd = host.root.open(self.0, flags).map_err(|error| failed(self.0, error))?;
+        let fd = host.root.open_exact(self.0, flags).map_err(|error| failed(self.0, error))?;
         let stat = rustix::fs::fstat(&fd).map_err(|error| failed(self.0, error))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(special(self.0));
@@ -75,8 +75,9 @@ impl CellKind for Node<'_> {
             Ok(format!("{}:{}", host.user_name(stat.st_uid)?, host.group_name(stat.st_gid)?))
         };
         let mode = |stat: &Stat| Mode(stat.st_mode & 0o7777);
-        let fd = match host.root.open(path, OFlags::PATH | OFlags::NOFOLLOW) {
+        let fd = match host.root.open_exact(path, OFlags::PATH | OFlags::NOFOLLOW) {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Value::Absent),
+            Err(Errno::LOOP) => return Err(detour(path)),
             fd => fd.map_err(|error| failed(path, error))?,
         };
         let stat = rustix::fs::fstat(&fd).map_err(|error| failed(path, error))?;
@@ -139,6 +140,14 @@ impl fmt::Display for Node<'_> {
 fn is_plain(path: &str) -> bool {
     let is_name = |part: &str| !part.is_empty() && part != "." && part != "..";
     path.strip_prefix('/').is_some_and(|path| path.split('/').all(is_name)) && !path.contains('\0')
+}
+
+/// Whoever owns a directory could put a link in its place that leads elsewhere, at any time
+/// between a change and its undo.
+fn detour(path: &str) -> Error {
+    let message =
+        format!("a directory on the way to {path} is a symbolic link; name the real path");
+    Error::new(Kind::Conflict, message)
 }
 
 fn special(path: &str) -> Error {

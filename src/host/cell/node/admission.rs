@@ -78,7 +78,7 @@ impl Node<'_> {
             }
             None => {}
         }
-        let dir = match host.root.open(parent, OFlags::PATH | OFlags::DIRECTORY) {
+        let dir = match host.root.open_exact(parent, OFlags::PATH | OFlags::DIRECTORY) {
             Err(Errno::NOENT) => {
                 let message = format!("there is no directory {parent}");
                 return Err(Error::new(Kind::NotFound, message));
@@ -110,7 +110,7 @@ impl Node<'_> {
         let about = rustix::fs::fstat(&dir).map_err(|error| failed(parent, error))?;
         let own = rustix::process::geteuid().as_raw();
         if about.st_mode & STICKY != 0 && about.st_uid != own {
-            let fd = host.root.open(self.0, OFlags::PATH | OFlags::NOFOLLOW);
+            let fd = host.root.open_exact(self.0, OFlags::PATH | OFlags::NOFOLLOW);
             let stat = fd.and_then(rustix::fs::fstat).map_err(|error| failed(self.0, error))?;
             if stat.st_uid != own {
                 return unprivileged("CAP_FOWNER");
