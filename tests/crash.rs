@@ -272,6 +272,9 @@ fn after_a_crash_anywhere_an_unconfirmed_job_is_taken_back() {
             host.executor.settle().unwrap();
             host.assert_is(&before.snapshot(), at);
             assert_eq!(managed(&host), managed(&before), "{at}");
+            // It may have been reported before, and so has to be told.
+            let told = host.executor.amendments().unwrap().len();
+            assert_eq!(told, usize::from(is_done(&host)), "{at}");
         });
     }
 }

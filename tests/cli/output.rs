@@ -319,3 +319,21 @@ fn documents_of_jobs_have_the_published_keys() {
     );
     assert_eq!(document(&call(get), &json!({ "changed": true })), None);
 }
+
+#[test]
+fn what_waits_to_be_confirmed_says_how() {
+    let id = "0198f0a0-0000-7000-8000-000000000001";
+    let row = |until: &str| {
+        json!({ "hostname": "web", "status": "ok", "changed": true, "path": "/etc/motd",
+                "confirm_until": until })
+    };
+    let results = [row("2026-03-01T12:00:30.000Z"), row("2026-03-01T12:00:10.000Z")];
+    let reply = json!({ "job_id": id, "results": results, "changed": true });
+    let text = shown("file.deploy.execute", &reply, 80);
+    let expected = format!(
+        "\n  Taken back at 2026-03-01T12:00:10.000Z unless confirmed:\n    osapi job confirm {id}\n"
+    );
+    assert!(text.ends_with(&expected), "{text}");
+    let plain = json!({ "job_id": id, "results": [{ "hostname": "web", "changed": true }] });
+    assert!(!shown("file.deploy.execute", &plain, 80).contains("confirm"));
+}

@@ -260,7 +260,7 @@ async fn a_change_that_was_taken_back_no_longer_counts_as_done() {
     let id = json!({ "id": job.id });
     let until = "2100-01-01T00:00:00.000Z";
     let result = json!({ "changed": true, "confirm_until": until });
-    agent.finish(&[job.id.clone()], Outcome::Done { result }).await.unwrap();
+    agent.finish(std::slice::from_ref(&job.id), Outcome::Done { result }).await.unwrap();
     let view = call(&controller, "job.get", id.clone()).await.unwrap();
     assert_eq!((&view["status"], &view["waiting_until"]), (&json!("completed"), &json!(until)));
     settled(&controller, |controller| controller.figures().jobs["completed"] == 1).await;
@@ -317,7 +317,7 @@ async fn a_job_says_who_confirmed_it() {
     let job = ask(&controller, CHANGE).await;
     agent.next().await;
     let result = json!({ "changed": true, "confirm_until": "2100-01-01T00:00:00.000Z" });
-    agent.finish(&[job.id.clone()], Outcome::Done { result }).await.unwrap();
+    agent.finish(std::slice::from_ref(&job.id), Outcome::Done { result }).await.unwrap();
     outcome(&controller, &job).await.unwrap();
     let id = json!({ "id": job.id });
     for _ in 0..2 {
