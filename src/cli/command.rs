@@ -236,7 +236,9 @@ fn operation(command: Command, row: &'static Row, form: Form, path: &[&str]) -> 
             _ => write!(usage, " [{shown}]"),
         };
         let arg = if is_last_list {
-            arg.num_args(0..).trailing_var_arg(true).allow_hyphen_values(true)
+            // Even what looks like a flag of this program.
+            let about = format!("{} Flags of osapi go before all of it.", field.about);
+            arg.num_args(0..).trailing_var_arg(true).allow_hyphen_values(true).help(about)
         } else if is_required(row, field) {
             arg.required_unless_present(flagged(name))
         } else {

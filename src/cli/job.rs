@@ -1,10 +1,13 @@
 //! What a person sees of one job: what was asked for, what became of it, and each host's answer as
 //! the call itself would have shown it.
 
+use std::fmt::Write as _;
+
 use serde_json::{Map, Value, json};
 
 use super::output::{block, hosts};
 use super::table::Page;
+use super::text::flat;
 use crate::op::Rows;
 use crate::ops;
 
@@ -36,10 +39,22 @@ pub(super) fn job(job: &Value, page: Page) -> String {
     for name in PLAIN {
         // What did not change anything says so as well.
         let value = &job[name];
-        show(name, &if value.is_boolean() { value.to_string().into() } else { value.clone() });
+        show(
+            name,
+            &match value {
+                Value::Bool(is_so) => is_so.to_string().into(),
+                // Each message names its host.
+                Value::Array(moments) => moments.iter().map(without_host).collect(),
+                other => other.clone(),
+            },
+        );
     }
     show("parameters", &asked["data"]);
     let mut text = block(&Value::Object(shown), page);
+    if let (Some(id), true) = (job["id"].as_str(), job["waiting_until"].is_string()) {
+        let id = flat(id);
+        _ = write!(text, "\n  Taken back then unless confirmed:\n    osapi job confirm {id}\n");
+    }
     let row = ops::find(asked["type"].as_str().unwrap_or_default());
     let answers = job["responses"].as_object().into_iter().flatten();
     if let Some(row) = row {
@@ -50,6 +65,14 @@ pub(super) fn job(job: &Value, page: Page) -> String {
         }
     }
     text
+}
+
+fn without_host(moment: &Value) -> Value {
+    let mut moment = moment.clone();
+    if let Some(members) = moment.as_object_mut() {
+        members.shift_remove("hostname");
+    }
+    moment
 }
 
 /// The rows of one host.

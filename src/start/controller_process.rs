@@ -67,7 +67,7 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
         let answering = tokio::spawn(answer_agents(agent_socket, controller.clone(), agent_uid));
         let serving = tokio::spawn(serve(api.clone(), api_socket));
         let (end_child, ended) = channel(false);
-        let (give_up, mut given_up) = mpsc::channel(1);
+        let (give_up, mut defeat) = mpsc::channel(1);
         let child = with_agent.then(|| {
             tokio::spawn(supervise(child_arguments(server), paths.clone(), ended, give_up))
         });
@@ -76,7 +76,7 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
         let outcome = loop {
             let wish = tokio::select! {
                 wish = signals.next() => wish,
-                Some(error) = given_up.recv() => break Err(error),
+                Some(error) = defeat.recv() => break Err(error),
             };
             match wish {
                 Wish::Stop => break Ok(()),

@@ -191,26 +191,30 @@ fn a_job_shows_what_the_call_itself_has_shown() {
             "type": "node.sysctl.update", "target": "_all",
             "data": { "key": "vm.swappiness", "value": "10" },
         },
-        "changed": true, "error": "read-only",
+        "changed": true, "error": "read-only", "waiting_until": "2026-01-01T00:01:00Z",
         "responses": {
             "a": { "status": "completed", "data": data, "changed": true, "hostname": "a" },
             "b": { "status": "failed", "error": "read-only", "hostname": "b" },
         },
-        "timeline": [{ "timestamp": "2026-01-01T00:00:00Z", "event": "submitted" }],
+        "timeline": [{ "timestamp": "2026-01-01T00:00:00Z", "event": "submitted", "hostname": "" }],
     });
     let expected = "
-  ID:         j
-  Operation:  node.sysctl.update
-  Target:     _all
-  Status:     failed
-  Created:    2026-01-01T00:00:00Z
-  Changed:    true
-  Error:      read-only
-  Parameters: key:vm.swappiness, value:10
+  ID:            j
+  Operation:     node.sysctl.update
+  Target:        _all
+  Status:        failed
+  Created:       2026-01-01T00:00:00Z
+  Waiting Until: 2026-01-01T00:01:00Z
+  Changed:       true
+  Error:         read-only
+  Parameters:    key:vm.swappiness, value:10
 
   Timeline:
   TIMESTAMP             EVENT
   2026-01-01T00:00:00Z  submitted
+
+  Taken back then unless confirmed:
+    osapi job confirm j
 
   HOSTNAME  STATUS   KEY
   a         changed  vm.swappiness
