@@ -381,6 +381,14 @@ fn framing_that_can_be_read_in_two_ways_is_refused() {
 }
 
 #[test]
+fn whoever_speaks_http2_is_told_to_speak_http1() {
+    let server = Server::start(Config::default());
+    let reply = parse(&server.raw(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"));
+    assert_eq!(reply.status, 400);
+    assert_eq!(reply.refused("invalid_input")["detail"], "cannot read the request as HTTP/1.1");
+}
+
+#[test]
 fn heads_have_bounds() {
     let server = Server::start(Config::default());
     let large = [("x-large", "x".repeat(64 * 1024))];

@@ -1,8 +1,10 @@
 //! The bytes of one connection, watched for what hyper does not tell.
 //!
 //! Hyper resolves contradicting lengths by dropping one of them, as the standard allows; here
-//! such a request is refused, since whoever stands in front may have kept the other. What hyper
-//! itself refuses it answers without a body; here it becomes a problem document like any other.
+//! such a request is refused, since whoever stands in front may have kept the other. (Of one that
+//! came together with the one before it the lengths go by unseen; hyper refuses it where they
+//! differ.) What hyper itself refuses it answers without a body, or not at all where a client begins
+//! with HTTP/2; here it becomes a problem document like any other.
 //! A peer that does not take its answer is hung up on.
 
 use std::io;
@@ -20,6 +22,8 @@ use crate::error::Kind;
 
 /// Start line and headers, in bytes.
 pub(super) const MOST_HEAD: usize = 32 * 1024;
+/// How a client begins that speaks HTTP/2 without asking first.
+const HTTP2: &[u8] = b"PRI * HTTP/2";
 /// How long a peer may take none of its answer.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -92,6 +96,12 @@ impl Head {
         seen.bytes.clear();
     }
 
+    /// Whether what is read next begins a request.
+    fn is_at_start(&self) -> bool {
+        let seen = self.lock();
+        seen.is_kept && seen.bytes.is_empty()
+    }
+
     fn note(&self, bytes: &[u8]) {
         let mut seen = self.lock();
         if seen.is_kept {
@@ -158,7 +168,12 @@ impl AsyncRead for Wire {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        self.head.note(&buffer.filled()[before..]);
+        let read = &mut buffer.filled_mut()[before..];
+        if self.head.is_at_start() && read.starts_with(HTTP2) {
+            // No method begins like this, and what is unreadable gets an answer.
+            read[0] = b'(';
+        }
+        self.head.note(read);
         Poll::Ready(Ok(()))
     }
 }
