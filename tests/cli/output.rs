@@ -165,7 +165,8 @@ fn a_dry_run_shows_what_would_change_and_how_to_do_just_that() {
 
 #[test]
 fn a_command_that_failed_shows_what_it_said_of_that() {
-    let said = (0..25).map(|i| format!("line {i}\u{1b}[2J\n")).collect::<String>();
+    let said: Vec<_> = (0..25).map(|i| format!("line {i}\u{1b}[2J\n")).collect();
+    let said = said.concat();
     let reply = json!({ "job_id": "j", "results": [
         { "hostname": "a", "status": "ok", "changed": true, "exit_code": 2, "stdout": "",
           "stderr": said },

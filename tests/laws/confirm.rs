@@ -53,7 +53,7 @@ fn what_was_taken_back_is_told_until_that_is_known() {
     host.run_with("asked", "test.banner", &json!("gone"), within(600)).unwrap();
     host.run("revert", "job.revert", &json!({ "id": job("asked") })).unwrap();
     // This process knows at once.
-    host.executor.rest(Duration::from_secs(600));
+    host.executor.rest(Duration::from_mins(10));
     assert_eq!(told(&host), [(job("asked"), Some(Kind::Reverted))]);
     host.executor.told(&job("asked"));
 
