@@ -141,7 +141,9 @@ impl AgentDesk {
                 arrivals.iter().map(|arrived| Box::pin(arrived.notified())).collect();
             if controller.hosts().generation(host) != generation {
                 // What arrived is for somebody who is still there.
-                arrivals.iter().for_each(|arrived| arrived.notify_one());
+                for arrived in &arrivals {
+                    arrived.notify_one();
+                }
                 return Ok(Vec::new());
             }
             let tasks = controller.hand_out(host, question)?;
