@@ -29,8 +29,7 @@ use osapi::clock::Clock;
 use osapi::error::Result;
 use osapi::job::Task;
 use osapi::job::{Job, Options, Outcome, Record, Report};
-use osapi::link::{Answer, Ask, Desk, Sealed, serve};
-use osapi::op::Access;
+use osapi::link::{Answer, Ask, Class, Desk, Sealed, serve};
 use osapi::store::redb::RedbStore;
 use osapi::store::{Bounds, Expect, Step, Store};
 use serde_json::{Value, json};
@@ -176,7 +175,7 @@ struct Table {
 impl Desk for Table {
     async fn answer(&mut self, ask: Ask) -> Result<Answer> {
         match ask {
-            Ask::Next(next) if next.classes.contains(&Access::Read) => {
+            Ask::Next(next) if next.classes.contains(&Class::Look) => {
                 if !next.done.is_empty() {
                     let _ = self.done.send(()).await;
                 }

@@ -5,7 +5,8 @@
 //! before is for the [`Executor`]'s journal to say.
 //!
 //! Each class of work has connections and threads of its own: changes happen one after the other,
-//! acts and what only looks in a few workers each. A worker that is free asks for work itself, so
+//! and so do verdicts on changes, which must not wait for anything else; acts and what only looks
+//! have a few workers each. A worker that is free asks for work itself, so
 //! a task goes from the socket to the thread that does it and on to the socket without being
 //! passed on; and where all are busy nothing more of that class is asked for, which leaves the
 //! rest where it can still be called off.
@@ -22,8 +23,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::host::{Amendment, Executor};
 use crate::job::Report;
-use crate::link::{About, Ask, Link, Next};
-use crate::op::Access;
+use crate::link::{About, Ask, Class, Link, Next};
 
 mod carry;
 mod fetch;
@@ -42,12 +42,13 @@ pub use machine::machine_id;
 pub use policy::Policy;
 
 use heads::Heads;
-use lane::{Confirmations, Lane};
+use lane::Lane;
 use link::Trouble;
 use report::Outbox;
 
 /// How many reads, and how many acts, run beside each other.
-const BESIDE: usize = 4;
+const LOOKS: usize = 8;
+const ACTS: usize = 4;
 /// How much of one class is held at a time.
 const ROOM: usize = 64;
 /// How long one question for work may wait.
@@ -75,7 +76,6 @@ struct Shared<L> {
     links: Box<dyn Fn() -> L + Send + Sync>,
     /// What became of work that is stored before it is answered.
     lasting: Outbox<L>,
-    confirmations: Confirmations,
     /// The jobs of which is being told that they were taken back.
     amending: Mutex<BTreeSet<String>>,
     held: Mutex<Held>,
@@ -99,7 +99,6 @@ impl<L: Link + 'static> Agent<L> {
     pub fn start(setup: Setup, links: impl Fn() -> L + Send + Sync + 'static) -> Result<Self> {
         let shared = Arc::new(Shared {
             lasting: Outbox::new(links()),
-            confirmations: Confirmations::default(),
             amending: Mutex::default(),
             held: Mutex::default(),
             rested: Condvar::new(),
@@ -111,19 +110,22 @@ impl<L: Link + 'static> Agent<L> {
             setup,
         });
         let lane = |class| Arc::new(Lane::new(class, (shared.links)()));
-        let [changes, acts] = [Access::Write, Access::Execute].map(lane);
+        let [changes, acts, verdicts] = [Class::Change, Class::Act, Class::Verdict].map(lane);
         shared.spawn("changes", move |agent| {
             // What an earlier agent left half done comes first. That may take minutes, during
             // which one can look.
             agent.settle();
             changes.work(&agent);
         })?;
-        for _ in 0..BESIDE {
-            let (acts, link) = (acts.clone(), (shared.links)());
+        shared.spawn("verdicts", move |agent| verdicts.work(&agent))?;
+        for _ in 0..LOOKS {
+            let link = (shared.links)();
             shared.spawn("looks", move |agent| look::work(&agent, link))?;
+        }
+        for _ in 0..ACTS {
+            let acts = acts.clone();
             shared.spawn("acts", move |agent| acts.work(&agent))?;
         }
-        shared.spawn("confirmations", |agent| Confirmations::work(&agent))?;
         shared.spawn("reports", |agent| agent.lasting.send_always(&agent))?;
         shared.spawn("presence", |agent| presence::tell(&agent))?;
         Ok(Self { shared })
@@ -251,7 +253,7 @@ impl<L> Shared<L> {
     }
 
     /// A question for work of `classes`.
-    fn next(&self, classes: Vec<Access>, wait: Duration) -> Ask {
+    fn next(&self, classes: Vec<Class>, wait: Duration) -> Ask {
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         Ask::Next(Next { holds: self.holds(), classes, wait_ms, ..Next::default() })
     }

@@ -52,7 +52,7 @@ pub struct Next {
     /// What the agent has taken and not yet reported.
     pub holds: Vec<String>,
     /// What there is room for.
-    pub classes: Vec<Access>,
+    pub classes: Vec<Class>,
     /// How many tasks of a class to answer with.
     #[serde(default = "Next::many")]
     pub most: usize,
@@ -93,15 +93,34 @@ pub enum Answer {
     Part(String),
 }
 
-/// The class whose room a task takes on its host, as in [`Ask::Next`].
-///
-/// What only previews looks. So does, for this purpose, what confirms or reverts another job, the
-/// one kind of act that is not about a host: it must not wait behind acts that take long.
-pub fn class(op: &Op<Agent>, options: &Options) -> Access {
-    match op.run.access() {
-        Access::Write if options.dry_run => Access::Read,
-        Access::Execute if !op.path.contains("{hostname}") => Access::Read,
-        access => access,
+/// What takes the same room on a host, and never waits for what takes other room.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// Reads and previews.
+    #[serde(rename = "read")]
+    Look,
+    #[serde(rename = "write")]
+    Change,
+    #[serde(rename = "execute")]
+    Act,
+    /// What confirms or reverts a change that waits for this, within its deadline.
+    Verdict,
+}
+
+impl Class {
+    pub const ALL: [Self; 4] = [Self::Look, Self::Change, Self::Act, Self::Verdict];
+
+    /// That of a task.
+    pub fn of(op: &Op<Agent>, options: &Options) -> Self {
+        match op.run.access() {
+            Access::Read => Self::Look,
+            Access::Write if options.dry_run => Self::Look,
+            Access::Write => Self::Change,
+            // The one kind of act that is not about a host.
+            Access::Execute if !op.path.contains("{hostname}") => Self::Verdict,
+            Access::Execute => Self::Act,
+        }
     }
 }
 

@@ -292,6 +292,39 @@ fn long_acts_hold_up_neither_reads_nor_changes_nor_confirmations() {
 }
 
 #[test]
+fn reads_that_hang_hold_up_no_confirmation() {
+    let mut appliance = appliance();
+    appliance.start();
+    let (path, body) = set(5);
+    assert_eq!(ask(&appliance, "POST", path, Some(&body)).status, 200);
+    // Whoever wants to know whether it has drifted reads all of it.
+    let kept = appliance.dir().join("root/etc/sysctl.d/osapi-test.one.conf");
+    File::options().write(true).open(kept).unwrap().set_len(64 << 30).unwrap();
+    let body = json!({ "key": "test.two", "value": "5" });
+    let change = ask(&appliance, "POST", &format!("{path}?confirm=3600"), Some(&body));
+    assert_eq!(change.status, 200, "{}", change.json());
+    let job = change.json()["job_id"].as_str().unwrap().to_owned();
+    let read = || {
+        let later = [("prefer", "respond-async")];
+        let answer = appliance.ask("GET", "/api/node/_any/drift", &later, None).unwrap();
+        assert_eq!(answer.status, 202, "{}", answer.json());
+        answer.json()["job_id"].as_str().unwrap().to_owned()
+    };
+    let reads: Vec<_> = (0..20).map(|_| read()).collect();
+    let status = |job: &String| {
+        let job = ask(&appliance, "GET", &format!("/api/job/{job}"), None).json();
+        job["status"].as_str().unwrap_or_default().to_owned()
+    };
+    let is_begun = |job: &String| status(job) == "processing";
+    until("all who read are busy", || is_begun(&reads[7]).then_some(()));
+    assert_eq!(status(&reads[8]), "submitted");
+
+    let confirmed = ask(&appliance, "POST", &format!("/api/job/{job}/confirm"), Some(&json!({})));
+    assert_eq!(confirmed.status, 200, "{}", confirmed.json());
+    assert_eq!(status(&reads[0]), "processing");
+}
+
+#[test]
 fn what_nobody_confirms_is_taken_back() {
     let mut appliance = appliance();
     appliance.start();

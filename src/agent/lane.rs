@@ -1,17 +1,16 @@
 //! The work of one class: asked for by whichever of its workers is free, in order.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::Mutex;
 
 use super::link::Asker;
 use super::{POLL, ROOM, Shared, carry, lock};
 use crate::error::Kind;
 use crate::job::{Outcome, Report, Task};
-use crate::link::{Answer, Link, Sealed};
-use crate::op::Access;
+use crate::link::{Answer, Class, Link, Sealed};
 
 pub(super) struct Lane<L> {
-    class: Access,
+    class: Class,
     link: Mutex<Asker<L>>,
     /// Taken, and not yet begun by anybody.
     queue: Mutex<VecDeque<Taken>>,
@@ -24,7 +23,7 @@ pub(super) struct Taken {
 }
 
 impl<L: Link + 'static> Lane<L> {
-    pub(super) fn new(class: Access, link: L) -> Self {
+    pub(super) fn new(class: Class, link: L) -> Self {
         Self { class, link: Mutex::new(Asker::new(link)), queue: Mutex::default() }
     }
 
@@ -34,7 +33,12 @@ impl<L: Link + 'static> Lane<L> {
             if !agent.begin() {
                 return;
             }
-            let Some(report) = carry::out(agent, taken) else { return agent.give_up() };
+            let report = carry::out(agent, taken);
+            if self.class == Class::Verdict {
+                // Whoever asked for it looks at what was taken back as soon as this is answered.
+                agent.amend(true);
+            }
+            let Some(report) = report else { return agent.give_up() };
             let size = report.size;
             // Whoever has more to do does not wait until this is stored.
             agent.lasting.push(agent, report.report, size, lock(&self.queue).is_empty());
@@ -63,41 +67,6 @@ impl<L: Link + 'static> Lane<L> {
             }
         }
         None
-    }
-}
-
-/// What came with what looks and has to be done by a thread that may do more.
-#[derive(Default)]
-pub(super) struct Confirmations {
-    queue: Mutex<VecDeque<Taken>>,
-    filled: Condvar,
-}
-
-impl Confirmations {
-    pub(super) fn push(&self, taken: Taken) {
-        lock(&self.queue).push_back(taken);
-        self.filled.notify_one();
-    }
-
-    /// Works until the process ends.
-    pub(super) fn work<L: Link + 'static>(agent: &Shared<L>) {
-        let own = &agent.confirmations;
-        let mut queue = lock(&own.queue);
-        loop {
-            let Some(taken) = queue.pop_front() else {
-                queue = own.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            drop(queue);
-            let report = carry::out(agent, taken);
-            // Whoever asked for it looks at what was taken back as soon as this is answered.
-            agent.amend(true);
-            match report {
-                Some(report) => agent.lasting.push(agent, report.report, report.size, true),
-                None => agent.give_up(),
-            }
-            queue = lock(&own.queue);
-        }
     }
 }
 

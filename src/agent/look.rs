@@ -10,8 +10,7 @@ use super::link::Asker;
 use super::{POLL, Shared, carry};
 use crate::error::Kind;
 use crate::job::Report;
-use crate::link::{Answer, Ask, Link};
-use crate::op::Access;
+use crate::link::{Answer, Ask, Class, Link};
 
 /// Works until the agent stops, on a thread that from now on can do nothing else than look.
 pub(super) fn work<L: Link + 'static>(agent: &Shared<L>, link: L) {
@@ -24,9 +23,11 @@ pub(super) fn work<L: Link + 'static>(agent: &Shared<L>, link: L) {
             if !agent.begin() {
                 return;
             }
-            // This thread may only look; what confirms or reverts comes with what looks.
             if !carry::only_looks(&taken.task) {
-                agent.confirmations.push(taken);
+                // It stays held: there is no answer that is true, and no use in another try.
+                let (job, op) = (&taken.task.job, &taken.task.op);
+                tracing::error!(OSAPI_JOB_ID = job, OSAPI_OP = op, "it came with what only looks");
+                agent.give_up();
                 continue;
             }
             let Some(report) = carry::out(agent, taken) else { return agent.give_up() };
@@ -43,7 +44,7 @@ fn ask<L: Link + 'static>(
     link: &mut Asker<L>,
     done: &mut Vec<Report>,
 ) -> Vec<Taken> {
-    let mut ask = agent.next(vec![Access::Read], POLL);
+    let mut ask = agent.next(vec![Class::Look], POLL);
     if let Ask::Next(next) = &mut ask {
         (next.most, next.done) = (1, take(done));
     }

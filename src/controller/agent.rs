@@ -344,7 +344,9 @@ impl Controller {
         let status = if self.is_ready(machine_id) { Presence::Ready } else { Presence::NotReady };
         let state = match host.state {
             State::Accepted => Schedule::Ready,
-            State::Drained if self.lanes().lengths(machine_id) == [0; 3] => Schedule::Cordoned,
+            State::Drained if self.lanes().lengths(machine_id).iter().all(|&left| left == 0) => {
+                Schedule::Cordoned
+            }
             State::Drained => Schedule::Draining,
         };
         let about = self.hosts().presence(machine_id).map(|presence| presence.about.clone());

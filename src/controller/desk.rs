@@ -176,7 +176,8 @@ impl AgentDesk {
 impl Controller {
     fn hand_out(&self, host: &str, question: &Question) -> Result<Vec<Sealed>> {
         let (mut tasks, mut bytes, mut failed) = (Vec::new(), 0, None);
-        self.lanes().next(host, question, |open| {
+        let at = self.clock.uptime();
+        self.lanes().next(host, question, at, |open| {
             let left = self.clock.left(&open.record.job.deadline);
             match open.record.seal(host, left) {
                 Ok(body) if tasks.is_empty() || bytes + body.len() <= BYTES => {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Controller;
 use super::status::Status;
+use crate::link::Class;
 use crate::store::Room;
 
 /// A snapshot for those who draw curves.
@@ -14,8 +15,8 @@ pub struct Figures {
     /// Jobs submitted and outcomes taken since the start, by operation and how they went.
     pub submitted: BTreeMap<String, u64>,
     pub finished: BTreeMap<(String, &'static str), u64>,
-    /// What each host has still to do, by class: reads, changes, acts.
-    pub lanes: BTreeMap<String, [usize; 3]>,
+    /// What each host has still to do, by class, as in [`Class::ALL`].
+    pub lanes: BTreeMap<String, [usize; Class::ALL.len()]>,
     /// Steps handed to the store since the start.
     pub steps: u64,
     pub store: Room,

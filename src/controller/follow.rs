@@ -16,11 +16,10 @@ use uuid::Uuid;
 use super::index::{Finished, job_of};
 use super::lanes::{Ended, Open};
 use super::status::Status;
-use super::{Controller, Shared, ids, lock, rows};
+use super::{Controller, Shared, lock, rows};
 use crate::error::{Error, Kind, Result};
-use crate::job::{Record, Report, decode};
-use crate::link;
-use crate::op::Access;
+use crate::job::{Outcome, Record, Report, decode};
+use crate::link::Class;
 use crate::ops;
 use crate::store::{Entry, Event, Expect, Order, Revision, Step, Store};
 
@@ -187,8 +186,8 @@ impl Controller {
 
     fn open(&self, id: Uuid, record: Record, revision: Revision) {
         // An operation of another version is the host's to refuse.
-        let class = ops::agent(&record.job.op)
-            .map_or(Access::Write, |row| link::class(row, &record.options));
+        let class =
+            ops::agent(&record.job.op).map_or(Class::Change, |row| Class::of(row, &record.options));
         let is_late = self.is_due(&record.job);
         let mut lanes = self.lanes();
         lanes.expect(Open::new(id, record, class, true));
@@ -303,16 +302,36 @@ impl Controller {
         }
     }
 
+    /// Answers for hosts that look for longer than that may take, `now` on the clock of the boot.
+    /// They cannot be made to stop, and whatever they say later is not heard.
+    pub(super) fn cut_short(&self, now: u64) {
+        let limit = |open: &Open| ops::find(&open.record.job.op).map(|row| row.timeout);
+        let is_long = |open: &Open, since: u64| {
+            limit(open).is_some_and(|limit| now.saturating_sub(since) > super::millis(limit))
+        };
+        let overdue = self.lanes().overdue(is_long);
+        for (id, host) in overdue {
+            let Some(open) = self.lanes().get(id) else { continue };
+            let (op, at) = (&open.record.job.op, self.clock.wall());
+            let seconds = limit(&open).unwrap_or_default().as_secs();
+            let message = format!("{op} ran for more than {seconds} s");
+            let outcome = Outcome::from(Err(Error::new(Kind::HostFailed, message)));
+            self.count_finished(op, Status::of(outcome.kind()));
+            let begun = at.saturating_sub(seconds * 1000);
+            self.lanes().finish(id, &host, Report::new(id.to_string(), begun, at, outcome));
+        }
+    }
+
     /// Lets go of what is too late to begin.
     pub(super) fn expire(&self) {
+        self.cut_short(self.clock.uptime());
         let is_due = |record: &Record| self.is_due(&record.job);
         // Counted by the boot's clock as well, which no one sets.
         let is_hopeless = |record: &Record| {
             let mut deadline = record.job.deadline.clone();
             deadline.at = deadline.at.saturating_add(GRACE_MS);
             deadline.uptime = deadline.uptime.saturating_add(GRACE_MS);
-            ids::mark_of(Uuid::parse_str(&record.job.id).unwrap_or_default()) != ids::STORED
-                || self.clock.left(&deadline) == 0
+            self.clock.left(&deadline) == 0
         };
         self.lanes().expire(is_due, is_hopeless);
         self.note_ended();

@@ -11,8 +11,11 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::job::{Mark, Record, Report};
-use crate::op::Access;
+use crate::link::Class;
 use crate::store::Revision;
+
+/// One for each class.
+const LANES: usize = Class::ALL.len();
 
 #[derive(Default)]
 pub(super) struct Lanes {
@@ -38,7 +41,7 @@ pub(super) struct Ended {
 pub(super) struct Open {
     pub(super) id: Uuid,
     pub(super) record: Record,
-    pub(super) class: Access,
+    pub(super) class: Class,
     /// Whether it is in the store.
     pub(super) is_stored: bool,
     /// What became of it so far.
@@ -70,30 +73,39 @@ struct Slot {
 /// What a host asks for.
 pub(super) struct Question {
     pub(super) holds: HashSet<Uuid>,
-    pub(super) classes: Vec<Access>,
+    pub(super) classes: Vec<Class>,
     /// How many tasks of each class.
     pub(super) most: usize,
     /// Its number among the questions of this host.
     pub(super) asked: u64,
 }
 
+/// When something was handed out.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    /// After how many questions.
+    after: u64,
+    /// On the clock of the boot, in milliseconds; none where it was not by this controller.
+    since: Option<u64>,
+}
+
 #[derive(Default)]
 struct Lane {
     /// What is left, by class, in order of id.
-    classes: [BTreeSet<Uuid>; 3],
-    /// What was handed out and may have been begun, and after how many questions it was.
-    held: HashMap<Uuid, u64>,
+    classes: [BTreeSet<Uuid>; LANES],
+    /// What was handed out and may have been begun.
+    held: HashMap<Uuid, Held>,
     /// How many questions there were.
     asked: u64,
     /// One for each class: what arrives wakes one who asks for it.
-    arrived: [Arc<Notify>; 3],
+    arrived: [Arc<Notify>; LANES],
     stored: usize,
 }
 
 impl Lane {
     fn leave(&mut self, open: &Open) -> bool {
         self.held.remove(&open.id);
-        let was_there = self.classes[class(open.class)].remove(&open.id);
+        let was_there = self.classes[open.class as usize].remove(&open.id);
         if was_there && open.is_stored {
             self.stored -= 1;
         }
@@ -101,16 +113,8 @@ impl Lane {
     }
 }
 
-fn class(access: Access) -> usize {
-    match access {
-        Access::Read => 0,
-        Access::Write => 1,
-        Access::Execute => 2,
-    }
-}
-
 impl Open {
-    pub(super) fn new(id: Uuid, record: Record, class: Access, is_stored: bool) -> Arc<Self> {
+    pub(super) fn new(id: Uuid, record: Record, class: Class, is_stored: bool) -> Arc<Self> {
         let so_far = SoFar { cancelled: record.job.cancelled.clone(), ..SoFar::default() };
         Arc::new(Self { id, record, class, is_stored, so_far: watch::Sender::new(so_far) })
     }
@@ -142,9 +146,9 @@ impl Lanes {
         slot.missing.extend(open.record.job.hosts.iter().cloned());
         for host in &open.record.job.hosts {
             let lane = self.hosts.entry(host.clone()).or_default();
-            lane.classes[class(open.class)].insert(id);
+            lane.classes[open.class as usize].insert(id);
             lane.stored += usize::from(open.is_stored);
-            lane.arrived[class(open.class)].notify_one();
+            lane.arrived[open.class as usize].notify_one();
         }
         if open.is_stored {
             self.holding.insert(revision, id);
@@ -269,7 +273,7 @@ impl Lanes {
         let Some(slot) = self.open.get(&id) else { return };
         for host in &slot.missing {
             if let Some(lane) = self.hosts.get_mut(host) {
-                lane.held.insert(id, 0);
+                lane.held.insert(id, Held::default());
             }
         }
     }
@@ -292,24 +296,25 @@ impl Lanes {
     }
 
     /// Takes the tasks that a question of `host` asks for, in order of submission, for as long as
-    /// `take` agrees. What was handed out before it was asked, and is not held, was lost on the
+    /// `take` agrees; it is `at` on the clock of the boot, in milliseconds. What was handed out before it was asked, and is not held, was lost on the
     /// way.
     pub(super) fn next(
         &mut self,
         host: &str,
         question: &Question,
+        at: u64,
         mut take: impl FnMut(&Open) -> bool,
     ) {
         let Question { holds, classes, most, asked: number } = question;
         let Some(lane) = self.hosts.get_mut(host) else { return };
         // Questions for other classes may be on their way, answered and not yet counted in.
         let asked =
-            |id: &Uuid| classes.iter().any(|access| lane.classes[class(*access)].contains(id));
+            |id: &Uuid| classes.iter().any(|class| lane.classes[*class as usize].contains(id));
         let is_lost = |id: &Uuid, after: u64| after < *number && asked(id) && !holds.contains(id);
         let lost: Vec<_> = lane
             .held
             .iter()
-            .filter(|(id, after)| is_lost(id, **after))
+            .filter(|(id, held)| is_lost(id, held.after))
             .map(|(id, _)| *id)
             .collect();
         for id in lost {
@@ -317,12 +322,12 @@ impl Lanes {
         }
         for id in holds {
             if lane.classes.iter().any(|left| left.contains(id)) {
-                lane.held.entry(*id).or_insert(0);
+                lane.held.entry(*id).or_insert(Held { after: 0, since: Some(at) });
             }
         }
-        for access in classes {
+        for class in classes {
             let mut left = *most;
-            for id in &lane.classes[class(*access)] {
+            for id in &lane.classes[*class as usize] {
                 if left == 0 {
                     break;
                 }
@@ -334,7 +339,7 @@ impl Lanes {
                     return;
                 }
                 left -= 1;
-                lane.held.insert(*id, lane.asked);
+                lane.held.insert(*id, Held { after: lane.asked, since: Some(at) });
             }
         }
     }
@@ -363,15 +368,15 @@ impl Lanes {
         for host in hosts.iter().filter(|host| slot.missing.contains(*host)) {
             let Some(lane) = self.hosts.get_mut(host) else { continue };
             lane.stored += usize::from(slot.open.is_stored);
-            lane.classes[class(slot.open.class)].insert(id);
-            lane.arrived[class(slot.open.class)].notify_waiters();
+            lane.classes[slot.open.class as usize].insert(id);
+            lane.arrived[slot.open.class as usize].notify_waiters();
         }
     }
 
     /// Tells when something of `classes` for `host` arrives.
-    pub(super) fn arrivals(&mut self, host: &str, classes: &[Access]) -> Vec<Arc<Notify>> {
+    pub(super) fn arrivals(&mut self, host: &str, classes: &[Class]) -> Vec<Arc<Notify>> {
         let lane = self.hosts.entry(host.to_owned()).or_default();
-        classes.iter().map(|access| lane.arrived[class(*access)].clone()).collect()
+        classes.iter().map(|class| lane.arrived[*class as usize].clone()).collect()
     }
 
     /// Lets everybody who waits for work of `host` look again.
@@ -403,9 +408,9 @@ impl Lanes {
         self.hosts.get(host).map_or(0, |lane| lane.stored)
     }
 
-    /// What `host` has still to do, by class: reads, changes, acts.
-    pub(super) fn lengths(&self, host: &str) -> [usize; 3] {
-        self.hosts.get(host).map_or([0; 3], |lane| lane.classes.each_ref().map(BTreeSet::len))
+    /// What `host` has still to do, by class: as in [`Class::ALL`].
+    pub(super) fn lengths(&self, host: &str) -> [usize; LANES] {
+        self.hosts.get(host).map_or([0; LANES], |lane| lane.classes.each_ref().map(BTreeSet::len))
     }
 
     pub(super) fn hosts(&self) -> impl Iterator<Item = &str> {
@@ -433,6 +438,21 @@ impl Lanes {
                 }
             }
         }
+    }
+
+    /// What is in memory only and was handed to a host longer ago than `is_long` says is enough.
+    pub(super) fn overdue(&self, is_long: impl Fn(&Open, u64) -> bool) -> Vec<(Uuid, String)> {
+        let mut overdue = Vec::new();
+        for (host, lane) in &self.hosts {
+            let is_overdue = |open: &Open, held: &Held| {
+                !open.is_stored && held.since.is_some_and(|since| is_long(open, since))
+            };
+            let held = lane.held.iter().filter(|(id, held)| {
+                self.open.get(*id).is_some_and(|slot| is_overdue(&slot.open, held))
+            });
+            overdue.extend(held.map(|(id, _)| (*id, host.clone())));
+        }
+        overdue
     }
 
     /// The oldest revision at which a restart has to begin reading, where any job demands it.

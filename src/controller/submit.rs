@@ -19,7 +19,7 @@ use super::notes::{Trail, entry};
 use super::{Controller, ids, millis, rows};
 use crate::error::{Error, Kind, Result};
 use crate::job::{Content, Job, Options, Record, decode, encode};
-use crate::link;
+use crate::link::Class;
 use crate::op::Access;
 use crate::ops::{self, Row, Run};
 use crate::permission::Caller;
@@ -106,8 +106,7 @@ impl Controller {
             let message = format!("{} cannot tell what it would do; ask without dry_run", row.id);
             return Err(Error::new(Kind::NoPreview, message));
         }
-        let class =
-            ops::agent(row.id).map_or_else(|| op.access(), |row| link::class(row, &options));
+        let class = ops::agent(row.id).map_or(Class::Change, |row| Class::of(row, &options));
         let is_stored = op.access() != Access::Read && !options.dry_run;
         let key = key.filter(|_| is_stored).map(|key| (once_key(&caller, &trail, &key), key));
         if let Some((name, key)) = &key
@@ -161,7 +160,7 @@ impl Controller {
     }
 
     /// Keeps what only looks in memory, where its host finds it at once.
-    fn take_in(&self, mut record: Record, class: Access) -> Submitted {
+    fn take_in(&self, mut record: Record, class: Class) -> Submitted {
         let id = super::lock(&self.ids).next(self.clock.wall(), self.mark);
         record.job.id = id.to_string();
         let job = Arc::new(record.job.clone());
@@ -327,7 +326,7 @@ impl Controller {
 /// A job that is ready to be stored, but for its id.
 struct Made {
     record: Record,
-    class: Access,
+    class: Class,
     caller: Arc<Caller>,
     trail: Trail,
     key: Option<(String, Key)>,

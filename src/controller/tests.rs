@@ -9,8 +9,7 @@ use uuid::Uuid;
 use super::*;
 use crate::error::{Error, Kind};
 use crate::job::{Job, Options, Outcome, Report, Task};
-use crate::link::{About, Answer, Ask, Desk, Next};
-use crate::op::Access;
+use crate::link::{About, Answer, Ask, Class, Desk, Next};
 use crate::ops;
 use crate::permission::Role;
 use crate::store::objects::Files;
@@ -20,7 +19,7 @@ use crate::store::{Bounds, Order};
 mod course;
 mod restart;
 
-const ALL: [Access; 3] = [Access::Read, Access::Write, Access::Execute];
+const ALL: [Class; 4] = Class::ALL;
 const CHANGE: &str = "node.sysctl.update";
 const LOOK: &str = "node.os.get";
 const ACT: &str = "command.exec.execute";
@@ -101,7 +100,7 @@ impl Agent {
         self.desk.answer(Ask::Next(Next { holds, about, ..Next::default() })).await
     }
 
-    async fn next_of(&mut self, classes: &[Access], wait_ms: u64) -> Vec<Task> {
+    async fn next_of(&mut self, classes: &[Class], wait_ms: u64) -> Vec<Task> {
         let (holds, classes) = (self.holds.clone(), classes.to_vec());
         let ask = Ask::Next(Next { holds, classes, wait_ms, ..Next::default() });
         let Answer::Tasks { tasks, .. } = self.desk.answer(ask).await.unwrap() else {
@@ -232,7 +231,7 @@ async fn a_durable_job_is_two_steps_and_a_read_is_none() {
     let dry = Options { dry_run: true, ..Options::default() };
     let dry = controller.submit(Submit { options: dry, ..submit(CHANGE, "_all") }).await.unwrap();
     let taken: Vec<_> =
-        agent.next_of(&[Access::Read], 5_000).await.into_iter().map(|task| task.job).collect();
+        agent.next_of(&[Class::Look], 5_000).await.into_iter().map(|task| task.job).collect();
     assert_eq!(taken, [job.id.clone(), dry.job.id.clone()]);
     agent.finish(&taken, done()).await.unwrap();
     outcome(&controller, &dry.job).await.unwrap();
@@ -319,12 +318,12 @@ async fn there_is_an_end_to_what_is_taken_on() {
     assert_eq!(kind(controller.submit(submit(CHANGE, "web")).await), Some(Kind::Busy));
     let reads = [ask(&controller, LOOK).await, ask(&controller, LOOK).await];
     assert_eq!(kind(controller.submit(submit(LOOK, "web")).await), Some(Kind::Busy));
-    let tasks = agent.next_of(&[Access::Read], 0).await;
+    let tasks = agent.next_of(&[Class::Look], 0).await;
     assert_eq!(tasks.len(), 2);
     agent.done(&reads[0].id).await;
     ask(&controller, LOOK).await;
     let params = json!({ "key": "vm.swappiness", "value": "x".repeat(5_000) });
-    let tasks = agent.next_of(&[Access::Write], 0).await;
+    let tasks = agent.next_of(&[Class::Change], 0).await;
     agent.done(&tasks[0].job).await;
     settled(&controller, |controller| controller.lanes().stored_of("m1") == 2).await;
     let large = Submit { params, ..submit(CHANGE, "web") };
@@ -355,7 +354,7 @@ async fn a_file_is_pinned_as_it_was() {
     let large = put("large", vec![7; 600 << 10]).await;
     controller.submit(deploy("motd")).await.unwrap();
     controller.submit(deploy("large")).await.unwrap();
-    let tasks = agent.next_of(&[Access::Write], 5_000).await;
+    let tasks = agent.next_of(&[Class::Change], 5_000).await;
     assert_eq!(tasks[0].objects["motd"].bytes.as_deref(), Some("aGVsbG8="));
     assert_eq!(
         (&tasks[1].objects["large"].digest, tasks[1].objects["large"].bytes.is_none()),

@@ -18,8 +18,11 @@ use landlock::{
 
 use crate::error::{Error, Kind, Result};
 
-/// How many look at once; one more plans changes, so that these never wait for reads.
+/// How many look at once for themselves. A thread of the agent that may only look needs none.
 const READERS: usize = 4;
+/// How many plan at once. The agent has fewer threads for changes, acts and verdicts on changes,
+/// so none of these waits for a plan of another, or for a read.
+const PLANNERS: usize = 8;
 
 thread_local! {
     /// Whether this thread may only look, and whether the kernel sees to it.
@@ -31,7 +34,7 @@ thread_local! {
 pub(super) struct Eyes {
     scratch: PathBuf,
     readers: Arc<Pool>,
-    planner: Arc<Pool>,
+    planners: Arc<Pool>,
 }
 
 /// Who is looked for.
@@ -43,7 +46,7 @@ pub(super) enum For {
 
 impl Eyes {
     pub(super) fn new(scratch: PathBuf) -> Self {
-        Self { scratch, readers: Pool::new(READERS), planner: Pool::new(1) }
+        Self { scratch, readers: Pool::new(READERS), planners: Pool::new(PLANNERS) }
     }
 
     /// Runs `work` where the kernel refuses to change any file outside the scratch directory.
@@ -58,7 +61,7 @@ impl Eyes {
             return guarded(work);
         }
         let (sender, answer) = sync_channel(1);
-        let pool = if who == For::Read { &self.readers } else { &self.planner };
+        let pool = if who == For::Read { &self.readers } else { &self.planners };
         let work = move |allowed: bool| {
             let result = if allowed { guarded(work) } else { Err(unrestricted()) };
             // Whoever asked waits for it.
@@ -90,7 +93,7 @@ pub(super) fn is_held() -> bool {
 
 impl Drop for Eyes {
     fn drop(&mut self) {
-        for pool in [&self.readers, &self.planner] {
+        for pool in [&self.readers, &self.planners] {
             pool.queue().is_closed = true;
             pool.bell.notify_all();
         }

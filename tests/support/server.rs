@@ -15,8 +15,7 @@ use osapi::clock::Clock;
 use osapi::controller::{Controller, Limits, Setup, Shared};
 use osapi::error::{Error, Result};
 use osapi::job::{Outcome, Report, Task, decode};
-use osapi::link::{About, Answer, Ask, Desk, Next};
-use osapi::op;
+use osapi::link::{About, Answer, Ask, Class, Desk, Next};
 use osapi::store::objects::Files;
 use osapi::store::redb::RedbStore;
 use osapi::store::{self, Bounds, Order, Store};
@@ -167,7 +166,7 @@ async fn agent(controller: Shared, script: Script, known: oneshot::Sender<()>) {
     let mut known = Some(known);
     let mut holds: Vec<String> = Vec::new();
     loop {
-        let classes = vec![op::Access::Read, op::Access::Write, op::Access::Execute];
+        let classes = Class::ALL.to_vec();
         // The first question is answered at once, so that the host is known.
         let wait_ms = if known.is_some() { 0 } else { 60_000 };
         let (now_held, about) = (holds.clone(), about.take());

@@ -6,7 +6,7 @@ use super::*;
 use crate::controller::ids::{Ids, STORED};
 use crate::job::{Deadline, Job, Options, Outcome};
 
-fn open(ids: &mut Ids, class: Access, hosts: &[&str]) -> Arc<Open> {
+fn open(ids: &mut Ids, class: Class, hosts: &[&str]) -> Arc<Open> {
     let id = ids.next(1, STORED);
     let job = Job {
         id: id.to_string(),
@@ -35,12 +35,12 @@ fn report(open: &Open) -> Report {
     Report::new(open.id.to_string(), 1, 2, outcome)
 }
 
-fn next(lanes: &mut Lanes, host: &str, holds: &[Uuid], classes: &[Access]) -> Vec<Uuid> {
+fn next(lanes: &mut Lanes, host: &str, holds: &[Uuid], classes: &[Class]) -> Vec<Uuid> {
     let mut taken = Vec::new();
     let holds = holds.iter().copied().collect();
     let (classes, asked) = (classes.to_vec(), lanes.asked(host));
     let question = Question { holds, classes, most: 64, asked };
-    lanes.next(host, &question, |open| {
+    lanes.next(host, &question, 0, |open| {
         taken.push(open.id);
         true
     });
@@ -52,29 +52,58 @@ fn queued_changes_do_not_stand_in_the_way_of_a_read() {
     let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
     let mut changes = Vec::new();
     for revision in 1..=1_000 {
-        let open = open(&mut ids, Access::Write, &["a"]);
+        let open = open(&mut ids, Class::Change, &["a"]);
         admit(&mut lanes, &open, revision);
         changes.push(open.id);
     }
-    let read = open(&mut ids, Access::Read, &["a"]);
+    let read = open(&mut ids, Class::Look, &["a"]);
     admit(&mut lanes, &read, 1_001);
-    let taken = next(&mut lanes, "a", &[], &[Access::Write, Access::Read]);
+    let taken = next(&mut lanes, "a", &[], &[Class::Change, Class::Look]);
     assert_eq!(taken[..64], changes[..64]);
     assert_eq!(taken[64..], [read.id]);
-    assert_eq!(next(&mut lanes, "a", &taken, &[Access::Write])[..], changes[64..128]);
+    assert_eq!(next(&mut lanes, "a", &taken, &[Class::Change])[..], changes[64..128]);
+}
+
+#[test]
+fn what_is_looked_for_beyond_its_time_is_overdue() {
+    let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+    let stored = open(&mut ids, Class::Change, &["a"]);
+    admit(&mut lanes, &stored, 7);
+    let record = stored.record.clone();
+    let read = Open::new(ids.next(1, 1), record, Class::Look, false);
+    admit(&mut lanes, &read, 1);
+    let is_long = |_: &Open, since: u64| 30 - since > 20;
+    assert!(lanes.overdue(is_long).is_empty(), "it waits");
+    assert_eq!(next(&mut lanes, "a", &[], &Class::ALL), [read.id, stored.id]);
+    assert_eq!(lanes.overdue(is_long), [(read.id, "a".to_owned())]);
+    assert!(lanes.overdue(|_, since| 20 - since > 20).is_empty());
+    lanes.finish(read.id, "a", report(&read));
+    assert!(lanes.overdue(is_long).is_empty());
+}
+
+#[test]
+fn a_verdict_waits_for_nothing_of_another_class() {
+    let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+    for (revision, class) in (1..).zip([Class::Look, Class::Change, Class::Act]) {
+        let open = open(&mut ids, class, &["a"]);
+        admit(&mut lanes, &open, revision);
+    }
+    let verdict = open(&mut ids, Class::Verdict, &["a"]);
+    admit(&mut lanes, &verdict, 4);
+    assert_eq!(next(&mut lanes, "a", &[], &[Class::Verdict]), [verdict.id]);
 }
 
 #[test]
 fn what_is_not_held_is_handed_out_again_until_it_is_reported() {
     let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
-    let open = open(&mut ids, Access::Write, &["a"]);
+    let open = open(&mut ids, Class::Change, &["a"]);
     admit(&mut lanes, &open, 7);
-    assert_eq!(next(&mut lanes, "a", &[], &[Access::Write]), [open.id]);
+    assert_eq!(next(&mut lanes, "a", &[], &[Class::Change]), [open.id]);
     assert!(lanes.is_held("a", open.id));
-    assert_eq!(next(&mut lanes, "a", &[], &[Access::Write]), [open.id]);
+    assert_eq!(next(&mut lanes, "a", &[], &[Class::Change]), [open.id]);
     assert_eq!((lanes.oldest(), lanes.stored_of("a")), (Some(7), 1));
     lanes.reported(open.id, "a");
-    assert!(next(&mut lanes, "a", &[], &[Access::Write]).is_empty());
+    assert!(next(&mut lanes, "a", &[], &[Class::Change]).is_empty());
     lanes.finish(open.id, "a", report(&open));
     assert!(open.so_far.borrow().is_over);
     assert_eq!((lanes.oldest(), lanes.stored_of("a")), (None, 0));
@@ -84,9 +113,9 @@ fn what_is_not_held_is_handed_out_again_until_it_is_reported() {
 #[test]
 fn calling_off_spares_the_hosts_that_may_have_begun() {
     let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
-    let open = open(&mut ids, Access::Write, &["a", "b"]);
+    let open = open(&mut ids, Class::Change, &["a", "b"]);
     admit(&mut lanes, &open, 7);
-    next(&mut lanes, "a", &[], &[Access::Write]);
+    next(&mut lanes, "a", &[], &[Class::Change]);
     let mark = Mark { at: 1, by: "somebody".to_owned(), job: None };
     lanes.rewritten(open.id, 9, Some(mark));
     assert!(lanes.is_missing(open.id, "a") && !lanes.is_missing(open.id, "b"));
@@ -98,7 +127,7 @@ fn calling_off_spares_the_hosts_that_may_have_begun() {
 #[test]
 fn a_parked_job_does_not_hold_the_floor_down() {
     let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
-    let (old, new) = (open(&mut ids, Access::Write, &["a"]), open(&mut ids, Access::Write, &["a"]));
+    let (old, new) = (open(&mut ids, Class::Change, &["a"]), open(&mut ids, Class::Change, &["a"]));
     admit(&mut lanes, &old, 7);
     admit(&mut lanes, &new, 8);
     lanes.parked(old.id);
@@ -109,9 +138,9 @@ fn a_parked_job_does_not_hold_the_floor_down() {
 #[test]
 fn only_what_was_never_handed_out_expires_at_once() {
     let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
-    let open = open(&mut ids, Access::Write, &["a", "b"]);
+    let open = open(&mut ids, Class::Change, &["a", "b"]);
     admit(&mut lanes, &open, 7);
-    next(&mut lanes, "a", &[], &[Access::Write]);
+    next(&mut lanes, "a", &[], &[Class::Change]);
     lanes.expire(|_| true, |_| false);
     assert!(lanes.is_missing(open.id, "a") && !lanes.is_missing(open.id, "b"));
     lanes.expire(|_| true, |_| true);
@@ -122,17 +151,17 @@ fn only_what_was_never_handed_out_expires_at_once() {
 fn of_two_questions_that_wait_only_one_is_answered_with_a_task() {
     let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
     let asked = [(); 2].map(|()| lanes.asked("a"));
-    let read = open(&mut ids, Access::Read, &["a"]);
+    let read = open(&mut ids, Class::Look, &["a"]);
     admit(&mut lanes, &read, 1);
     let mut taken = Vec::new();
     for asked in asked {
-        let (holds, classes) = (HashSet::new(), vec![Access::Read]);
-        lanes.next("a", &Question { holds, classes, most: 1, asked }, |open| {
+        let (holds, classes) = (HashSet::new(), vec![Class::Look]);
+        lanes.next("a", &Question { holds, classes, most: 1, asked }, 0, |open| {
             taken.push(open.id);
             true
         });
     }
     assert_eq!(taken, [read.id]);
     // Whoever asks after that without holding it has never got it.
-    assert_eq!(next(&mut lanes, "a", &[], &[Access::Read]), [read.id]);
+    assert_eq!(next(&mut lanes, "a", &[], &[Class::Look]), [read.id]);
 }

@@ -35,7 +35,7 @@ async fn a_job_is_called_off_unless_its_host_has_it() {
     let bench = Bench::new();
     let (controller, mut agent) = bench.with_agent().await;
     let (taken, job) = (ask(&controller, CHANGE).await, ask(&controller, ACT).await);
-    agent.next_of(&[Access::Write], 5_000).await;
+    agent.next_of(&[Class::Change], 5_000).await;
     let id = |job: &Job| json!({ "id": job.id });
     let refused = call_as(&controller, "job.cancel", id(&job), Role::Write).await.unwrap_err();
     assert_eq!(refused.kind(), Kind::Denied, "what the job does needs a permission of its own");
@@ -46,7 +46,7 @@ async fn a_job_is_called_off_unless_its_host_has_it() {
     let cancelled = call(&controller, "job.cancel", id(&job)).await.unwrap();
     assert_eq!(cancelled["hosts"], json!(["web"]));
     assert_eq!(outcome(&controller, &job).await.unwrap_err().kind(), Kind::Cancelled);
-    assert!(agent.next_of(&[Access::Execute], 0).await.is_empty());
+    assert!(agent.next_of(&[Class::Act], 0).await.is_empty());
     let again = call(&controller, "job.cancel", id(&job)).await.unwrap_err();
     assert_eq!(again.kind(), Kind::Conflict);
     let view = call(&controller, "job.get", id(&job)).await.unwrap();
@@ -105,7 +105,7 @@ async fn a_job_that_nobody_began_in_time_has_failed_until_it_turns_out_otherwise
         view["status"].clone()
     };
     assert_eq!(status().await, "failed");
-    assert!(agent.next_of(&[Access::Write], 0).await.is_empty());
+    assert!(agent.next_of(&[Class::Change], 0).await.is_empty());
     // It was begun in time after all, by an agent that was out of reach.
     agent.done(&job.id).await;
     assert_eq!(status().await, "completed");
@@ -127,12 +127,57 @@ async fn what_was_begun_in_time_is_waited_for() {
 }
 
 #[tokio::test]
+async fn what_confirms_or_reverts_has_a_class_of_its_own() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let (read, change) = (ask(&controller, LOOK).await, ask(&controller, CHANGE).await);
+    let mut verdicts = Vec::new();
+    for op in ["job.confirm", "job.revert"] {
+        let target = Target::HostsOf(change.id.clone());
+        let verdict = Submit { target, params: json!({ "id": change.id }), ..submit(op, "web") };
+        verdicts.push(controller.submit(verdict).await.unwrap().job.id.clone());
+    }
+    let taken = agent.next_of(&[Class::Verdict], 5_000).await;
+    assert_eq!(taken.into_iter().map(|task| task.job).collect::<Vec<_>>(), verdicts);
+    assert_eq!(agent.next_of(&[Class::Look], 5_000).await[0].job, read.id);
+}
+
+#[tokio::test]
+async fn a_read_that_takes_too_long_is_answered_for() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let (read, change) = (ask(&controller, LOOK).await, ask(&controller, CHANGE).await);
+    let queued = ask(&controller, LOOK).await;
+    let ask = Ask::Next(Next {
+        classes: vec![Class::Look, Class::Change],
+        most: 1,
+        wait_ms: 5_000,
+        ..Next::default()
+    });
+    agent.desk.answer(ask).await.unwrap();
+    let now = controller.clock.uptime();
+    let patience = Duration::ZERO;
+    controller.cut_short(now + 29_000);
+    assert!(!controller.wait(&read, patience).await.unwrap().complete);
+    controller.cut_short(now + 31_000);
+    let error = outcome(&controller, &read).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::HostFailed);
+    assert!(error.to_string().contains("ran for more than 30 s"), "{error}");
+    for job in [&change, &queued] {
+        assert!(!controller.wait(job, patience).await.unwrap().complete);
+    }
+    // It comes to an end after all.
+    agent.done(&read.id).await;
+    outcome(&controller, &read).await.unwrap_err();
+}
+
+#[tokio::test]
 async fn setting_the_clock_expires_nothing_and_is_noted() {
     let mut bench = Bench::new();
     bench.limits.jobs = 1_000;
     let (controller, mut agent) = bench.with_agent().await;
     let (finished, job) = (ask(&controller, CHANGE).await, ask(&controller, CHANGE).await);
-    agent.next_of(&[Access::Write], 5_000).await;
+    agent.next_of(&[Class::Change], 5_000).await;
     agent.done(&finished.id).await;
     outcome(&controller, &finished).await.unwrap();
     bench.clock.step(365 * 86_400_000);
@@ -162,7 +207,7 @@ async fn lists_page_filter_and_count() {
         jobs.push(ask(&controller, CHANGE).await);
     }
     jobs.push(ask(&controller, LOOK).await);
-    agent.next_of(&[Access::Write], 5_000).await;
+    agent.next_of(&[Class::Change], 5_000).await;
     agent.done(&jobs[0].id).await;
     let failed = Outcome::from(Err(Error::new(Kind::HostFailed, "no such thing")));
     agent.finish(&[jobs[1].id.clone()], failed).await.unwrap();
@@ -188,11 +233,11 @@ async fn the_oldest_finished_jobs_go_first() {
     bench.limits.jobs = 10;
     let (controller, mut agent) = bench.with_agent().await;
     let open = ask(&controller, CHANGE).await;
-    agent.next_of(&[Access::Write], 5_000).await;
+    agent.next_of(&[Class::Change], 5_000).await;
     let mut jobs = Vec::new();
     for _ in 0..20 {
         let job = ask(&controller, CHANGE).await;
-        agent.next_of(&[Access::Write], 5_000).await;
+        agent.next_of(&[Class::Change], 5_000).await;
         agent.done(&job.id).await;
         jobs.push(job);
     }
@@ -217,7 +262,7 @@ async fn a_full_store_makes_room_among_what_is_finished() {
     let mut last = None;
     for _ in 0..60 {
         let job = ask(&controller, CHANGE).await;
-        agent.next_of(&[Access::Write], 5_000).await;
+        agent.next_of(&[Class::Change], 5_000).await;
         let outcome = Outcome::Done { result: result.clone() };
         agent.finish(std::slice::from_ref(&job.id), outcome).await.unwrap();
         settled(&controller, |controller| controller.lanes().stored() == 1).await;
@@ -226,7 +271,7 @@ async fn a_full_store_makes_room_among_what_is_finished() {
     let kept = stored(&controller, "job").await;
     assert!(kept < 100, "{kept} records of 121 are left");
     outcome(&controller, &last.unwrap()).await.unwrap();
-    assert_eq!(agent.next_of(&[Access::Execute], 0).await[0].job, waiting.id);
+    assert_eq!(agent.next_of(&[Class::Act], 0).await[0].job, waiting.id);
 }
 
 #[tokio::test]
@@ -239,7 +284,7 @@ async fn a_key_is_kept_for_a_day_and_goes_with_its_job() {
     };
     for age in [0, 2 * 86_400_000] {
         let job = controller.submit(keyed(age)).await.unwrap().job;
-        agent.next_of(&[Access::Write], 5_000).await;
+        agent.next_of(&[Class::Change], 5_000).await;
         agent.done(&job.id).await;
         outcome(&controller, &job).await.unwrap();
         bench.clock.step(age);

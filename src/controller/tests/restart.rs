@@ -10,7 +10,7 @@ async fn a_restart_goes_on_with_what_is_unfinished() {
     for _ in 0..4 {
         jobs.push(ask(&controller, CHANGE).await);
     }
-    agent.next_of(&[Access::Write], 5_000).await;
+    agent.next_of(&[Class::Change], 5_000).await;
     agent.done(&jobs[0].id).await;
     outcome(&controller, &jobs[0]).await.unwrap();
     call(&controller, "job.retry", json!({ "id": jobs[0].id })).await.unwrap();
@@ -56,17 +56,17 @@ async fn old_unfinished_jobs_are_found_by_name_and_do_not_make_a_restart_read_mo
         let jobs = (0..64).map(|_| ask(&controller, CHANGE));
         futures_util::future::join_all(jobs).await;
         let tasks: Vec<_> =
-            agent.next_of(&[Access::Write], 5_000).await.into_iter().map(|task| task.job).collect();
+            agent.next_of(&[Class::Change], 5_000).await.into_iter().map(|task| task.job).collect();
         agent.finish(&tasks, done()).await.unwrap();
     }
-    let tasks = agent.next_of(&[Access::Write], 0).await;
+    let tasks = agent.next_of(&[Class::Change], 0).await;
     let tasks: Vec<_> = tasks.into_iter().map(|task| task.job).collect();
     agent.finish(&tasks, done()).await.unwrap();
     // Both ride along with whatever comes next.
     let floor = async {
         while controller.store.get("floor").await.unwrap().is_none() {
             let job = ask(&controller, CHANGE).await;
-            agent.next_of(&[Access::Write], 5_000).await;
+            agent.next_of(&[Class::Change], 5_000).await;
             agent.done(&job.id).await;
         }
     };
