@@ -266,6 +266,41 @@ fn a_controller_that_was_away_is_told_what_was_done_meanwhile() {
 }
 
 #[test]
+fn a_policy_forbids_to_begin_and_not_to_tell() {
+    let mut appliance = appliance();
+    holds(&appliance);
+    appliance.start();
+    let path = "/api/node/_any/command/exec";
+    let act = json!({ "command": "held", "args": [], "timeout": 300 });
+    let (begun, ended) = (appliance.dir().join("begun"), appliance.dir().join("ended"));
+    // It ends, and nobody hears of that.
+    let done = submit(&appliance, "POST", path, &act);
+    until("the command runs", || (lines(&begun) == 1).then_some(()));
+    appliance.kill_controller();
+    File::create(appliance.dir().join("release")).unwrap();
+    until("it has ended", || (lines(&ended) == 1).then_some(()));
+    let done_entry = appliance.state().join("agent/done").join(&done);
+    until("that is written down", || done_entry.exists().then_some(()));
+    appliance.kill_agent();
+    appliance.start_controller();
+    let new = until("it is taken on", || {
+        let later = [("prefer", "respond-async")];
+        let answer = appliance.ask("POST", path, &later, Some(&act)).ok()?;
+        Some(answer.json()["job_id"].as_str()?.to_owned())
+    });
+
+    let mut config = File::options().append(true).open(appliance.dir().join("osapi.yaml")).unwrap();
+    config.write_all(b"  policy: [read]\n").unwrap();
+    appliance.start_agent();
+    let job = finished(&appliance, &done);
+    assert_eq!(job["status"], "completed", "{job}");
+    let job = finished(&appliance, &new);
+    assert_eq!(job["status"], "failed", "{job}");
+    assert!(job.to_string().contains("does not allow"), "{job}");
+    assert_eq!(lines(&begun), 1);
+}
+
+#[test]
 fn long_acts_hold_up_neither_reads_nor_changes_nor_confirmations() {
     let mut appliance = appliance();
     holds(&appliance);

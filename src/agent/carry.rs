@@ -67,10 +67,17 @@ fn attempt<L: Link + 'static>(agent: &Shared<L>, task: &Task) -> Result<Outcome>
         Ok(op) => op,
         Err(error) => return Ok(Err(error).into()),
     };
+    if let Err(error) = check(agent, op, task)
+        && !agent.executor().is_begun(task)?
+    {
+        return Ok(Err(error).into());
+    }
     if only_looks(task) && task.left_ms == 0 {
         return Ok(Err(Error::new(Kind::Expired, "it was not begun by its deadline")).into());
     }
-    if let Err(error) = super::fetch::objects(agent, task) {
+    if let Err(error) = super::fetch::objects(agent, task)
+        && !agent.executor().is_begun(task)?
+    {
         // Without them nothing was begun. Whoever hands them out may be away for a moment.
         let passing = matches!(error.kind(), Kind::Unavailable | Kind::Timeout);
         return if passing && task.left_ms > 0 { Err(error) } else { Ok(Err(error).into()) };
@@ -87,19 +94,23 @@ pub(super) fn only_looks(task: &Task) -> bool {
     })
 }
 
-/// Whether this agent takes such a task at all: whoever hands it out is not trusted further.
+/// Whether this agent can do such a task at all: whoever hands it out is not trusted further.
 fn admit<L>(agent: &Shared<L>, task: &Task) -> Result<&'static Op<Agent>> {
     let own = &agent.setup.machine_id;
     if task.host != *own {
         let message = format!("the task is for {}, and this is {own}", task.host);
         return Err(Error::new(Kind::Denied, message));
     }
-    let op = ops::agent(&task.op).ok_or_else(|| {
+    ops::agent(&task.op).ok_or_else(|| {
         Error::new(Kind::Unsupported, format!("this agent has no operation {:?}", task.op))
-    })?;
+    })
+}
+
+/// Whether it may be begun. That is over once it was, whatever is allowed by now: then only the
+/// journal can tell the truth about it.
+fn check<L>(agent: &Shared<L>, op: &Op<Agent>, task: &Task) -> Result<()> {
     agent.setup.policy.check(op)?;
-    op.run.check(&task.params)?;
-    Ok(op)
+    op.run.check(&task.params)
 }
 
 fn tell(task: &Task, outcome: &Outcome) {

@@ -175,6 +175,17 @@ impl Executor {
         Ok(outcome)
     }
 
+    /// Whether what becomes of `task` is in the journal: it was answered, or this operation was
+    /// begun for this job.
+    pub fn is_begun(&self, task: &Task) -> Result<bool> {
+        if Journal::check(&task.job).is_err() {
+            return Ok(false);
+        }
+        let entry = self.core.journal.load(&task.job)?;
+        let is_same = |planned: &Planned| planned.op == task.op;
+        Ok(entry.outcome.is_some() || entry.planned.as_deref().is_some_and(is_same))
+    }
+
     /// Makes a change permanent that waits for this. Says whether it did so far.
     pub fn confirm(&self, job: &str) -> Result<bool> {
         self.core.journal.confirm(job, "")
