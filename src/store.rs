@@ -169,8 +169,8 @@ pub trait Store: Send + Sync {
     /// closes or cannot be read; go on from the last revision seen.
     async fn watch(&self, prefix: &str, since: Revision) -> Result<BoxStream<'static, Event>>;
     /// Up to `limit` links of both audit chains that come behind the number `after` in `order`; 0
-    /// stands for the end that `order` begins at. Numbers may have gaps: refusals are dropped
-    /// sooner than the rest.
+    /// stands for the end that `order` begins at. Numbers may have gaps: reads and refusals are
+    /// dropped sooner than the rest.
     async fn audit(&self, after: u64, limit: usize, order: Order) -> Result<Vec<audit::Stored>>;
     /// Where the audit chains begin and end. From memory.
     async fn ends(&self) -> Result<audit::Ends>;
@@ -191,8 +191,8 @@ pub trait Store: Send + Sync {
 pub struct Bounds {
     /// All of the database, in bytes: records and audit log.
     pub database: u64,
-    /// The part of it that the audit log may take, in bytes. A tenth of that is for refused
-    /// requests, which can so never push out anything else.
+    /// The part of it that the audit log may take, in bytes. A quarter of that is for reads
+    /// and refusals, which can so never push out anything else.
     pub audit: u64,
     /// How long the audit log is kept.
     pub audit_age: Duration,

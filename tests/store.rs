@@ -109,9 +109,9 @@ fn request(id: impl ToString) -> Note {
         at: 1,
         user: "alice".to_owned(),
         roles: vec!["admin".to_owned()],
-        method: "GET".to_owned(),
-        path: "/api/job".to_owned(),
-        op: "job.list".to_owned(),
+        method: "POST".to_owned(),
+        path: "/api/agent/web/drain".to_owned(),
+        op: "agent.drain".to_owned(),
         source: "unix".to_owned(),
         job: None,
         about: None,
@@ -125,6 +125,13 @@ fn request(id: impl ToString) -> Note {
 fn refusal(id: impl ToString) -> Note {
     let Note::Entry(mut entry) = request(id) else { unreachable!() };
     (entry.user, entry.code) = ("mallory".to_owned(), Some(403));
+    Note::Entry(entry)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "numbers and texts alike")]
+fn look(id: impl ToString) -> Note {
+    let Note::Entry(mut entry) = request(id) else { unreachable!() };
+    (entry.method, entry.path) = ("GET".to_owned(), "/api/job".to_owned());
     Note::Entry(entry)
 }
 

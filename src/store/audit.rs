@@ -1,9 +1,9 @@
 //! The audit log as hash chains: one link per group of steps that became durable together.
 //!
-//! A writer keeps two chains: one of what was asked and done, one of what was refused. Refusals
-//! cost whoever is refused nothing, so they have a bound of their own and go first; being apart,
-//! they can neither push out other entries nor leave a hole among them. Both count their links
-//! with one number, which is why either may have gaps.
+//! A writer keeps two chains: one of what was done, one of reads and refusals, which leave nothing
+//! behind. These cost whoever asks next to nothing, so they have a bound of their own and go
+//! first; being apart, they can neither push out other entries nor leave a hole among them. Both
+//! count their links with one number, which is why either may have gaps.
 //!
 //! A link names the hash of the one before it in its chain. Retention drops the oldest links and
 //! leaves a *stub*, the head of what was dropped, from which the rest verifies; every link says
@@ -37,10 +37,12 @@ pub enum Note {
 }
 
 impl Note {
-    /// A request that was turned away and made no job.
-    pub fn is_refusal(&self) -> bool {
+    /// A request that left nothing behind: it only looked, or it was turned away or failed
+    /// before there was a job.
+    pub fn is_idle(&self) -> bool {
         let Self::Entry(entry) = self else { return false };
-        entry.job.is_none() && entry.code.is_some_and(|code| (400..500).contains(&code))
+        let looks = ["GET", "HEAD"].contains(&entry.method.as_str());
+        entry.job.is_none() && entry.code.is_some_and(|code| looks || code >= 400)
     }
 }
 
@@ -100,6 +102,7 @@ pub struct End {
 pub enum Chain {
     #[default]
     Requests,
+    /// Of reads and refusals: see [`Note::is_idle`].
     Refusals,
 }
 

@@ -162,8 +162,8 @@ impl Handle {
         if lazy.len() >= bounds.lazy {
             step.notes.clear();
         } else if lazy.len() >= bounds.lazy / 2 {
-            // Refusals cost whoever is refused nothing, so they give way first.
-            step.notes.retain(|note| !note.is_refusal());
+            // Reads and refusals cost whoever asks next to nothing, so they give way first.
+            step.notes.retain(|note| !note.is_idle());
         }
         let dropped = count - step.notes.len();
         lost.fetch_add(dropped as u64, Ordering::Relaxed);

@@ -2,10 +2,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use osapi::clock::Clock;
-use osapi::store::audit::{Chain, Ends, Verdict, verify};
+use osapi::store::audit::{Chain, Ends, Entry, Note, Verdict, verify};
 use osapi::store::{Bounds, Step, Store};
 
-use super::{Disk, links, noted, refusal, request, verdict};
+use super::{Disk, links, look, noted, refusal, request, verdict};
 
 /// A log of twelve links, three of them refusals.
 async fn log() -> (Ends, Vec<Bytes>) {
@@ -149,23 +149,40 @@ async fn retention_leaves_a_log_that_verifies() {
 }
 
 #[tokio::test]
-async fn refusals_push_out_only_refusals() {
-    let bounds = Bounds { audit: 50_000, ..Bounds::default() };
-    let store = Disk::new().open(&Clock::default(), bounds);
-    for i in 0..20 {
-        store.commit(Step::new().note(request(i))).await.unwrap();
+async fn reads_and_refusals_push_out_nothing_else() {
+    let kinds: [fn(String) -> Note; 2] = [refusal, look];
+    for idle in kinds {
+        let bounds = Bounds { audit: 50_000, ..Bounds::default() };
+        let store = Disk::new().open(&Clock::default(), bounds);
+        for i in 0..20 {
+            store.commit(Step::new().note(request(i))).await.unwrap();
+        }
+        for i in 0..300 {
+            let step = Step::new().note(idle(format!("idle {i}")));
+            store.commit(step).await.unwrap();
+        }
+        let kept = noted(&links(&store).await);
+        assert!((0..20).all(|i| kept.contains(&i.to_string())));
+        assert!(kept.contains(&"idle 299".to_owned()) && !kept.contains(&"idle 0".to_owned()));
+        let ends = store.ends().await.unwrap();
+        assert_eq!((ends.stub.number, ends.refusals_head.entries), (0, 300));
+        let whole = verdict(&store).await;
+        assert!(whole.is_whole(), "{whole:?}");
     }
-    for i in 0..300 {
-        let step = Step::new().note(refusal(format!("refused {i}")));
-        store.commit(step).await.unwrap();
-    }
-    let kept = noted(&links(&store).await);
-    assert!((0..20).all(|i| kept.contains(&i.to_string())));
-    assert!(kept.contains(&"refused 299".to_owned()) && !kept.contains(&"refused 0".to_owned()));
-    let ends = store.ends().await.unwrap();
-    assert_eq!((ends.stub.number, ends.refusals_head.entries), (0, 300));
-    let whole = verdict(&store).await;
-    assert!(whole.is_whole(), "{whole:?}");
+}
+
+#[test]
+fn only_what_left_nothing_behind_is_idle() {
+    let with = |change: fn(&mut Entry)| {
+        let Note::Entry(mut entry) = request("1") else { unreachable!() };
+        change(&mut entry);
+        Note::Entry(entry).is_idle()
+    };
+    assert!(look("1").is_idle() && refusal("1").is_idle());
+    assert!(with(|entry| entry.code = Some(503)), "it made no job");
+    assert!(!with(|_| ()), "a change");
+    assert!(!with(|entry| entry.code = None), "its end is still to come");
+    assert!(!with(|entry| (entry.job, entry.code) = (Some("j".to_owned()), Some(504))));
 }
 
 #[tokio::test]

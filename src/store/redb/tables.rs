@@ -148,10 +148,10 @@ impl<'txn> Tables<'txn> {
             }
             done.results.push(result);
         }
-        let (refusals, requests): (Vec<_>, _) = notes.into_iter().partition(Note::is_refusal);
+        let (idle, requests): (Vec<_>, _) = notes.into_iter().partition(Note::is_idle);
         let wall = time.wall();
         self.link(Chain::Requests, requests, wall, bounds, &mut done)?;
-        self.link(Chain::Refusals, refusals, wall, bounds, &mut done)?;
+        self.link(Chain::Refusals, idle, wall, bounds, &mut done)?;
         done.state.serial += 1;
         done.state.time = time.moment();
         self.store(&done.state)?;
@@ -287,9 +287,9 @@ impl<'txn> Tables<'txn> {
         let state = &mut done.state;
         let (table, tail, bound) = match chain {
             Chain::Requests => {
-                (&mut self.requests, &mut state.requests, bounds.audit - bounds.audit / 10)
+                (&mut self.requests, &mut state.requests, bounds.audit - bounds.audit / 4)
             }
-            Chain::Refusals => (&mut self.refusals, &mut state.refusals, bounds.audit / 10),
+            Chain::Refusals => (&mut self.refusals, &mut state.refusals, bounds.audit / 4),
         };
         let youngest = self.now.saturating_sub(millis(bounds.audit_age));
         for _ in 0..SWEEP {
