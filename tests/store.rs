@@ -128,7 +128,6 @@ fn refusal(id: impl ToString) -> Note {
     Note::Entry(entry)
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "numbers and texts alike")]
 fn look(id: impl ToString) -> Note {
     let Note::Entry(mut entry) = request(id) else { unreachable!() };
     (entry.method, entry.path) = ("GET".to_owned(), "/api/job".to_owned());

@@ -72,11 +72,12 @@ fn what_is_looked_for_beyond_its_time_is_overdue() {
     let record = stored.record.clone();
     let read = Open::new(ids.next(1, 1), record, Class::Look, false);
     admit(&mut lanes, &read, 1);
-    let is_long = |_: &Open, since: u64| 30 - since > 20;
+    let at = |now: u64| move |_: &Open, since: u64| now - since > 20;
+    let is_long = at(30);
     assert!(lanes.overdue(is_long).is_empty(), "it waits");
     assert_eq!(next(&mut lanes, "a", &[], &Class::ALL), [read.id, stored.id]);
     assert_eq!(lanes.overdue(is_long), [(read.id, "a".to_owned())]);
-    assert!(lanes.overdue(|_, since| 20 - since > 20).is_empty());
+    assert!(lanes.overdue(at(20)).is_empty());
     lanes.finish(read.id, "a", report(&read));
     assert!(lanes.overdue(is_long).is_empty());
 }
