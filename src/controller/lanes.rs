@@ -148,7 +148,7 @@ impl Lanes {
             let lane = self.hosts.entry(host.clone()).or_default();
             lane.classes[open.class as usize].insert(id);
             lane.stored += usize::from(open.is_stored);
-            lane.arrived[open.class as usize].notify_one();
+            lane.arrived[open.class as usize].notify_last();
         }
         if open.is_stored {
             self.holding.insert(revision, id);
