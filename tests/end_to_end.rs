@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const MACHINE: &str = "0123456789abcdef0123456789abcdef";
 
 fn osapi(site: &Site, words: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_osapi"));
+    let mut command = support::osapi();
     command.arg("-f").arg(site.dir().join("osapi.yaml")).args(words).stdin(Stdio::null());
     command
 }

@@ -14,6 +14,17 @@ use super::http::{self, Answer};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The program, without what the environment of the tests says to it.
+pub fn osapi() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_osapi"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("OSAPI_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 /// Where an appliance's files and sockets are.
 #[derive(Clone)]
 pub struct Site(PathBuf);
@@ -85,18 +96,14 @@ impl Site {
         let answer = self.ask("GET", "/api/audit/export", &[], None).unwrap();
         assert_eq!(answer.status, 200);
         let file = self.0.join("export");
-        let status = Command::new(env!("CARGO_BIN_EXE_osapi"))
+        let status = osapi()
             .args(["client", "--url", &format!("unix://{}", self.socket().display())])
             .args(["audit", "export", "--output"])
             .arg(&file)
             .stdout(Stdio::null())
             .status();
         assert!(status.unwrap().success(), "the audit log cannot be exported");
-        let verdict = Command::new(env!("CARGO_BIN_EXE_osapi"))
-            .args(["audit", "verify"])
-            .arg(&file)
-            .output()
-            .unwrap();
+        let verdict = osapi().args(["audit", "verify"]).arg(&file).output().unwrap();
         assert!(verdict.status.success(), "{}", String::from_utf8_lossy(&verdict.stdout));
     }
 }
@@ -179,7 +186,7 @@ impl Appliance {
 
     fn process(&self, words: &[&str]) -> Child {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.site.0.join("log"));
-        Command::new(env!("CARGO_BIN_EXE_osapi"))
+        osapi()
             .arg("-f")
             .arg(self.site.0.join("osapi.yaml"))
             .args(words)
