@@ -160,7 +160,6 @@ impl Samples {
 /// with nothing in it.
 struct Quiz {
     wanted: tokio::sync::mpsc::Receiver<()>,
-    open: Option<String>,
     number: u64,
 }
 
@@ -183,7 +182,6 @@ impl Desk for Table {
                 let _ = quiz.wanted.recv().await;
                 quiz.number += 1;
                 let job = format!("00000000-0000-7000-8000-{:012x}", quiz.number);
-                quiz.open = Some(job.clone());
                 let task = Task {
                     job,
                     host: "0123456789abcdef0123456789abcdef".to_owned(),
@@ -218,7 +216,7 @@ fn questions(count: usize) -> Samples {
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let (ask, wanted) = tokio::sync::mpsc::channel(1);
         let (done, mut finished) = tokio::sync::mpsc::channel(1);
-        let quiz = Quiz { wanted, open: None, number: 0 };
+        let quiz = Quiz { wanted, number: 0 };
         let table = Table { quiz: Arc::new(tokio::sync::Mutex::new(quiz)), done };
         let uid = rustix::process::getuid().as_raw();
         tokio::spawn(async move {
