@@ -80,6 +80,20 @@ pub(super) fn child(
     follow(child, program, stdin, limit)
 }
 
+/// Runs `program`, which only looks, as a child that holds nobody's turn and keeps what it needs
+/// meanwhile in `scratch`.
+pub(super) fn query(
+    program: &Path,
+    args: &[&str],
+    scratch: &Path,
+    limit: Duration,
+) -> Result<Done> {
+    let mut command = Command::new(program);
+    command.args(args).env_clear().envs(ENVIRONMENT).env("TMPDIR", scratch).current_dir("/");
+    let child = spawn(&mut command, false, None).map_err(cannot_run(program))?;
+    follow(child, program, &[], limit)
+}
+
 pub(super) fn cannot_run(program: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
     move |error| {
         let message = format!("cannot run {}: {error}", program.display());

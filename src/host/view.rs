@@ -18,8 +18,10 @@ use crate::error::{Error, Kind, Result};
 use crate::job::Content;
 
 mod machine;
+mod query;
 
 pub use machine::{Capability, Machine, Space};
+pub(super) use query::Query;
 
 /// How many bytes of a file [`View::read`] takes into memory.
 const MAX_READ: u64 = 4 * 1024 * 1024;

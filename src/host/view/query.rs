@@ -1,0 +1,36 @@
+//! Programs that only look. Whoever plans may run these and no others.
+
+use std::time::Duration;
+
+use super::View;
+use crate::error::{Error, Kind, Result};
+use crate::host::command::{self, Done};
+
+/// A command that only looks. The constants of this type are all that a view can run.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::host) struct Query {
+    /// A bare name, looked up in the system directories.
+    pub(in crate::host) program: &'static str,
+    pub(in crate::host) args: &'static [&'static str],
+    /// After which it is killed, with whatever it started.
+    pub(in crate::host) limit: Duration,
+}
+
+impl View {
+    /// Runs `query` about `operands` to its end. Like whoever asks it may write nowhere but in
+    /// the scratch directory, and it holds up no change.
+    pub(in crate::host) fn query(&self, query: Query, operands: &[&str]) -> Result<Done> {
+        if let Some(operand) = operands.iter().find(|operand| operand.starts_with('-')) {
+            let message = format!("{operand:?} looks like an option of {}", query.program);
+            return Err(Error::new(Kind::InvalidInput, message));
+        }
+        let path = self.root.command(query.program)?;
+        let args: Vec<&str> = query.args.iter().chain(operands).copied().collect();
+        let done = command::query(&path, &args, &self.journal.scratch(), query.limit)?;
+        if done.truncated {
+            let message = format!("{} says more than can be read of it", query.program);
+            return Err(Error::new(Kind::TooLarge, message));
+        }
+        Ok(done)
+    }
+}
