@@ -15,6 +15,7 @@ use sha2::Digest as _;
 use self::node::Node;
 use self::sysctl::Sysctl;
 use super::hands::Hands;
+use super::reach::Reach;
 use super::view::View;
 use crate::error::{Error, Kind, Result};
 
@@ -47,6 +48,13 @@ pub(super) trait CellKind: fmt::Display {
     /// does not hold. Asked while planning, so that a dry run is refused as well.
     fn check(&self, _: &View, _from: &Value, _to: &Value) -> Result<()> {
         Ok(())
+    }
+
+    /// Who may assign `to`: this agent itself, or a unit with the rights of a class. It says how
+    /// far [`assign`](Self::assign) reaches with all that it starts.
+    #[expect(dead_code, reason = "what is not `Here` still happens in the agent itself")]
+    fn reach(&self, _to: &Value) -> Reach {
+        Reach::Here
     }
 
     /// Makes the cell hold `to`; `now` is what it holds, and `blobs` has small contents.

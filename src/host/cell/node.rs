@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::{Blobs, Cell, CellKind, Digest, Mode, State, Value};
 use crate::error::{Error, Kind, Result};
 use crate::host::hands::{self, Hands};
+use crate::host::reach::Reach;
 use crate::host::view::{Object, View, failed};
 
 mod admission;
@@ -51,6 +52,9 @@ pub fn nothing(path: impl Into<String>) -> State {
 
 /// The agent's own account and group, whose names only a host can tell.
 const OWN: &str = ":";
+
+/// Modes that give whoever runs a file the rights of its owner or group.
+const SET_ID: u32 = 0o6000;
 
 /// The path.
 pub(super) struct Node<'a>(pub(super) &'a str);
@@ -116,6 +120,15 @@ impl CellKind for Node<'_> {
     fn assign(&self, hands: &Hands, now: &Value, to: &Value, blobs: &Blobs) -> Result<()> {
         put(hands, self.0, now, to, blobs)
             .map_err(|error| hands::failed("write", self.0, "CAP_DAC_OVERRIDE", error))
+    }
+
+    fn reach(&self, to: &Value) -> Reach {
+        match to {
+            Value::File { mode, .. } | Value::Directory { mode, .. } if mode.0 & SET_ID != 0 => {
+                Reach::Files
+            }
+            _ => Reach::of_path(self.0),
+        }
     }
 
     fn sweep(&self, hands: &Hands) {

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use super::{Blobs, Cell, CellKind, State, Value};
 use crate::error::{Error, Kind, Result};
 use crate::host::hands::{Hands, failed};
+use crate::host::reach::Reach;
 use crate::host::view::View;
 
 pub fn sysctl(key: impl Into<String>, value: &str) -> State {
@@ -59,6 +60,10 @@ impl CellKind for Sysctl<'_> {
                 }
                 _ => failed("set", self, "the right to write /proc/sys", error),
             })
+    }
+
+    fn reach(&self, _: &Value) -> Reach {
+        Reach::Kernel
     }
 
     fn is_persistent(&self) -> bool {
