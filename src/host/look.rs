@@ -62,8 +62,11 @@ impl Eyes {
         }
         let (sender, answer) = sync_channel(1);
         let pool = if who == For::Read { &self.readers } else { &self.planners };
+        let served_by = Arc::clone(pool);
         let work = move |allowed: bool| {
             let result = if allowed { guarded(work) } else { Err(unrestricted()) };
+            // First, so that whoever asks again once it is answered finds a thread free for it.
+            served_by.queue().unanswered -= 1;
             // Whoever asked waits for it.
             let _ = sender.send(result);
         };
@@ -122,7 +125,8 @@ struct Pool {
 struct Queue {
     work: VecDeque<Work>,
     threads: usize,
-    idle: usize,
+    /// How much was asked for and is not done.
+    unanswered: usize,
     is_closed: bool,
 }
 
@@ -144,7 +148,7 @@ impl Pool {
     /// Queues `work`; as many wait as there are callers, each for its own.
     fn give(self: &Arc<Self>, scratch: &Path, work: Work) -> Result<()> {
         let mut queue = self.queue();
-        if queue.work.len() >= queue.idle && queue.threads < self.most {
+        if queue.unanswered >= queue.threads && queue.threads < self.most {
             let (pool, scratch) = (Arc::clone(self), scratch.to_owned());
             let thread = std::thread::Builder::new().name("look".to_owned());
             let started = thread.spawn(move || pool.serve(&scratch));
@@ -157,6 +161,7 @@ impl Pool {
                 Err(_) => {}
             }
         }
+        queue.unanswered += 1;
         queue.work.push_back(work);
         drop(queue);
         self.bell.notify_one();
@@ -175,9 +180,7 @@ impl Pool {
             } else if queue.is_closed {
                 return;
             } else {
-                queue.idle += 1;
                 queue = self.bell.wait(queue).unwrap_or_else(PoisonError::into_inner);
-                queue.idle -= 1;
             }
         }
     }
@@ -194,4 +197,33 @@ fn restrict(scratch: &Path) -> std::result::Result<bool, RulesetError> {
         }
     }
     Ok(rules.restrict_self()?.ruleset != RulesetStatus::NotEnforced)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_one_thing_after_the_other_has_one_thread() {
+        let dir = tempfile::tempdir().unwrap();
+        let eyes = Eyes::new(dir.path().to_owned());
+        for n in 0..5_000 {
+            assert_eq!(eyes.look(For::Change, move || Ok(n)).unwrap(), n);
+        }
+        assert_eq!(eyes.planners.queue().threads, 1);
+    }
+
+    #[test]
+    fn who_asks_beside_others_does_not_wait_for_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let eyes = Eyes::new(dir.path().to_owned());
+        let all = Arc::new(std::sync::Barrier::new(READERS));
+        std::thread::scope(|scope| {
+            for _ in 0..READERS {
+                let all = Arc::clone(&all);
+                scope.spawn(|| eyes.look(For::Read, move || Ok(all.wait().is_leader())).unwrap());
+            }
+        });
+        assert_eq!(eyes.readers.queue().threads, READERS);
+    }
 }
