@@ -117,6 +117,8 @@ pub enum Kind {
     MethodNotAllowed,
     /// The thing exists already, or changed since it was read.
     Conflict,
+    /// It would take from under the host what it runs on. Repeat it with `force` to have it so.
+    Protected,
     /// A later job has built on what this one did; the message names it.
     Superseded,
     /// The change was made, yet the host does not show it. It was taken back.
@@ -155,7 +157,7 @@ pub enum Kind {
 struct Row(u16, u8, &'static str);
 
 impl Kind {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::InvalidInput,
         Self::NoPreview,
         Self::Unauthenticated,
@@ -164,6 +166,7 @@ impl Kind {
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::Conflict,
+        Self::Protected,
         Self::Superseded,
         Self::NotConverged,
         Self::Cancelled,
@@ -207,6 +210,7 @@ impl Kind {
             Self::NotFound => Row(404, 13, "Not found"),
             Self::MethodNotAllowed => Row(405, 14, "Method not allowed"),
             Self::Conflict => Row(409, 15, "Conflict"),
+            Self::Protected => Row(409, 15, "Protected"),
             Self::Superseded => Row(409, 15, "Superseded"),
             Self::NotConverged => Row(409, 15, "Not converged"),
             Self::Cancelled => Row(409, 15, "Cancelled"),

@@ -130,7 +130,8 @@ struct Sealing<'a> {
     left_ms: u64,
 }
 
-/// How a change is to be carried out, whatever it is about.
+/// How a change is to be carried out, whatever it is about. What is done once takes `force` alone,
+/// and `force` is taken where a row is guarded.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
@@ -145,6 +146,9 @@ pub struct Options {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86_400))]
     pub confirm: Option<u64>,
+    /// Goes ahead also where that is refused to protect the host from what it would lose.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 impl Options {

@@ -53,6 +53,9 @@ pub struct Op<R: 'static = Agent> {
     /// own; `A:B` shows A as a share of B, in percent.
     pub columns: &'static [(&'static str, &'static str)],
     pub rows: Rows,
+    /// It refuses what would take from under a host what it runs on, as
+    /// [`View::guard`](crate::host::View::guard) says, unless it is called with `force`.
+    pub guarded: bool,
     /// How long one attempt may run on a host.
     pub timeout: Duration,
     pub run: R,
@@ -86,6 +89,7 @@ impl<R> Op<R> {
             args: &[],
             columns: &[],
             rows: Rows::Host,
+            guarded: false,
             timeout: Duration::from_secs(30),
             run,
         }
@@ -94,7 +98,7 @@ impl<R> Op<R> {
     /// The same row with another `run`.
     pub(crate) fn with<S>(&self, run: S) -> Op<S> {
         let Self { id, about, method, path, permission, status, command, flags, .. } = *self;
-        let Self { args, columns, rows, timeout, .. } = *self;
+        let Self { args, columns, rows, guarded, timeout, .. } = *self;
         Op {
             id,
             about,
@@ -107,6 +111,7 @@ impl<R> Op<R> {
             args,
             columns,
             rows,
+            guarded,
             timeout,
             run,
         }

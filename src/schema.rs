@@ -157,11 +157,13 @@ pub fn known(row: &Row) -> &'static Known {
 impl Known {
     fn of(row: &Row) -> Self {
         let schema = params(row);
-        let options = match row.access() {
-            Some(Access::Write) => fields_of(&OPTIONS),
-            _ => Vec::new(),
-        };
-        Self { fields: fields_of(&schema), options, schema, validator: OnceLock::new() }
+        let (fields, mut options) = (fields_of(&schema), fields_of(&OPTIONS));
+        options.retain(|option| match (row.access(), option.name.as_str()) {
+            (Some(Access::Write | Access::Execute), "force") => row.guarded,
+            (Some(Access::Write), _) => true,
+            _ => false,
+        });
+        Self { fields, options, schema, validator: OnceLock::new() }
     }
 
     fn problems(&self, params: &Value) -> Result<Vec<Problem>> {
@@ -434,6 +436,18 @@ mod tests {
         assert!(named("dry_run").value(["yes"]).is_err());
         assert!(named("confirm").value(["+60"]).is_err());
         assert!(named("confirm").value(["60", "61"]).is_err());
+    }
+
+    #[test]
+    fn force_is_taken_where_a_row_is_guarded() {
+        let named = |row: &Row| options(row).iter().map(|o| o.name.clone()).collect::<Vec<_>>();
+        let guarded = |id, row: &Row| Row { id, guarded: true, ..*row };
+        assert_eq!(named(update()), ["dry_run", "plan", "confirm"]);
+        let all = ["dry_run", "plan", "confirm", "force"];
+        assert_eq!(named(&guarded("test.guarded", update())), all);
+        let act = ops::find("node.process.signal").unwrap();
+        assert_eq!(named(act), [] as [&str; 0]);
+        assert_eq!(named(&guarded("test.guarded act", act)), ["force"]);
     }
 
     #[test]

@@ -483,8 +483,12 @@ fn rows_say_all_that_is_read_off_them() {
         {
             say(row, format!("rows: {list} is not a list of the output"));
         }
-        if row.access() == Some(Access::Execute) && !known.options.is_empty() {
+        let is_once = row.access() == Some(Access::Execute);
+        if is_once && known.options.iter().any(|option| option.name != "force") {
             say(row, "what is done once cannot be previewed".to_owned());
+        }
+        if row.guarded && !row.changes() {
+            say(row, "guarded: it only looks, so there is nothing to force".to_owned());
         }
     }
     assert!(wrong.is_empty(), "\n{wrong}");

@@ -280,6 +280,7 @@ fn hint(kind: Kind) -> Option<&'static str> {
     match kind {
         Kind::NoPreview => Some("run it without --dry-run; it cannot tell beforehand"),
         Kind::Denied => Some("roles are given to groups with `controller.groups` in osapi.yaml"),
+        Kind::Protected => Some("--force does it all the same"),
         Kind::Stale => Some("look again with --dry-run, then decide"),
         Kind::Interrupted => Some("look at the host before you repeat it"),
         Kind::Expired => Some("it was never begun and can be asked for again"),

@@ -110,7 +110,7 @@ impl Executor {
 
     /// The host as `task` sees it, with the contents that it brings along.
     pub fn view_for(&self, task: &Task) -> View {
-        self.view().of_task(&task.job, &task.objects)
+        self.view().of_task(task)
     }
 
     /// Whether the kernel holds back whoever plans or tells from writing.

@@ -15,7 +15,7 @@ use super::journal::{Journal, Record};
 use super::plan::{Plan, Set};
 use super::root::Root;
 use crate::error::{Error, Kind, Result};
-use crate::job::Content;
+use crate::job::{Content, Task};
 
 mod machine;
 mod query;
@@ -36,6 +36,7 @@ pub struct View {
     /// The job that asks, and what its task brings along.
     job: String,
     objects: Arc<BTreeMap<String, Content>>,
+    is_forced: bool,
 }
 
 /// Content from the object store, of which the task pins the digest.
@@ -57,15 +58,17 @@ impl Object {
 impl View {
     pub(super) fn new(root: Root, journal: Journal) -> Self {
         let (ahead, blobs) = (BTreeMap::new(), Blobs::new());
-        Self { root, journal, ahead, blobs, job: String::new(), objects: Arc::default() }
+        let (job, objects) = (String::new(), Arc::default());
+        Self { root, journal, ahead, blobs, job, objects, is_forced: false }
     }
 
-    /// The same host, as the task of `job` sees it.
-    pub(super) fn of_task(mut self, job: &str, objects: &BTreeMap<String, Content>) -> Self {
-        job.clone_into(&mut self.job);
-        if !objects.is_empty() {
-            self.objects = Arc::new(objects.clone());
+    /// The same host, as `task` sees it.
+    pub(super) fn of_task(mut self, task: &Task) -> Self {
+        task.job.clone_into(&mut self.job);
+        if !task.objects.is_empty() {
+            self.objects = Arc::new(task.objects.clone());
         }
+        self.is_forced = task.options.force;
         self
     }
 
@@ -86,6 +89,16 @@ impl View {
 
     pub(super) fn assume(&mut self, set: &Set) {
         self.ahead.insert(set.cell.clone(), set.clone());
+    }
+
+    /// Refuses what would take from under a host what it runs on, unless the caller said `force`;
+    /// `why` names what is asked for and what would be lost. For rows that are
+    /// [guarded](crate::op::Op::guarded).
+    pub fn guard(&self, why: impl std::fmt::Display) -> Result<()> {
+        if self.is_forced {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Protected, format!("{why}; use force if that is what you want")))
     }
 
     /// What `cell` holds.
