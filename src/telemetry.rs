@@ -24,15 +24,14 @@ impl Volume {
 pub fn start(name: &str, debug: bool) -> Volume {
     let (targets, handle) = reload::Layer::new(targets(debug));
     let journal = leads_to_journal().then(tracing_journald::layer).and_then(Result::ok);
-    let (journal, text) = match journal {
+    let heard = match journal {
         Some(journal) => {
-            let journal = journal.with_field_prefix(None).with_syslog_identifier(name.to_owned());
-            (Some(journal), None)
+            journal.with_field_prefix(None).with_syslog_identifier(name.to_owned()).boxed()
         }
-        None => (None, Some(text())),
+        None => text().boxed(),
     };
     // Fails where a test has started it before; then that one hears.
-    drop(Registry::default().with(targets.and_then(journal).and_then(text)).try_init());
+    drop(Registry::default().with(targets).with(heard).try_init());
     Volume(handle)
 }
 
