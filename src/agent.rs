@@ -34,6 +34,7 @@ mod look;
 mod machine;
 mod policy;
 mod presence;
+mod pulse;
 mod report;
 
 pub mod facts;
@@ -44,6 +45,7 @@ pub use policy::Policy;
 use heads::Heads;
 use lane::Lane;
 use link::Trouble;
+use pulse::Pulses;
 use report::Outbox;
 
 /// How many reads, and how many acts, run beside each other.
@@ -81,6 +83,7 @@ struct Shared<L> {
     held: Mutex<Held>,
     rested: Condvar,
     trouble: Trouble,
+    pulses: Pulses,
     heads: Heads,
     about: Mutex<About>,
     is_stopping: AtomicBool,
@@ -103,24 +106,29 @@ impl<L: Link + 'static> Agent<L> {
             held: Mutex::default(),
             rested: Condvar::new(),
             trouble: Trouble::default(),
+            pulses: Pulses::default(),
             heads: Heads::open(&setup.state, setup.clock.clone())?,
             about: Mutex::new(facts::about(&setup)),
             is_stopping: AtomicBool::new(false),
             links: Box::new(links),
             setup,
         });
-        let lane = |class| Arc::new(Lane::new(class, (shared.links)()));
-        let [changes, acts, verdicts] = [Class::Change, Class::Act, Class::Verdict].map(lane);
+        let lane = |class, name, workers| {
+            Arc::new(Lane::new(class, (shared.links)(), shared.pulses.of(name, workers)))
+        };
+        let changes = lane(Class::Change, "changes", 1);
+        let acts = lane(Class::Act, "acts", ACTS);
+        let verdicts = lane(Class::Verdict, "verdicts", 1);
         shared.spawn("changes", move |agent| {
             // What an earlier agent left half done comes first. That may take minutes, during
             // which one can look.
-            agent.settle();
+            changes.settle(&agent);
             changes.work(&agent);
         })?;
         shared.spawn("verdicts", move |agent| verdicts.work(&agent))?;
         for _ in 0..LOOKS {
-            let link = (shared.links)();
-            shared.spawn("looks", move |agent| look::work(&agent, link))?;
+            let (link, pulse) = ((shared.links)(), shared.pulses.of("looks", 1));
+            shared.spawn("looks", move |agent| look::work(&agent, link, &pulse))?;
         }
         for _ in 0..ACTS {
             let acts = acts.clone();
@@ -129,6 +137,16 @@ impl<L: Link + 'static> Agent<L> {
         shared.spawn("reports", |agent| agent.lasting.send_always(&agent))?;
         shared.spawn("presence", |agent| presence::tell(&agent))?;
         Ok(Self { shared })
+    }
+
+    /// Who should ask for work and does not, if anybody.
+    pub fn stuck(&self) -> Option<&'static str> {
+        self.shared.pulses.stuck()
+    }
+
+    /// How many jobs were taken and are not yet reported.
+    pub fn held(&self) -> usize {
+        lock(&self.shared.held).jobs.len()
     }
 
     /// Begins nothing more, and returns when what was begun is reported. What runs after

@@ -72,6 +72,8 @@ pub enum ServerCommand {
     Agent,
     /// `settle`: finish or take back what a crash left, then end.
     Settle,
+    /// `settle-at-boot`: the same before the system is up, for what waits to be confirmed.
+    SettleAtBoot,
     /// `config validate`
     ConfigValidate,
     /// `version`

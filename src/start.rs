@@ -27,7 +27,8 @@ pub fn run(server: &Server) -> Result<()> {
         ServerCommand::Start => controller_process::run(server, true),
         ServerCommand::Controller => controller_process::run(server, false),
         ServerCommand::Agent => agent_process::run(server),
-        ServerCommand::Settle => settle(server),
+        ServerCommand::Settle => settle(server, false),
+        ServerCommand::SettleAtBoot => settle(server, true),
         ServerCommand::ConfigValidate => validate(server),
         ServerCommand::Version => say(&version()),
     }
@@ -135,7 +136,7 @@ fn validate(server: &Server) -> Result<()> {
 ///
 /// What has to be taken back may be the configuration itself, so one that cannot be used is no
 /// reason not to: where the state is, the alarm says in the environment.
-fn settle(server: &Server) -> Result<()> {
+fn settle(server: &Server, at_boot: bool) -> Result<()> {
     let loaded = load(server);
     let config = loaded.as_ref().map(|loaded| loaded.config.clone());
     let config = config.unwrap_or_else(|_| config::of_environment(std::env::vars()));
@@ -143,23 +144,29 @@ fn settle(server: &Server) -> Result<()> {
     if let Err(error) = &loaded {
         tracing::warn!("settling without the configuration: {error}");
     }
-    let executor = executor(server, &config, &Paths::of(&config)?)?;
+    let executor = executor(server, &config, &Paths::of(&config)?, at_boot)?;
     for job in executor.settle()? {
         tracing::info!(OSAPI_JOB_ID = job, "settled");
     }
     Ok(())
 }
 
-fn executor(server: &Server, config: &Config, paths: &Paths) -> Result<Arc<Executor>> {
+fn executor(
+    server: &Server,
+    config: &Config,
+    paths: &Paths,
+    at_boot: bool,
+) -> Result<Arc<Executor>> {
     let undo = &config.agent.undo;
     let bounds = UndoBounds { age: undo.age.0, bytes: undo.size.0, ..UndoBounds::default() };
     paths::state_dir(&paths.agent_state)?;
     let root = server.root.as_deref().unwrap_or_else(|| Path::new("/"));
-    Executor::new(Root::at(root), &paths.agent_state, bounds).map(Arc::new)
+    let executor = Executor::new(Root::at(root), &paths.agent_state, bounds)?;
+    Ok(Arc::new(if at_boot { executor.booting() } else { executor }))
 }
 
 fn agent_setup(server: &Server, config: &Config, paths: &Paths) -> Result<agent::Setup> {
-    let executor = executor(server, config, paths)?;
+    let executor = executor(server, config, paths, false)?;
     let (own, limits) = (&config.agent, &config.agent.conditions);
     Ok(agent::Setup {
         machine_id: agent::machine_id(&executor.view(), &paths.agent_state)?,

@@ -51,6 +51,7 @@ fn what_a_machine_does_itself_has_its_published_words() {
         ("controller start", ServerCommand::Controller),
         ("agent start", ServerCommand::Agent),
         ("settle", ServerCommand::Settle),
+        ("settle-at-boot", ServerCommand::SettleAtBoot),
         ("config validate", ServerCommand::ConfigValidate),
         ("version", ServerCommand::Version),
     ];

@@ -1,9 +1,10 @@
 //! The work of one class: asked for by whichever of its workers is free, in order.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::link::Asker;
+use super::pulse::Pulse;
 use super::{POLL, ROOM, Shared, carry, lock};
 use crate::error::Kind;
 use crate::job::{Outcome, Report, Task};
@@ -14,6 +15,7 @@ pub(super) struct Lane<L> {
     link: Mutex<Asker<L>>,
     /// Taken, and not yet begun by anybody.
     queue: Mutex<VecDeque<Taken>>,
+    pulse: Arc<Pulse>,
 }
 
 /// A task, and when it was taken on the clock of the boot, in milliseconds.
@@ -23,8 +25,14 @@ pub(super) struct Taken {
 }
 
 impl<L: Link + 'static> Lane<L> {
-    pub(super) fn new(class: Class, link: L) -> Self {
-        Self { class, link: Mutex::new(Asker::new(link)), queue: Mutex::default() }
+    pub(super) fn new(class: Class, link: L, pulse: Arc<Pulse>) -> Self {
+        Self { class, link: Mutex::new(Asker::new(link)), queue: Mutex::default(), pulse }
+    }
+
+    /// Ends what an earlier agent left half done.
+    pub(super) fn settle(&self, agent: &Shared<L>) {
+        let _at_work = self.pulse.works();
+        agent.settle();
     }
 
     /// Works until the agent stops.
@@ -33,7 +41,9 @@ impl<L: Link + 'static> Lane<L> {
             if !agent.begin() {
                 return;
             }
+            let at_work = self.pulse.works();
             let report = carry::out(agent, taken);
+            drop(at_work);
             if self.class == Class::Verdict {
                 // Whoever asked for it looks at what was taken back as soon as this is answered.
                 agent.amend(true);
@@ -56,6 +66,7 @@ impl<L: Link + 'static> Lane<L> {
             if let Some(taken) = lock(&self.queue).pop_front() {
                 return Some(taken);
             }
+            self.pulse.asks();
             match link.ask(agent, &mut agent.next(vec![self.class], POLL)) {
                 // Heads are for one connection to keep: from several they come out of order.
                 Ok(Answer::Tasks { tasks, heads: _ }) => {

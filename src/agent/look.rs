@@ -7,18 +7,20 @@ use std::mem::take;
 
 use super::lane::{Taken, take as open};
 use super::link::Asker;
+use super::pulse::Pulse;
 use super::{POLL, Shared, carry};
 use crate::error::Kind;
 use crate::job::Report;
 use crate::link::{Answer, Ask, Class, Link};
 
 /// Works until the agent stops, on a thread that from now on can do nothing else than look.
-pub(super) fn work<L: Link + 'static>(agent: &Shared<L>, link: L) {
+pub(super) fn work<L: Link + 'static>(agent: &Shared<L>, link: L, pulse: &Pulse) {
     if let Err(error) = agent.executor().only_look() {
         tracing::error!(%error, "reads are not kept from writing");
     }
     let (mut link, mut done) = (Asker::new(link), Vec::new());
     while !agent.is_stopping() {
+        pulse.asks();
         for taken in ask(agent, &mut link, &mut done) {
             if !agent.begin() {
                 return;
@@ -30,7 +32,9 @@ pub(super) fn work<L: Link + 'static>(agent: &Shared<L>, link: L) {
                 agent.give_up();
                 continue;
             }
+            let at_work = pulse.works();
             let Some(report) = carry::out(agent, taken) else { return agent.give_up() };
+            drop(at_work);
             // Should it be lost on the way, looking again does no harm.
             agent.let_go(std::iter::once(&report.report));
             done.push(report.report);

@@ -64,6 +64,15 @@ pub(super) static LOCAL: &[Local] = &[
         flags: &[AT_ROOT],
         ..local("settle", "Finish or take back what a crash left", ServerCommand::Settle)
     },
+    Local {
+        is_hidden: true,
+        flags: &[AT_ROOT],
+        ..local(
+            "settle-at-boot",
+            "Take back what nobody confirmed before the reboot",
+            ServerCommand::SettleAtBoot,
+        )
+    },
     local("config validate", "Check the configuration file", ServerCommand::ConfigValidate),
     local("version", "Show the version of this program, as JSON", ServerCommand::Version),
 ];

@@ -263,6 +263,19 @@ impl Controller {
             .collect()
     }
 
+    /// How it fares, in a line for people.
+    pub fn line(&self) -> String {
+        let figures = self.figures();
+        let open: usize = figures.lanes.values().flatten().sum();
+        let agents = match figures.agents_ready {
+            0 => "no agent is ready".to_owned(),
+            1 => "1 agent is ready".to_owned(),
+            ready => format!("{ready} agents are ready"),
+        };
+        let store = if figures.store.is_full { "; there is no room left" } else { "" };
+        format!("{agents}, {open} jobs are open{store}")
+    }
+
     fn jobs(&self) -> Jobs {
         let counts = self.counts();
         let count = |status| counts.get(&status).copied().unwrap_or_default();

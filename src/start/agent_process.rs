@@ -7,12 +7,12 @@ use std::time::Duration;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use sd_notify::NotifyState;
 
-use super::signals::{Signals, Wish, feed_watchdog, notify, runtime};
+use super::signals::{Health, Reloading, Signals, Wish, notify, runtime, tell};
 use super::{Paths, agent_setup, own_uid, uid};
 use crate::agent::Agent;
 use crate::cli::Server;
 use crate::error::{Error, Kind, Result};
-use crate::link::SocketLink;
+use crate::link::{Link, SocketLink};
 use crate::telemetry;
 
 /// The process that runs this one as its child, by number.
@@ -58,16 +58,17 @@ pub(super) fn run(server: &Server) -> Result<()> {
     notify(&[NotifyState::Ready]);
 
     runtime.block_on(async {
-        let watchdog = feed_watchdog();
-        tokio::pin!(watchdog);
+        let telling = tell(|| health(&agent, &paths));
+        tokio::pin!(telling);
         loop {
             let wish = tokio::select! {
                 wish = signals.next() => wish,
-                () = &mut watchdog => continue,
+                () = &mut telling => continue,
             };
             if wish == Wish::Stop {
                 return;
             }
+            let _reloading = Reloading::begin();
             match super::load(server) {
                 Ok(new) => {
                     volume.set(new.config.debug);
@@ -81,6 +82,17 @@ pub(super) fn run(server: &Server) -> Result<()> {
     tracing::info!("stopping: what was begun comes to its end");
     agent.stop(PATIENCE, LAST_WORDS);
     Ok(())
+}
+
+/// How the agent is; its own threads work, so that this one turns whatever becomes of them.
+fn health<L: Link + 'static>(agent: &Agent<L>, paths: &Paths) -> Health {
+    let work = match agent.held() {
+        0 => "Waits for work".to_owned(),
+        1 => "1 job in hand".to_owned(),
+        jobs => format!("{jobs} jobs in hand"),
+    };
+    let stuck = agent.stuck().map(|who| format!("nobody asks for {who} any more"));
+    Health { status: format!("{work}; asks at {}", paths.agent_socket.display()), stuck }
 }
 
 /// Ends with the process that runs this one as its child; false where there is none.

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::agent_process::PARENT;
 use super::listen::{Bound, inherited, listen};
-use super::signals::{Signals, Wish, feed_watchdog, notify, runtime};
+use super::signals::{Health, Reloading, Signals, Wish, is_listened_to, notify, runtime, tell};
 use super::{Paths, own_uid, paths, uid};
 use crate::api::{Access, Api, Caps};
 use crate::cli::Server;
@@ -71,8 +71,14 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
         let child = with_agent.then(|| {
             tokio::spawn(supervise(child_arguments(server), paths.clone(), ended, give_up))
         });
-        tokio::spawn(feed_watchdog());
         greet(&paths);
+        tokio::spawn(tell({
+            let (controller, socket) = (controller.clone(), paths.socket.clone());
+            move || {
+                let line = controller.line();
+                Health { status: format!("{line}; listens at {}", socket.display()), stuck: None }
+            }
+        }));
         let outcome = loop {
             let wish = tokio::select! {
                 wish = signals.next() => wish,
@@ -80,10 +86,13 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
             };
             match wish {
                 Wish::Stop => break Ok(()),
-                Wish::Reload => match super::load(server) {
-                    Ok(new) => reload(&config, &new.config, with_agent, &volume, &api).await,
-                    Err(error) => tracing::error!("the old configuration stays: {error}"),
-                },
+                Wish::Reload => {
+                    let _reloading = Reloading::begin();
+                    match super::load(server) {
+                        Ok(new) => reload(&config, &new.config, with_agent, &volume, &api).await,
+                        Err(error) => tracing::error!("the old configuration stays: {error}"),
+                    }
+                }
             }
         };
 
@@ -325,17 +334,18 @@ async fn end_agent(mut child: Child) {
     }
 }
 
-/// Tells a person where to go on.
+/// Says that clients may come, and to a person how.
 fn greet(paths: &Paths) {
     let socket = paths.socket.display();
-    let program = std::env::args().next().unwrap_or_else(|| "osapi".to_owned());
     tracing::info!("listening at {socket}");
-    let is_found = paths.is_usual();
-    let place = if is_found { String::new() } else { format!(" --url unix://{socket}") };
-    tracing::info!("try `{program} os get{place}` in a second terminal");
-    tracing::info!("or `curl --unix-socket {socket} http://localhost/api/node/_any/os`");
-    let status = format!("Listening at {socket}");
-    notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    if !is_listened_to() {
+        let program = std::env::args().next().unwrap_or_else(|| "osapi".to_owned());
+        let is_found = paths.is_usual();
+        let place = if is_found { String::new() } else { format!(" --url unix://{socket}") };
+        tracing::info!("try `{program} os get{place}` in a second terminal");
+        tracing::info!("or `curl --unix-socket {socket} http://localhost/api/node/_any/os`");
+    }
+    notify(&[NotifyState::Ready]);
 }
 
 /// Takes over what may change while the process runs, and names what may not.
