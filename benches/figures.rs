@@ -192,11 +192,15 @@ impl Desk for Table {
                     left_ms: 60_000,
                 };
                 let body = serde_json::to_string(&task).unwrap();
-                Ok(Answer::Tasks { tasks: vec![Sealed { body }], heads: Vec::new() })
+                Ok(Answer::Tasks {
+                    tasks: vec![Sealed { body }],
+                    has_more: false,
+                    heads: Vec::new(),
+                })
             }
             Ask::Next(next) => {
                 tokio::time::sleep(Duration::from_millis(next.wait_ms)).await;
-                Ok(Answer::Tasks { tasks: Vec::new(), heads: Vec::new() })
+                Ok(Answer::Tasks { tasks: Vec::new(), has_more: false, heads: Vec::new() })
             }
             Ask::Finish(_) => {
                 let _ = self.done.send(()).await;

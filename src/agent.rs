@@ -51,8 +51,6 @@ use report::Outbox;
 /// How many reads, and how many acts, run beside each other.
 const LOOKS: usize = 8;
 const ACTS: usize = 4;
-/// How much of one class is held at a time.
-const ROOM: usize = 64;
 /// How long one question for work may wait.
 const POLL: Duration = Duration::from_secs(10);
 

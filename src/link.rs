@@ -84,6 +84,9 @@ impl Default for Next {
 pub enum Answer {
     Tasks {
         tasks: Vec<Sealed>,
+        /// Whether more of the same wait to be asked for.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        has_more: bool,
         /// Ends of audit chains to keep where only root writes.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         heads: Vec<Head>,

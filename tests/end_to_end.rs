@@ -327,6 +327,33 @@ fn long_acts_hold_up_neither_reads_nor_changes_nor_confirmations() {
 }
 
 #[test]
+fn whatever_has_not_begun_can_be_called_off() {
+    let mut appliance = appliance();
+    holds(&appliance);
+    appliance.start();
+    appliance.kill_agent();
+    let act = json!({ "command": "held", "args": [], "timeout": 300 });
+    let acts: Vec<_> =
+        (0..7).map(|_| submit(&appliance, "POST", "/api/node/_any/command/exec", &act)).collect();
+    // The agent finds all of them waiting, and begins what it has workers for.
+    appliance.start_agent();
+    let begun = appliance.dir().join("begun");
+    until("as many run as there are workers", || (lines(&begun) == 4).then_some(()));
+    let cancel = |act: &str| ask(&appliance, "POST", &format!("/api/job/{act}/cancel"), None);
+    for act in &acts[4..6] {
+        let cancelled = cancel(act);
+        assert_eq!(cancelled.status, 200, "{}", cancelled.json());
+    }
+    assert_eq!(cancel(&acts[0]).status, 409, "it has begun");
+    File::create(appliance.dir().join("release")).unwrap();
+    for (number, act) in acts.iter().enumerate() {
+        let expected = if [4, 5].contains(&number) { "failed" } else { "completed" };
+        assert_eq!(finished(&appliance, act)["status"], expected, "{number}");
+    }
+    assert_eq!(lines(&begun), 5);
+}
+
+#[test]
 fn reads_that_hang_hold_up_no_confirmation() {
     let mut appliance = appliance();
     appliance.start();

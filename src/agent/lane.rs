@@ -1,20 +1,23 @@
 //! The work of one class: asked for by whichever of its workers is free, in order.
+//!
+//! One task is taken at a time, so that what is taken begins, and everything else can still be
+//! called off.
 
-use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::link::Asker;
 use super::pulse::Pulse;
-use super::{POLL, ROOM, Shared, carry, lock};
+use super::{POLL, Shared, carry, lock};
 use crate::error::Kind;
 use crate::job::{Outcome, Report, Task};
-use crate::link::{Answer, Class, Link, Sealed};
+use crate::link::{Answer, Ask, Class, Link, Sealed};
 
 pub(super) struct Lane<L> {
     class: Class,
     link: Mutex<Asker<L>>,
-    /// Taken, and not yet begun by anybody.
-    queue: Mutex<VecDeque<Taken>>,
+    /// Whether there was more to do when the last task was handed out.
+    has_more: AtomicBool,
     pulse: Arc<Pulse>,
 }
 
@@ -26,7 +29,7 @@ pub(super) struct Taken {
 
 impl<L: Link + 'static> Lane<L> {
     pub(super) fn new(class: Class, link: L, pulse: Arc<Pulse>) -> Self {
-        Self { class, link: Mutex::new(Asker::new(link)), queue: Mutex::default(), pulse }
+        Self { class, link: Mutex::new(Asker::new(link)), has_more: AtomicBool::new(false), pulse }
     }
 
     /// Ends what an earlier agent left half done.
@@ -49,29 +52,33 @@ impl<L: Link + 'static> Lane<L> {
                 agent.amend(true);
             }
             let Some(report) = report else { return agent.give_up() };
-            let size = report.size;
             // Whoever has more to do does not wait until this is stored.
-            agent.lasting.push(agent, report.report, size, lock(&self.queue).is_empty());
+            let at_once = !self.has_more.load(Ordering::Relaxed);
+            agent.lasting.push(agent, report.report, report.size, at_once);
         }
     }
 
     /// The next task; None once the agent stops.
     fn next(&self, agent: &Shared<L>) -> Option<Taken> {
         while !agent.is_stopping() {
-            if let Some(taken) = lock(&self.queue).pop_front() {
-                return Some(taken);
-            }
-            // One asks for all; the others wait here.
+            // One asks; the others wait here.
             let mut link = lock(&self.link);
-            if let Some(taken) = lock(&self.queue).pop_front() {
-                return Some(taken);
+            if agent.is_stopping() {
+                return None;
+            }
+            let mut ask = agent.next(vec![self.class], POLL);
+            if let Ask::Next(next) = &mut ask {
+                next.most = 1;
             }
             self.pulse.asks();
-            match link.ask(agent, &mut agent.next(vec![self.class], POLL)) {
+            match link.ask(agent, &mut ask) {
                 // Heads are for one connection to keep: from several they come out of order.
-                Ok(Answer::Tasks { tasks, heads: _ }) => {
-                    let tasks = tasks.into_iter().take(ROOM);
-                    lock(&self.queue).extend(tasks.filter_map(|task| take(agent, &task)));
+                Ok(Answer::Tasks { tasks, has_more, heads: _ }) => {
+                    self.has_more.store(has_more, Ordering::Relaxed);
+                    // More than was asked for is not held, and so is handed out again.
+                    if let Some(taken) = tasks.first().and_then(|task| take(agent, task)) {
+                        return Some(taken);
+                    }
                 }
                 Ok(_) => tracing::error!("a question for work was answered with something else"),
                 Err(error) => agent.trouble.wait(&error),

@@ -54,7 +54,7 @@ fn ask<L: Link + 'static>(
     }
     match link.ask(agent, &mut ask) {
         // Heads are for one connection to keep: from several they come out of order.
-        Ok(Answer::Tasks { tasks, heads: _ }) => {
+        Ok(Answer::Tasks { tasks, .. }) => {
             return tasks.iter().filter_map(|task| open(agent, task)).collect();
         }
         Ok(_) => tracing::error!("a question for work was answered with something else"),

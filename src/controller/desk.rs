@@ -66,8 +66,8 @@ impl Desk for AgentDesk {
                 let holds = holds.iter().filter_map(|id| Uuid::parse_str(id).ok()).collect();
                 let asked = self.controller.lanes().asked(&host);
                 let question = Question { holds, classes, most: most.min(ROOM), asked };
-                let tasks = self.next(&host, &question, wait).await?;
-                Ok(Answer::Tasks { tasks, heads: self.heads().await? })
+                let (tasks, has_more) = self.next(&host, &question, wait).await?;
+                Ok(Answer::Tasks { tasks, has_more, heads: self.heads().await? })
             }
             Ask::Finish(reports) => {
                 let host = self.who()?;
@@ -130,8 +130,13 @@ impl AgentDesk {
         Ok(host)
     }
 
-    /// Waits for work of `classes` that is not held.
-    async fn next(&self, host: &str, question: &Question, wait: Duration) -> Result<Vec<Sealed>> {
+    /// Waits for work of `classes` that is not held, and says whether there is more of it.
+    async fn next(
+        &self,
+        host: &str,
+        question: &Question,
+        wait: Duration,
+    ) -> Result<(Vec<Sealed>, bool)> {
         let controller = &self.controller;
         let until = Instant::now() + wait;
         let generation = controller.hosts().generation(host);
@@ -144,17 +149,17 @@ impl AgentDesk {
                 for arrived in &arrivals {
                     arrived.notify_one();
                 }
-                return Ok(Vec::new());
+                return Ok((Vec::new(), false));
             }
-            let tasks = controller.hand_out(host, question)?;
+            let (tasks, has_more) = controller.hand_out(host, question)?;
             if !tasks.is_empty() || arrived.is_empty() || wait.is_zero() {
-                return Ok(tasks);
+                return Ok((tasks, has_more));
             }
             let arrived = futures_util::future::select_all(arrived);
             if tokio::time::timeout_at(until, arrived).await.is_err() {
                 let now = (controller.clock.uptime(), controller.clock.wall());
                 controller.hosts().still_there(host, now);
-                return Ok(Vec::new());
+                return Ok((Vec::new(), false));
             }
         }
     }
@@ -174,10 +179,10 @@ impl AgentDesk {
 }
 
 impl Controller {
-    fn hand_out(&self, host: &str, question: &Question) -> Result<Vec<Sealed>> {
+    fn hand_out(&self, host: &str, question: &Question) -> Result<(Vec<Sealed>, bool)> {
         let (mut tasks, mut bytes, mut failed) = (Vec::new(), 0, None);
         let at = self.clock.uptime();
-        self.lanes().next(host, question, at, |open| {
+        let has_more = self.lanes().next(host, question, at, |open| {
             let left = self.clock.left(&open.record.job.deadline);
             match open.record.seal(host, left) {
                 Ok(body) if tasks.is_empty() || bytes + body.len() <= BYTES => {
@@ -192,7 +197,7 @@ impl Controller {
                 }
             }
         });
-        failed.map_or(Ok(tasks), Err)
+        failed.map_or(Ok((tasks, has_more)), Err)
     }
 
     /// Stores outcomes, each once: a second report of the same is as good as the first. They

@@ -87,6 +87,8 @@ struct Held {
     after: u64,
     /// On the clock of the boot, in milliseconds; none where it was not by this controller.
     since: Option<u64>,
+    /// Nobody holds it any more. It may have been begun all the same, by an agent that ended.
+    is_lost: bool,
 }
 
 #[derive(Default)]
@@ -296,17 +298,17 @@ impl Lanes {
     }
 
     /// Takes the tasks that a question of `host` asks for, in order of submission, for as long as
-    /// `take` agrees; it is `at` on the clock of the boot, in milliseconds. What was handed out before it was asked, and is not held, was lost on the
-    /// way.
+    /// `take` agrees; it is `at` on the clock of the boot, in milliseconds. What was handed out
+    /// before it was asked, and is not held, was lost on the way. Says whether there is more.
     pub(super) fn next(
         &mut self,
         host: &str,
         question: &Question,
         at: u64,
         mut take: impl FnMut(&Open) -> bool,
-    ) {
+    ) -> bool {
         let Question { holds, classes, most, asked: number } = question;
-        let Some(lane) = self.hosts.get_mut(host) else { return };
+        let Some(lane) = self.hosts.get_mut(host) else { return false };
         // Questions for other classes may be on their way, answered and not yet counted in.
         let asked =
             |id: &Uuid| classes.iter().any(|class| lane.classes[*class as usize].contains(id));
@@ -318,30 +320,35 @@ impl Lanes {
             .map(|(id, _)| *id)
             .collect();
         for id in lost {
-            lane.held.remove(&id);
+            lane.held.entry(id).and_modify(|held| held.is_lost = true);
         }
         for id in holds {
             if lane.classes.iter().any(|left| left.contains(id)) {
-                lane.held.entry(*id).or_insert(Held { after: 0, since: Some(at) });
+                let new = Held { after: 0, since: Some(at), is_lost: false };
+                lane.held.entry(*id).or_insert(new).is_lost = false;
             }
         }
+        let mut has_more = false;
         for class in classes {
             let mut left = *most;
             for id in &lane.classes[*class as usize] {
-                if left == 0 {
-                    break;
-                }
-                if lane.held.contains_key(id) {
+                if lane.held.get(id).is_some_and(|held| !held.is_lost) {
                     continue;
+                }
+                if left == 0 {
+                    has_more = true;
+                    break;
                 }
                 let Some(slot) = self.open.get(id) else { continue };
                 if !take(&slot.open) {
-                    return;
+                    return true;
                 }
                 left -= 1;
-                lane.held.insert(*id, Held { after: lane.asked, since: Some(at) });
+                let held = Held { after: lane.asked, since: Some(at), is_lost: false };
+                lane.held.insert(*id, held);
             }
         }
+        has_more
     }
 
     /// Whether something is still expected of it.
@@ -349,7 +356,8 @@ impl Lanes {
         self.open.get(&id).is_some_and(|slot| !slot.missing.is_empty())
     }
 
-    /// Hands a job out no more, and says which hosts it was not handed to yet.
+    /// Hands a job out no more, and says to which hosts it never was, so that none of these has
+    /// begun.
     pub(super) fn hold_back(&mut self, id: Uuid) -> Vec<String> {
         let Some(slot) = self.open.get(&id) else { return Vec::new() };
         let mut hosts = Vec::new();

@@ -126,6 +126,23 @@ fn calling_off_spares_the_hosts_that_may_have_begun() {
 }
 
 #[test]
+fn what_was_lost_on_the_way_may_have_begun_and_is_not_called_off() {
+    let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+    let (first, second) =
+        (open(&mut ids, Class::Change, &["a"]), open(&mut ids, Class::Change, &["a"]));
+    admit(&mut lanes, &first, 7);
+    assert_eq!(next(&mut lanes, "a", &[], &[Class::Change]), [first.id]);
+    admit(&mut lanes, &second, 8);
+    // The next agent holds nothing, and has no room.
+    let asked = lanes.asked("a");
+    let question = Question { holds: HashSet::new(), classes: vec![Class::Change], most: 0, asked };
+    assert!(lanes.next("a", &question, 0, |_| true), "there is more");
+    assert!(lanes.hold_back(first.id).is_empty());
+    assert_eq!(lanes.hold_back(second.id), ["a"]);
+    assert_eq!(next(&mut lanes, "a", &[], &[Class::Change]), [first.id]);
+}
+
+#[test]
 fn a_parked_job_does_not_hold_the_floor_down() {
     let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
     let (old, new) = (open(&mut ids, Class::Change, &["a"]), open(&mut ids, Class::Change, &["a"]));
