@@ -277,7 +277,9 @@ async fn drain(call: Call, Named { hostname }: Named) -> Result<Done> {
         return Err(Error::new(Kind::Conflict, message));
     }
     let message = format!("drain initiated for agent {}", host.name);
+    let controller = call.controller.clone();
     call.set(&machine_id, State::Drained, "drain").await?;
+    controller.note_cordoned(&machine_id).await;
     Ok(Done { message })
 }
 

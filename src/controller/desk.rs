@@ -211,6 +211,7 @@ impl Controller {
         }
         let finished = reports.into_iter().map(|report| self.finish_one(host, report));
         let results = futures_util::future::join_all(finished).await;
+        self.note_cordoned(host).await;
         results.into_iter().collect()
     }
 

@@ -294,6 +294,7 @@ impl Controller {
         loop {
             tokio::time::sleep(TICK).await;
             self.expire();
+            self.note_all_cordoned().await;
             // What was not parked by now is tried again.
             lock(&self.parking).clear();
             self.watch_clock();

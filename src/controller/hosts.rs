@@ -24,6 +24,8 @@ const CLOSED_MS: u64 = 15_000;
 /// What is remembered of a host, oldest dropped first.
 const TIMELINE: usize = 100;
 const NAME: usize = 255;
+/// What the timeline says of a drained host that has nothing left to do.
+const CORDONED: &str = "cordoned";
 
 /// A host as it is stored under `host.<machine id>`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -36,6 +38,20 @@ pub(crate) struct Host {
     pub(crate) first_seen: u64,
     #[serde(default)]
     pub(crate) timeline: Vec<Moment>,
+}
+
+impl Host {
+    fn remember(&mut self, at: u64, event: &str, by: &str) {
+        self.timeline.push(Moment { at, event: event.to_owned(), by: by.to_owned() });
+        let surplus = self.timeline.len().saturating_sub(TIMELINE);
+        self.timeline.drain(..surplus);
+    }
+
+    /// Whether it is drained, and was not seen to have nothing left to do.
+    fn is_draining(&self) -> bool {
+        let last = self.timeline.last().map(|moment| moment.event.as_str());
+        self.state == State::Drained && last != Some(CORDONED)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -313,16 +329,52 @@ impl Controller {
         let missing = || Error::new(Kind::NotFound, format!("no agent {machine_id}"));
         let (mut host, revision) = known.ok_or_else(missing)?;
         host.state = state;
-        let at = self.clock.wall();
-        host.timeline.push(Moment { at, event: event.to_owned(), by: by.to_owned() });
-        let surplus = host.timeline.len().saturating_sub(TIMELINE);
-        host.timeline.drain(..surplus);
+        host.remember(self.clock.wall(), event, by);
         let step = Step::new()
             .put(key(machine_id), encode(&host)?, Expect::Revision(revision))
             .note(audit::Note::Entry(audit));
         let revision = self.commit(step).await?;
         self.hosts().put(machine_id, host, revision);
         Ok(())
+    }
+
+    /// Puts into the timeline of a drained host that it has nothing left to do, once.
+    pub(super) async fn note_cordoned(&self, machine_id: &str) {
+        let known = self.hosts().get(machine_id).cloned();
+        let Some((mut host, revision)) = known.filter(|(host, _)| host.is_draining()) else {
+            return;
+        };
+        if self.lanes().lengths(machine_id).iter().any(|&left| left > 0) {
+            return;
+        }
+        let at = self.clock.wall();
+        host.remember(at, CORDONED, "controller");
+        let value = match encode(&host) {
+            Ok(value) => value,
+            Err(error) => return tracing::error!(%error, "cannot encode a host"),
+        };
+        let event = serde_json::json!({ "at": at, "event": CORDONED, "host": machine_id });
+        let step = Step::new()
+            .put(key(machine_id), value, Expect::Revision(revision))
+            .note(audit::Note::Event(event))
+            .owed();
+        match self.commit(step).await {
+            Ok(revision) => self.hosts().put(machine_id, host, revision),
+            // It is looked at again before long.
+            Err(error) => tracing::debug!(%error, machine_id, "cannot say that it is cordoned"),
+        }
+    }
+
+    /// The same for all hosts: what they had left may have been called off, or be too late.
+    pub(super) async fn note_all_cordoned(&self) {
+        let draining: Vec<_> = {
+            let hosts = self.hosts();
+            let draining = hosts.known().filter(|(_, host)| host.is_draining());
+            draining.map(|(machine_id, _)| machine_id.to_owned()).collect()
+        };
+        for machine_id in draining {
+            self.note_cordoned(&machine_id).await;
+        }
     }
 
     pub(super) fn apply_host(&self, machine_id: &str, entry: &store::Entry) {

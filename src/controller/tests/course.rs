@@ -19,12 +19,18 @@ async fn a_drained_host_is_given_nothing_new() {
     assert_eq!(shown["state"], "Draining");
     assert_eq!(agent.next().await[0].job, job.id, "what was accepted runs");
     agent.done(&job.id).await;
-    let shown = call(&controller, "agent.get", drain.clone()).await.unwrap();
-    assert_eq!(shown["state"], "Cordoned");
-    let events: Vec<_> =
-        shown["timeline"].as_array().unwrap().iter().map(|moment| &moment["event"]).collect();
-    assert_eq!(events, ["registered", "drain"]);
-    call(&controller, "agent.undrain", drain).await.unwrap();
+    let timeline = async || {
+        let shown = call(&controller, "agent.get", drain.clone()).await.unwrap();
+        assert_eq!(shown["state"], "Cordoned");
+        let moments = shown["timeline"].as_array().unwrap().iter();
+        moments.map(|moment| moment["event"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(timeline().await, ["registered", "drain", "cordoned"]);
+    call(&controller, "agent.undrain", drain.clone()).await.unwrap();
+    // One with nothing to do is both at once.
+    call(&controller, "agent.drain", drain.clone()).await.unwrap();
+    assert_eq!(timeline().await[3..], ["undrain", "drain", "cordoned"]);
+    call(&controller, "agent.undrain", drain.clone()).await.unwrap();
     controller.submit(submit(LOOK, "web")).await.unwrap();
     let nobody = call(&controller, "agent.drain", json!({ "hostname": "x" })).await.unwrap_err();
     assert_eq!(nobody.kind(), Kind::NotFound);
