@@ -11,7 +11,7 @@ use crate::error::{Error, Kind};
 use crate::job::{Job, Options, Outcome, Report, Task};
 use crate::link::{About, Answer, Ask, Class, Desk, Next};
 use crate::ops;
-use crate::permission::Role;
+use crate::permission::{Permission, Role};
 use crate::store::objects::Files;
 use crate::store::redb::RedbStore;
 use crate::store::{Bounds, Order};

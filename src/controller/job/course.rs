@@ -101,6 +101,7 @@ pub(super) async fn retry(call: Call, params: Retry) -> Result<Retried> {
         } else {
             (controller.record(id.as_str()).await?, None)
         };
+        let read_at = repeats.as_ref().map(|(_, revision)| *revision);
         let row = original(&record, &call.caller)?;
         let about = record.params.get("id").and_then(|id| id.as_str());
         if let Some(about) = about.filter(|_| !row.has_target()) {
@@ -126,8 +127,12 @@ pub(super) async fn retry(call: Call, params: Retry) -> Result<Retried> {
         };
         let beside = Beside { about: Some(id.as_str().to_owned()), repeats, code: Some(201) };
         match controller.submit_beside(submit, beside).await {
-            // Its record was written meanwhile.
-            Err(error) if error.kind() == Kind::Conflict && error.to_string().contains("job.") => {}
+            Err(error) if error.kind() == Kind::Conflict && read_at.is_some() => {
+                let is_unchanged = Some(controller.stored(id.as_str()).await?.1) == read_at;
+                if is_unchanged {
+                    return Err(error);
+                }
+            }
             Err(error) => return Err(error),
             Ok((done, revision)) => {
                 if revision == 0 {
@@ -153,7 +158,7 @@ pub(super) async fn cancel(call: Call, About { id }: About) -> Result<Cancelled>
     let uuid = Uuid::parse_str(id.as_str()).map_err(|_| no_job(id.as_str()))?;
     for _ in 0..TRIES {
         let record = controller.record(id.as_str()).await?;
-        original(&record, &call.caller)?;
+        controller.permit(id.as_str(), &call.caller).await?;
         if !controller.lanes().is_open(uuid) || controller.is_final(uuid, &record).await? {
             let message = format!("job {} is over; there is nothing to call off", id.as_str());
             return Err(Error::new(Kind::Conflict, message));

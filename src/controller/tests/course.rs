@@ -68,6 +68,53 @@ async fn a_job_is_called_off_unless_its_host_has_it() {
 }
 
 #[tokio::test]
+async fn what_takes_back_may_be_called_off_by_whoever_may_do_what_it_takes_back() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let change = ask(&controller, CHANGE).await;
+    agent.next().await;
+    agent.done(&change.id).await;
+    outcome(&controller, &change).await.unwrap();
+    let undo = |of: &str| {
+        let target = Target::HostsOf(of.to_owned());
+        controller.submit(Submit { target, params: json!({ "id": of }), ..submit("job.undo", "") })
+    };
+    let first = undo(&change.id).await.unwrap().job;
+    let second = undo(&first.id).await.unwrap().job;
+    let may = |needed: &[Permission]| {
+        let permissions = needed.iter().copied().collect();
+        Arc::new(Caller { name: "one".to_owned(), permissions, ..Caller::default() })
+    };
+    let cancel = |caller: Arc<Caller>| {
+        let ops::Run::Controller(op) = ops::find("job.cancel").unwrap().run else { panic!() };
+        let (controller, trail) = (controller.clone(), trail());
+        let call = Call { controller, caller, trail, content: None, key: None };
+        op.run(call, json!({ "id": second.id }))
+    };
+    let refused = cancel(may(&[Permission::JobWrite])).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Denied);
+    cancel(may(&[Permission::JobWrite, Permission::SysctlWrite])).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_retry_of_what_others_write_meanwhile_is_one_job() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let job = ask(&controller, ACT).await;
+    agent.next().await;
+    agent.done(&job.id).await;
+    outcome(&controller, &job).await.unwrap();
+    let retry = || call(&controller, "job.retry", json!({ "id": job.id }));
+    let (one, other) = tokio::join!(retry(), retry());
+    assert_ne!(one.unwrap()["job_id"], other.unwrap()["job_id"]);
+    assert_eq!(controller.job(&job.id).await.unwrap().retried.len(), 2);
+    // A conflict of another kind is told as it is.
+    call(&controller, "agent.drain", json!({ "hostname": "web" })).await.unwrap();
+    let refused = retry().await.unwrap_err();
+    assert!(refused.to_string().contains("drained"), "{refused}");
+}
+
+#[tokio::test]
 async fn a_retry_goes_where_the_job_went_and_needs_what_the_job_needed() {
     let bench = Bench::new();
     let (controller, mut agent) = bench.with_agent().await;
