@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Problem, Result};
 use crate::host::{Act, Done, View, Want};
 use crate::permission::Permission;
 use crate::types::refuse_facts;
@@ -329,7 +329,17 @@ fn take<P: Params>(params: &Value) -> Result<P> {
 
 /// Parses `params` as an operation takes them.
 pub fn parse<P: Params>(params: &Value) -> Result<P> {
-    P::deserialize(params).map_err(|error| Error::new(Kind::InvalidInput, error.to_string()))
+    P::deserialize(params).map_err(|error| {
+        let message = error.to_string();
+        // The types of parameters begin with the name that they mostly go by.
+        let place = message.split_once(": ").filter(|(name, _)| params.get(name).is_some());
+        let problems = place.map(|(name, wrong)| Problem {
+            pointer: format!("/{name}"),
+            message: wrong.to_owned(),
+        });
+        let problems = problems.into_iter().collect();
+        Error::new(Kind::InvalidInput, message).with_problems(problems)
+    })
 }
 
 pub(crate) fn encode<O: Output>(output: O) -> Result<Value> {

@@ -428,6 +428,18 @@ mod tests {
     }
 
     #[test]
+    fn what_only_the_type_knows_is_told_of_its_field_as_well() {
+        let deploy = ops::find("file.deploy.execute").unwrap();
+        let long = "a".repeat(256);
+        for path in [format!("/{long}"), format!("/etc/{long}/motd")] {
+            let params = json!({ "object_name": "motd", "path": path, "content_type": "raw" });
+            let error = check(deploy, &params).unwrap_err().body();
+            assert!(error.message.contains("longer than"), "{}", error.message);
+            assert_eq!(error.problems[0].pointer, "/path", "{error:?}");
+        }
+    }
+
+    #[test]
     fn text_becomes_what_the_schema_says() {
         let options = options(update());
         let named = |name: &str| options.iter().find(|field| field.name == name).unwrap();

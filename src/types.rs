@@ -52,13 +52,15 @@ impl TryFrom<String> for FilePath {
     type Error = &'static str;
 
     fn try_from(path: String) -> Result<Self, Self::Error> {
-        let is_name = |name: &str| {
-            !matches!(name, "" | "." | "..")
-                && name.len() <= 255
-                && !name.contains(char::is_control)
-        };
-        let names = path.strip_prefix('/').filter(|_| path.len() <= 4095);
-        let is_path = names.is_some_and(|names| names.split('/').all(is_name));
+        let is_name =
+            |name: &str| !matches!(name, "" | "." | "..") && !name.contains(char::is_control);
+        if path.len() > 4095 {
+            return Err("path: is longer than 4095 bytes");
+        }
+        if path.split('/').any(|name| name.len() > 255) {
+            return Err("path: a name in it is longer than 255 bytes");
+        }
+        let is_path = path.strip_prefix('/').is_some_and(|names| names.split('/').all(is_name));
         is_path.then_some(Self(path)).ok_or("path: not an absolute path without . and ..")
     }
 }
