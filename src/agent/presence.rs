@@ -1,10 +1,11 @@
 //! The sign of life: what the agent says of itself, however busy all its workers are.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::link::Asker;
 use super::{Shared, facts, lock};
-use crate::link::{Answer, Ask, Link};
+use crate::link::{About, Answer, Ask, Link};
 
 /// How long between two signs of life.
 const BEAT: Duration = Duration::from_secs(10);
@@ -12,6 +13,17 @@ const BEAT: Duration = Duration::from_secs(10);
 const REPEAT: Duration = Duration::from_mins(1);
 /// How often what is too old to be kept is dropped, when there is nothing to do.
 const PRUNE: Duration = Duration::from_hours(1);
+
+/// What the agent says of itself by now.
+fn look<L: Link + 'static>(agent: &Shared<L>, mut about: About, has_new_facts: bool) -> About {
+    if has_new_facts {
+        about.facts = facts::collect(&agent.executor().view());
+        about.hostname = facts::hostname(&agent.setup);
+    }
+    about.waiting = agent.executor().waiting();
+    facts::judge(&agent.setup, &mut about.conditions);
+    about
+}
 
 /// Goes on until the process ends.
 pub(super) fn tell<L: Link + 'static>(agent: &Shared<L>) {
@@ -21,14 +33,16 @@ pub(super) fn tell<L: Link + 'static>(agent: &Shared<L>) {
     let mut pruned = Instant::now();
     loop {
         let before = agent.about();
-        let mut about = before.clone();
-        if collected.elapsed() >= agent.setup.facts.interval {
-            about.facts = facts::collect(&agent.executor().view());
-            about.hostname = facts::hostname(&agent.setup);
+        let is_due = collected.elapsed() >= agent.setup.facts.interval;
+        // What cannot be found out must not end the sign of life.
+        let looked = catch_unwind(AssertUnwindSafe(|| look(agent, before.clone(), is_due)));
+        let about = looked.unwrap_or_else(|_| {
+            tracing::error!("looking at the host panicked");
+            before.clone()
+        });
+        if is_due {
             collected = Instant::now();
         }
-        about.waiting = agent.executor().waiting();
-        facts::judge(&agent.setup, &mut about.conditions);
         let is_new = about != before || told.is_none_or(|told| told.elapsed() >= REPEAT);
         if is_new {
             *lock(&agent.about) = about.clone();
