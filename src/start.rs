@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::agent::{self, Policy};
 use crate::cli::{Reach, Server, ServerCommand};
 use crate::clock::Clock;
-use crate::config::{self, Config, Loaded};
+use crate::config::{self, Config, Inert, Loaded};
 use crate::error::{Error, Kind, Result};
 use crate::host::{Executor, Root, UndoBounds};
 
@@ -99,8 +99,13 @@ fn load(server: &Server) -> Result<Loaded> {
 
 /// Says once what was set and does nothing.
 fn list_without_effect(server: &Server, loaded: &Loaded) {
-    for inert in &loaded.inert {
-        tracing::info!("{} is set and has no effect here: {}", inert.key, inert.why);
+    for Inert { key, why } in &loaded.inert {
+        if key == "controller.api.port" {
+            // Whoever sets it expects to be able to connect to it.
+            tracing::warn!("{key} is set and has no effect here: {why}");
+        } else {
+            tracing::info!("{key} is set and has no effect here: {why}");
+        }
     }
     for flag in &server.without_effect {
         tracing::info!("--{flag} has no effect here");

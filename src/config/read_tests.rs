@@ -101,6 +101,8 @@ fn files_in_the_wild_start_unchanged() {
     let env = [("OSAPI_CONTROLLER_API_PORT", "80"), ("OSAPI_NATS_SERVER_STORE_DIR", "/x")];
     let keys = with_env("", &env).unwrap().inert;
     assert_eq!(keys.len(), 2, "{keys:?}");
+    let port = keys.iter().find(|inert| inert.key == "controller.api.port").unwrap();
+    assert!(port.why.contains("nothing listens"), "{}", port.why);
 }
 
 #[test]
