@@ -386,20 +386,38 @@ async fn ask_controller(
     exchange: &mut Exchange,
     row: &'static Row,
     op: &'static dyn ControllerOp,
-    call: Call,
+    mut call: Call,
     params: Value,
 ) -> Result<Answer, Failure> {
+    let keyed = call.keyed();
+    if let Some(keyed) = &keyed
+        && let Some(output) = keyed.answer(call.content.as_mut()).await?
+    {
+        return Ok(answered(row, op, &output)?.with(REPLAYED, "true"));
+    }
     let run = op.run(call, params);
     let output = if row.changes() {
         // A client that hangs up must not stop it halfway.
-        tokio::spawn(run).await.unwrap_or_else(|_| Err(panicked()))?
+        let output = tokio::spawn(run).await.unwrap_or_else(|_| Err(panicked()));
+        match (output, keyed.filter(|_| !op.takes_file())) {
+            // Somebody who asked the same at the same time may have been quicker.
+            (Err(error), Some(keyed)) if error.kind() == Kind::Conflict => {
+                let output = keyed.answer(None).await?.ok_or(error)?;
+                return Ok(answered(row, op, &output)?.with(REPLAYED, "true"));
+            }
+            (output, _) => output?,
+        }
     } else {
         run.await?
     };
     // What anybody may ask, such as whether it is alive, is asked all the time.
     exchange.is_noted = row.changes() || row.permission.is_none();
-    let status = op.status(&output).unwrap_or(row.status);
-    if status == 204 { Ok(Answer::empty(status)) } else { Ok(Answer::json(status, &output)?) }
+    Ok(answered(row, op, &output)?)
+}
+
+fn answered(row: &Row, op: &dyn ControllerOp, output: &Value) -> Result<Answer> {
+    let status = op.status(output).unwrap_or(row.status);
+    if status == 204 { Ok(Answer::empty(status)) } else { Answer::json(status, output) }
 }
 
 /// The key by which a change is known when it is asked for again.

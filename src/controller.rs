@@ -45,6 +45,7 @@ mod index;
 pub mod job;
 mod lanes;
 mod notes;
+mod once;
 mod retention;
 mod rows;
 mod status;
@@ -232,13 +233,14 @@ pub struct Call {
     pub trail: Trail,
     /// The file of an upload.
     pub content: Option<Reader>,
-    /// For what makes a job: asking again with it does not make another.
+    /// Asking again with it does nothing again.
     pub key: Option<Key>,
 }
 
 /// An operation of the controller itself: jobs, agents, audit, health.
 ///
-/// One that changes something has noted that in the step that changed it, when it succeeds.
+/// One that changes something has noted that in the step that changed it, when it succeeds, and
+/// kept what it answers there for whoever asks again with the same key.
 pub trait ControllerOp: Shape {
     fn run(&self, call: Call, params: Value) -> BoxFuture<'static, Result<Value>>;
 

@@ -109,6 +109,15 @@ impl Step {
         self
     }
 
+    /// All that is in this step and in `other`, as one.
+    pub fn and(mut self, other: Self) -> Self {
+        self.writes.extend(other.writes);
+        self.notes.extend(other.notes);
+        self.is_lazy |= other.is_lazy;
+        self.is_owed |= other.is_owed;
+        self
+    }
+
     /// Ends what was accepted before, such as the outcome of a job. It may use the room that is
     /// kept back from what is new.
     pub fn owed(mut self) -> Self {
@@ -302,9 +311,9 @@ pub struct Object {
     pub at: u64,
 }
 
-/// What the audit log says of a change to the objects, made at the moment when it is known
-/// whether anything changed. Becomes durable together with the change.
-pub type Noting = Box<dyn FnOnce(bool) -> audit::Note + Send>;
+/// Adds to the step that changes an object what else becomes durable with that, such as what the
+/// audit log says of it. Called at the moment when it is known whether anything changes.
+pub type Noting = Box<dyn FnOnce(Step, &Object, bool) -> Result<Step> + Send>;
 
 /// Content on its way in.
 pub struct Upload {

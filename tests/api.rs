@@ -115,6 +115,43 @@ fn the_same_key_repeats_a_job_once() {
 }
 
 #[test]
+fn what_the_controller_does_itself_is_done_once_for_one_key() {
+    let server = serving(|_| Some(Ok(changed())));
+    let again = |method: &str, path: &str, key: &str, status: u16| {
+        let first = server.ask(method, path, &[("idempotency-key", key)], "");
+        let second = server.ask(method, path, &[("idempotency-key", key)], "");
+        assert_eq!((first.status, second.status), (status, status), "{path}");
+        assert_eq!(first.header("idempotency-replayed"), None, "{path}");
+        assert_eq!(second.header("idempotency-replayed"), Some("true"), "{path}");
+        assert_eq!(first.body, second.body, "{path}");
+    };
+    again("POST", &format!("/api/agent/{HOSTNAME}/drain"), "k-1", 200);
+    // Only the same key has been answered before.
+    let other = [("idempotency-key", "k-2")];
+    assert_eq!(server.ask("POST", &format!("/api/agent/{HOSTNAME}/drain"), &other, "").status, 409);
+    again("POST", &format!("/api/agent/{HOSTNAME}/undrain"), "k-1", 200);
+    let done = server.send("PUT", KEY, &json!({ "value": "10" })).expect(200);
+    let job = format!("/api/job/{}", done["job_id"].as_str().unwrap());
+    again("DELETE", &job, "k-1", 204);
+    assert_eq!(server.ask("DELETE", &job, &[], "").status, 404);
+
+    let upload = |content: &str, key: &str| {
+        let body = format!(
+            "--x\r\ncontent-disposition: form-data; name=\"name\"\r\n\r\nmotd\r\n--x\r\n\
+             content-disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\n{content}\r\n\
+             --x--\r\n"
+        );
+        let form = ("content-type", "multipart/form-data; boundary=x");
+        server.ask("POST", "/api/file", &[form, ("idempotency-key", key)], &body)
+    };
+    let first = upload("one", "k-1").expect(201);
+    assert_eq!((first["changed"].clone(), upload("one", "k-1").expect(201)), (json!(true), first));
+    assert_eq!(upload("two", "k-1").refused("key_reused")["status"], 422);
+    assert_eq!(upload("one", "k-2").expect(201)["changed"], false);
+    again("DELETE", "/api/file/motd", "k-1", 200);
+}
+
+#[test]
 fn a_dry_run_is_asked_of_the_host_and_stores_nothing() {
     let server = serving(|task| {
         assert!(task.options.dry_run);

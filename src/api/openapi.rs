@@ -98,11 +98,11 @@ fn parameters(row: &Row) -> Vec<Value> {
             &json!({ "type": "string" }),
         ));
     }
-    if makes_job(row) {
+    if row.changes() {
         parameters.push(header(
             "Idempotency-Key",
-            "Asking again with the same key and the same request finds the job of the first time \
-             instead of doing it again. A dry run ignores it.",
+            "Asking again with the same key and the same request finds what came of the first \
+             time instead of doing it again. A dry run ignores it.",
             &json!({ "type": "string", "pattern": "^[!-~]{1,255}$" }),
         ));
     }
@@ -198,12 +198,6 @@ fn location() -> Value {
     json!({ "Location": { "description": "The job.", "schema": { "type": "string" } } })
 }
 
-/// Whether a call of `row` makes a job that is kept, and a key so keeps it from making two.
-fn makes_job(row: &Row) -> bool {
-    let makes = matches!(row.run, Run::Agent(_)) || row.status == 201;
-    makes && row.changes() && success(row)["properties"]["job_id"].is_object()
-}
-
 /// The statuses that a call of `row` may fail with.
 pub fn errors(row: &Row) -> Vec<u16> {
     let mut errors = ALWAYS.to_vec();
@@ -215,10 +209,7 @@ pub fn errors(row: &Row) -> Vec<u16> {
         errors.push(412);
     }
     if row.changes() {
-        errors.extend([409, 507]);
-    }
-    if makes_job(row) {
-        errors.push(422);
+        errors.extend([409, 422, 507]);
     }
     errors.sort_unstable();
     errors.dedup();

@@ -13,6 +13,7 @@ use crate::clock::rfc3339;
 use crate::error::{Error, Kind, Result};
 use crate::op::{Domain, Method, Nothing, Op, Rows};
 use crate::permission::Permission;
+use crate::store::{Step, audit};
 
 pub static DOMAIN: Domain<Local> = Domain {
     name: "agent",
@@ -278,9 +279,10 @@ async fn drain(call: Call, Named { hostname }: Named) -> Result<Done> {
     }
     let message = format!("drain initiated for agent {}", host.name);
     let controller = call.controller.clone();
-    call.set(&machine_id, State::Drained, "drain").await?;
+    let done = Done { message };
+    call.set(&machine_id, State::Drained, "drain", &done).await?;
     controller.note_cordoned(&machine_id).await;
-    Ok(Done { message })
+    Ok(done)
 }
 
 async fn undrain(call: Call, Named { hostname }: Named) -> Result<Done> {
@@ -290,15 +292,17 @@ async fn undrain(call: Call, Named { hostname }: Named) -> Result<Done> {
         return Err(Error::new(Kind::Conflict, message));
     }
     let message = format!("undrain initiated for agent {}", host.name);
-    call.set(&machine_id, State::Accepted, "undrain").await?;
-    Ok(Done { message })
+    let done = Done { message };
+    call.set(&machine_id, State::Accepted, "undrain", &done).await?;
+    Ok(done)
 }
 
 impl Call {
-    async fn set(self, machine_id: &str, state: State, event: &str) -> Result<()> {
+    async fn set(self, machine_id: &str, state: State, event: &str, done: &Done) -> Result<()> {
         let ms = self.controller.clock.wall().saturating_sub(self.trail.at);
-        let audit = entry(&self.trail, &self.caller, Some(200), Some(ms));
-        self.controller.set_state(machine_id, state, event, &self.caller.name, audit).await
+        let entry = entry(&self.trail, &self.caller, Some(200), Some(ms));
+        let step = self.once(Step::new().note(audit::Note::Entry(entry)), done)?;
+        self.controller.set_state(machine_id, state, event, &self.caller.name, step).await
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::Cursor;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
 use super::notes::entry;
@@ -186,31 +187,45 @@ async fn upload(mut call: Call, Put { name, content_type, force }: Put) -> Resul
         content_type: content_type.to_owned(),
         content: Box::pin(Cursor::new(start).chain(content)),
         force,
-        note: Some(noting(&call, 201)),
+        note: Some(noting(&call, 201, |object, changed| json!(uploaded(object.clone(), changed)))),
     };
     let (object, changed) = call.controller.objects.put(upload).await?;
-    Ok(Uploaded { file: object.into(), changed })
+    Ok(uploaded(object, changed))
+}
+
+fn uploaded(object: Object, changed: bool) -> Uploaded {
+    Uploaded { file: object.into(), changed }
 }
 
 async fn delete(call: Call, Named { name }: Named) -> Result<Deleted> {
     let name = name.as_str();
     allow(name)?;
     let objects = &call.controller.objects;
-    if objects.find(name).await?.is_none()
-        || !objects.delete(name, Some(noting(&call, 200))).await?
-    {
+    let noting = noting(&call, 200, |object, _| json!(deleted(&object.name)));
+    if objects.find(name).await?.is_none() || !objects.delete(name, Some(noting)).await? {
         return Err(missing(name));
     }
-    Ok(Deleted { name: name.to_owned(), deleted: true })
+    Ok(deleted(name))
 }
 
-/// The audit entry of a call that succeeds, made when that is known.
-fn noting(call: &Call, code: u16) -> Noting {
+fn deleted(name: &str) -> Deleted {
+    Deleted { name: name.to_owned(), deleted: true }
+}
+
+/// The audit entry of a call that succeeds, made when that is known, and what `answer` says is
+/// answered to whoever asks again.
+fn noting(call: &Call, code: u16, answer: fn(&Object, bool) -> Value) -> Noting {
     let (trail, caller, clock) =
         (call.trail.clone(), call.caller.clone(), call.controller.clock.clone());
-    Box::new(move |_| {
+    let keyed = call.keyed();
+    Box::new(move |step, object, changed| {
         let ms = clock.wall().saturating_sub(trail.at);
-        audit::Note::Entry(entry(&trail, &caller, Some(code), Some(ms)))
+        let note = audit::Note::Entry(entry(&trail, &caller, Some(code), Some(ms)));
+        let step = match keyed {
+            Some(keyed) => keyed.keep(&answer(object, changed))?.and(step),
+            None => step,
+        };
+        Ok(step.note(note))
     })
 }
 

@@ -316,23 +316,21 @@ impl Controller {
         Ok(())
     }
 
-    /// Sets a host's state, durably and at once. `audit` tells of it in the same step.
+    /// Sets a host's state, durably and at once, with what else is in `step`.
     pub(super) async fn set_state(
         &self,
         machine_id: &str,
         state: State,
         event: &str,
         by: &str,
-        audit: audit::Entry,
+        step: Step,
     ) -> Result<()> {
         let known = self.hosts().get(machine_id).cloned();
         let missing = || Error::new(Kind::NotFound, format!("no agent {machine_id}"));
         let (mut host, revision) = known.ok_or_else(missing)?;
         host.state = state;
         host.remember(self.clock.wall(), event, by);
-        let step = Step::new()
-            .put(key(machine_id), encode(&host)?, Expect::Revision(revision))
-            .note(audit::Note::Entry(audit));
+        let step = step.put(key(machine_id), encode(&host)?, Expect::Revision(revision));
         let revision = self.commit(step).await?;
         self.hosts().put(machine_id, host, revision);
         Ok(())

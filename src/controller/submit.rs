@@ -66,9 +66,14 @@ pub struct Submitted {
 
 /// What is stored under `once.<SHA-256 of caller, method, path and key>`.
 #[derive(Deserialize, Serialize)]
-struct Once {
-    job: String,
-    digest: String,
+pub(super) struct Once {
+    /// Empty where none was made.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) job: String,
+    pub(super) digest: String,
+    /// What was answered, where no job was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) answer: Option<Value>,
 }
 
 /// What a job does beside being submitted, in the same step.
@@ -234,7 +239,7 @@ impl Controller {
         let Made { caller, trail, key, beside, .. } = made;
         let mut step = Step::new();
         if let Some((name, key)) = key {
-            let once = Once { job: id.clone(), digest: key.digest.clone() };
+            let once = Once { job: id.clone(), digest: key.digest.clone(), answer: None };
             // As long as its job may be kept; it goes with the job where that goes sooner.
             step = step
                 .put(name.as_str(), encode(&once)?, Expect::Absent)
@@ -263,8 +268,7 @@ impl Controller {
         let Some(found) = self.store.get(name).await? else { return Ok(None) };
         let once: Once = decode(&found.value)?;
         if once.digest != key.digest {
-            let message = "the idempotency key was used with another request; use another key";
-            return Err(Error::new(Kind::KeyReused, message));
+            return Err(reused());
         }
         let gone = |error: Error| match error.kind() {
             Kind::NotFound => Error::new(
@@ -333,7 +337,12 @@ struct Made {
     beside: Beside,
 }
 
-fn once_key(caller: &Caller, trail: &Trail, key: &Key) -> String {
+pub(super) fn reused() -> Error {
+    let message = "the idempotency key was used with another request; use another key";
+    Error::new(Kind::KeyReused, message)
+}
+
+pub(super) fn once_key(caller: &Caller, trail: &Trail, key: &Key) -> String {
     let mut hash = Sha256::new();
     let who = caller.uid.map_or_else(|| caller.name.clone(), |uid| format!("uid {uid}"));
     for part in [&who, &trail.method, &trail.path, &key.value] {

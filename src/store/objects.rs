@@ -153,13 +153,15 @@ impl Files {
             return Err(Error::new(Kind::Conflict, message));
         }
         let note = |step: Step| match note {
-            Some(note) => step.note(note(changed)),
-            None => step,
+            Some(note) => note(step, object, changed),
+            None => Ok(step),
         };
         if !changed {
-            self.index.commit(note(Step::new())).await?;
+            self.index.commit(note(Step::new())?).await?;
             return Ok(false);
         }
+        let expect = entry.map_or(Expect::Absent, |entry| Expect::Revision(entry.revision));
+        let step = note(Step::new().put(key, encode(object)?, expect))?;
         // Whoever has the same content under another name shares its file.
         let is_new = !self.is_named(&object.digest).await?;
         let path = self.path(&object.digest);
@@ -168,8 +170,6 @@ impl Files {
             let dir = fs::File::open(&self.dir).await.map_err(|e| failed(e, &self.dir))?;
             dir.sync_all().await.map_err(|error| failed(error, &self.dir))?;
         }
-        let expect = entry.map_or(Expect::Absent, |entry| Expect::Revision(entry.revision));
-        let step = note(Step::new().put(key, encode(object)?, expect));
         if let Err(error) = self.index.commit(step).await {
             // Unless the store has said that nothing came of it, the record may stand.
             if is_new && matches!(error.kind(), Kind::Full | Kind::Busy | Kind::Conflict) {
@@ -271,9 +271,10 @@ impl Objects for Files {
     async fn delete(&self, name: &str, note: Option<Noting>) -> Result<bool> {
         let _names = self.names.lock().await;
         let Some(object) = self.find(name).await? else { return Ok(false) };
-        let mut step = Step::new().delete(key(name), Expect::Anything);
+        // It makes room, whatever else there is to be kept with it.
+        let mut step = Step::new().delete(key(name), Expect::Anything).owed();
         if let Some(note) = note {
-            step = step.note(note(true));
+            step = note(step, &object, true)?;
         }
         self.index.commit(step).await?;
         self.forget(&object).await?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use osapi::clock::Clock;
 use osapi::error::{Kind, Result};
 use osapi::store::objects::Files;
-use osapi::store::{Bounds, Object, Objects, Store, Upload};
+use osapi::store::{Bounds, Noting, Object, Objects, Store, Upload};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 
@@ -174,9 +174,11 @@ async fn an_upload_is_noted_with_what_it_did() {
     let (dir, store) = (TempDir::new().unwrap(), store());
     let files = files(dir.path(), &store, 1000).await;
     for _ in 0..2 {
-        let note = Box::new(|changed: bool| request(format!("changed {changed}")));
+        let note: Noting =
+            Box::new(|step, _, changed| Ok(step.note(request(format!("changed {changed}")))));
         put(&files, Upload { note: Some(note), ..upload("a", "one", false) }).await.unwrap();
     }
-    files.delete("a", Some(Box::new(|_| request("deleted")))).await.unwrap();
+    let note: Noting = Box::new(|step, _, _| Ok(step.note(request("deleted"))));
+    files.delete("a", Some(note)).await.unwrap();
     assert_eq!(noted(&links(&*store).await), ["changed true", "changed false", "deleted"]);
 }

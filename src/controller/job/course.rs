@@ -1,11 +1,12 @@
 //! Changing the course of jobs: calling one off, asking for it again, deleting it.
 
+use serde_json::Map;
 use uuid::Uuid;
 
 use super::super::notes::entry;
 use super::super::submit::Beside;
 use super::super::wait::no_job;
-use super::super::{Call, Controller, Submit, Target, ids};
+use super::super::{Call, Controller, Status, Submit, Target, ids};
 use super::{About, Cancelled, Retried, Retry};
 use crate::clock::rfc3339;
 use crate::error::{Error, Kind, Result};
@@ -62,7 +63,7 @@ impl Call {
 }
 
 pub(super) async fn delete(call: Call, About { id }: About) -> Result<()> {
-    let controller = &call.controller;
+    let (controller, nothing) = (&call.controller, Map::new());
     let unfinished = || {
         let message = format!("job {} is not finished; cancel it first", id.as_str());
         Error::new(Kind::Conflict, message)
@@ -74,7 +75,7 @@ pub(super) async fn delete(call: Call, About { id }: About) -> Result<()> {
             return Err(unfinished());
         }
         let step = Step::new().note(call.entry_about(id.as_str(), 204));
-        controller.commit(step).await?;
+        controller.commit(call.once(step, &nothing)?).await?;
         controller.lanes().remove(uuid);
         return Ok(());
     }
@@ -84,7 +85,7 @@ pub(super) async fn delete(call: Call, About { id }: About) -> Result<()> {
     }
     let note = call.entry_about(id.as_str(), 204);
     let step = controller.forgetting(&[uuid]).await?;
-    controller.commit(step.note(note).owed()).await?;
+    controller.commit(call.once(step.note(note), &nothing)?.owed()).await?;
     controller.lanes().remove(uuid);
     controller.index().remove(uuid);
     Ok(())
@@ -177,14 +178,13 @@ pub(super) async fn cancel(call: Call, About { id }: About) -> Result<Cancelled>
             );
             return Err(Error::new(Kind::Conflict, message));
         }
-        let note = call.entry_about(id.as_str(), 200);
-        match controller.call_off(uuid, &call.caller.name, note).await {
-            Ok(()) => {
-                let status = controller.view(id.as_str()).await?.status;
-                let status = serde_json::from_value(status.into()).unwrap_or(super::Status::Failed);
-                let hosts = hosts.iter().map(|host| controller.hosts().name(host)).collect();
-                return Ok(Cancelled { job_id: id.as_str().to_owned(), status, hosts });
-            }
+        let names = hosts.iter().map(|host| controller.hosts().name(host)).collect();
+        let status = controller.without(uuid, &record, &hosts);
+        let cancelled = Cancelled { job_id: id.as_str().to_owned(), status, hosts: names };
+        let step = Step::new().note(call.entry_about(id.as_str(), 200));
+        let step = call.once(step, &cancelled)?;
+        match controller.call_off(uuid, &call.caller.name, step).await {
+            Ok(()) => return Ok(cancelled),
             Err(error) => {
                 controller.lanes().offer_again(uuid, &hosts);
                 if error.kind() != Kind::Conflict {
@@ -198,17 +198,29 @@ pub(super) async fn cancel(call: Call, About { id }: About) -> Result<Cancelled>
 }
 
 impl Controller {
-    async fn call_off(&self, id: Uuid, by: &str, note: audit::Note) -> Result<()> {
+    /// How far a job is once it is called off for `hosts`.
+    fn without(&self, id: Uuid, record: &Record, hosts: &[String]) -> Status {
+        let open = self.lanes().get(id);
+        let so_far = open.map(|open| open.so_far.borrow().clone()).unwrap_or_default();
+        let on = |host: &String| match hosts.contains(host) {
+            true => Status::Failed,
+            false => self.status_on(id, &record.job, host, &so_far),
+        };
+        Status::overall(record.job.hosts.iter().map(on))
+    }
+
+    /// Calls a job off, with what else is in `step`.
+    async fn call_off(&self, id: Uuid, by: &str, step: Step) -> Result<()> {
         let mark = Mark { at: self.clock.wall(), by: by.to_owned(), job: None };
         if ids::mark_of(id) != ids::STORED {
-            self.commit(Step::new().note(note)).await?;
+            self.commit(step).await?;
             self.lanes().rewritten(id, 1, Some(mark));
             return Ok(());
         }
         let (mut record, revision) = self.stored(&id.to_string()).await?;
         record.job.cancelled = Some(mark.clone());
         let key = format!("job.{id}");
-        let step = Step::new().put(key, encode(&record)?, Expect::Revision(revision)).note(note);
+        let step = step.put(key, encode(&record)?, Expect::Revision(revision));
         let revision = self.commit(step.owed()).await?;
         // The watch says the same a moment later.
         self.lanes().rewritten(id, revision, Some(mark));

@@ -97,6 +97,27 @@ async fn what_takes_back_may_be_called_off_by_whoever_may_do_what_it_takes_back(
 }
 
 #[tokio::test]
+async fn what_is_called_off_with_a_key_is_answered_the_same_again() {
+    let bench = Bench::new();
+    let (controller, _agent) = bench.with_agent().await;
+    let job = ask(&controller, CHANGE).await;
+    let with = |digest: &str| {
+        let key = Some(Key { value: "k-1".to_owned(), digest: digest.to_owned() });
+        let (controller, caller) = (controller.clone(), caller(Role::Admin));
+        Call { controller, caller, trail: trail(), content: None, key }
+    };
+    let ops::Run::Controller(op) = ops::find("job.cancel").unwrap().run else { panic!("not here") };
+    let kept = async |digest: &str| with(digest).keyed().unwrap().answer(None).await;
+    assert_eq!(kept("a").await.unwrap(), None);
+    let answer = op.run(with("a"), json!({ "id": job.id })).await.unwrap();
+    assert_eq!((&answer["status"], &answer["hosts"]), (&json!("failed"), &json!(["web"])));
+    assert_eq!(kept("a").await.unwrap(), Some(answer));
+    assert_eq!(kept("b").await.unwrap_err().kind(), Kind::KeyReused);
+    let view = call(&controller, "job.get", json!({ "id": job.id })).await.unwrap();
+    assert_eq!(view["status"], "failed");
+}
+
+#[tokio::test]
 async fn a_retry_of_what_others_write_meanwhile_is_one_job() {
     let bench = Bench::new();
     let (controller, mut agent) = bench.with_agent().await;
