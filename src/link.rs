@@ -12,8 +12,10 @@ use crate::job::{Options, Report};
 use crate::op::{Access, Agent, Op};
 
 mod socket;
+mod stream;
 
 pub use socket::{MAX_FRAME, SocketLink, parse_frame, serve};
+pub use stream::Stream;
 
 /// Puts questions to whoever hands out work, one at a time.
 ///

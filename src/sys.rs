@@ -5,14 +5,24 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// `<asm-generic/socket.h>`; since Linux 4.13.
 const SO_PEERGROUPS: libc::c_int = libc::SO_PEERGROUPS;
 /// `NGROUPS_MAX`: no process has more.
 const MOST_GROUPS: usize = 65_536;
+
+/// Has the reactor say when `socket` is ready for just what is of interest. Within a runtime.
+pub fn watch(socket: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixStream>> {
+    // SAFETY: a `UnixStream` owns its descriptor: it is open, and the same, until it is dropped.
+    unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(Into::into)
+}
 
 /// The supplementary groups of whoever is at the other end of a Unix socket, as the kernel
 /// recorded them when it connected.
@@ -170,7 +180,6 @@ pub fn inherited() -> io::Result<Vec<OwnedFd>> {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
-    use std::os::unix::net::UnixStream;
 
     use super::*;
 

@@ -15,6 +15,7 @@ use super::auth::{Gate, Peer};
 use super::problem;
 use super::wire::{self, Wire};
 use crate::error::{Kind, Result};
+use crate::link::Stream;
 
 /// How long a connection may be silent between requests, and a head take to arrive.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -112,7 +113,10 @@ impl Api {
     }
 
     async fn talk(self: Arc<Self>, stream: UnixStream, gate: Arc<Gate>, peer: Peer, _slot: &Slot) {
-        let (wire, head) = Wire::new(stream);
+        let (wire, head) = match Stream::new(stream) {
+            Ok(stream) => Wire::new(stream),
+            Err(error) => return tracing::warn!(%error, "cannot watch a connection"),
+        };
         let api = &self;
         let service = service_fn(|request| {
             // What was taken from a group is taken from its open connections, too.

@@ -14,11 +14,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UnixStream;
 use tokio::time::Sleep;
 
 use super::problem;
 use crate::error::Kind;
+use crate::link::Stream;
 
 /// Start line and headers, in bytes.
 pub(super) const MOST_HEAD: usize = 32 * 1024;
@@ -28,7 +28,7 @@ const HTTP2: &[u8] = b"PRI * HTTP/2";
 const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(super) struct Wire {
-    stream: UnixStream,
+    stream: Stream,
     head: Head,
     /// Said instead of what hyper would say.
     instead: Vec<u8>,
@@ -52,7 +52,7 @@ struct Framing {
 }
 
 impl Wire {
-    pub(super) fn new(stream: UnixStream) -> (Self, Head) {
+    pub(super) fn new(stream: Stream) -> (Self, Head) {
         let seen = Seen { bytes: Vec::with_capacity(1024), is_kept: true };
         let head = Head(Arc::new(Mutex::new(seen)));
         (Self { stream, head: head.clone(), instead: Vec::new(), stalled: None }, head)

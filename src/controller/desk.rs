@@ -61,6 +61,8 @@ impl Desk for AgentDesk {
                 let host = self.hear(about).await?;
                 if !done.is_empty() {
                     self.controller.finish(&host, done).await?;
+                    // Whoever waits for that is answered before the next task is looked for.
+                    tokio::task::yield_now().await;
                 }
                 let wait = Duration::from_millis(wait_ms).min(LONGEST);
                 let holds = holds.iter().filter_map(|id| Uuid::parse_str(id).ok()).collect();

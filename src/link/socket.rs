@@ -7,14 +7,15 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Answer, Ask, Desk, Link};
+use super::{Answer, Ask, Desk, Link, Stream};
 use crate::error::{Error, ErrorBody, Kind, Result};
 
 /// The longest frame that either side accepts, in bytes.
@@ -31,14 +32,12 @@ pub struct SocketLink {
     path: PathBuf,
     peer_uid: u32,
     open: Option<(UnixStream, Vec<u8>)>,
-    /// How long the open stream waits for an answer.
-    patience: Duration,
 }
 
 impl SocketLink {
     /// The process that listens at `path` must run as `peer_uid`.
     pub fn new(path: impl Into<PathBuf>, peer_uid: u32) -> Self {
-        Self { path: path.into(), peer_uid, open: None, patience: Duration::ZERO }
+        Self { path: path.into(), peer_uid, open: None }
     }
 
     fn connect(&self) -> Result<UnixStream> {
@@ -48,6 +47,7 @@ impl SocketLink {
         })?;
         let peer = socket_peercred(&stream).map_err(|error| broken(error.into()))?.uid.as_raw();
         admit(peer, self.peer_uid)?;
+        stream.set_write_timeout(Some(PATIENCE)).map_err(broken)?;
         Ok(stream)
     }
 }
@@ -57,18 +57,10 @@ impl Link for SocketLink {
         // Taken out, and so closed, if anything goes wrong.
         let (mut stream, mut buffer) = match self.open.take() {
             Some(open) => open,
-            None => {
-                self.patience = Duration::ZERO;
-                (self.connect()?, Vec::new())
-            }
+            None => (self.connect()?, Vec::new()),
         };
         let wait = if let Ask::Next(next) = ask { next.wait_ms } else { 0 };
         let patience = PATIENCE + Duration::from_millis(wait);
-        if self.patience != patience {
-            stream.set_read_timeout(Some(patience)).map_err(broken)?;
-            stream.set_write_timeout(Some(PATIENCE)).map_err(broken)?;
-            self.patience = patience;
-        }
         stream.write_all(&frame(ask)?).map_err(broken)?;
         let answer: Result<Answer, ErrorBody> = loop {
             if let Some(answer) = take(&mut buffer)? {
@@ -76,6 +68,7 @@ impl Link for SocketLink {
             }
             let begun = buffer.len();
             buffer.resize(begun + CHUNK, 0);
+            await_answer(&stream, patience)?;
             let read = stream.read(&mut buffer[begun..]).map_err(broken)?;
             buffer.truncate(begun + read);
             if read == 0 {
@@ -87,13 +80,32 @@ impl Link for SocketLink {
     }
 }
 
+/// Waits until there is something to read. Whoever waits in `read` itself is also woken when the
+/// other end takes the question out of the socket, for nothing.
+fn await_answer(stream: &UnixStream, patience: Duration) -> Result<()> {
+    let until = Instant::now() + patience;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(|error| {
+            Error::new(Kind::Internal, "a limit is out of range").because(error)
+        })?;
+        match poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&left)) {
+            Ok(0) => return Err(broken(std::io::ErrorKind::TimedOut.into())),
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(broken(error.into())),
+        }
+    }
+}
+
 /// Answers one agent connection until it closes. The agent must run as `agent_uid`.
 pub async fn serve(
-    mut stream: tokio::net::UnixStream,
+    stream: tokio::net::UnixStream,
     agent_uid: u32,
     mut desk: impl Desk,
 ) -> Result<()> {
     admit(stream.peer_cred().map_err(broken)?.uid(), agent_uid)?;
+    let mut stream = Stream::new(stream).map_err(broken)?;
     let mut buffer = Vec::new();
     loop {
         let ask: Ask = loop {
