@@ -14,7 +14,7 @@ use super::status::Status;
 use super::{Controller, Shared, ids};
 use crate::error::{Error, Kind, Result};
 use crate::job::{Mark, Outcome, Record, Report, decode, encode};
-use crate::link::{About, Answer, Ask, Desk, Head, Next, Sealed, Tell};
+use crate::link::{About, Answer, Ask, Class, Desk, Head, Next, Sealed, Tell};
 use crate::ops;
 use crate::store::{Expect, Step, audit};
 
@@ -74,6 +74,7 @@ impl Desk for AgentDesk {
             Ask::Finish(reports) => {
                 let host = self.who()?;
                 self.controller.finish(&host, reports).await?;
+                tokio::task::yield_now().await;
                 Ok(Answer::Done)
             }
             Ask::Tell(told) => {
@@ -162,6 +163,10 @@ impl AgentDesk {
                 let now = (controller.clock.uptime(), controller.clock.wall());
                 controller.hosts().still_there(host, now);
                 return Ok((Vec::new(), false));
+            }
+            if question.classes != [Class::Look] {
+                // Whoever asked for it and does not wait is answered before it is handed out.
+                tokio::task::yield_now().await;
             }
         }
     }
