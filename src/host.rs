@@ -29,5 +29,5 @@ pub use exec::Executor;
 pub use journal::{Amendment, Bounds as UndoBounds, Record};
 pub use plan::{Change, Plan};
 pub use root::Root;
-pub use view::{Capability, Drift, Machine, Object, Space, View};
-pub use want::{Act, Refresh, Run, Want};
+pub use view::{Capability, Drift, Listed, Machine, Object, Space, Unit, View};
+pub use want::{Act, Operate, Refresh, Run, Verb, Want};

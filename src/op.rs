@@ -184,6 +184,10 @@ pub struct Read<P, O>(pub fn(&View, &P) -> Result<O>);
 /// Says how things should be, and tells how they are then.
 pub struct Write<P, O>(pub fn(&View, &P) -> Result<Want>, pub fn(&View, &P) -> Result<O>);
 
+/// Says how things should be where that lasts, and what to do, once, where it does not. Tells what
+/// there is to tell of either.
+pub struct Bring<P, O>(pub fn(&View, &P) -> Result<Intent>, pub fn(&P) -> O);
+
 /// Says what to do, once, and how to tell what came of it.
 pub struct Execute<P, O>(pub fn(&View, &P) -> Result<Act>, pub fn(&P, Done) -> O);
 
@@ -261,6 +265,24 @@ impl<P: Params, O: Output> AgentOp for Write<P, O> {
     }
 }
 
+impl<P: Params, O: Output> AgentOp for Bring<P, O> {
+    fn access(&self) -> Access {
+        Access::Write
+    }
+
+    fn intend(&self, host: &View, params: &Value) -> Result<Intent> {
+        (self.0)(host, &take(params)?)
+    }
+
+    fn show(&self, _: &View, params: &Value) -> Result<Value> {
+        encode((self.1)(&take(params)?))
+    }
+
+    fn tell(&self, params: &Value, _: Done) -> Result<Value> {
+        encode((self.1)(&take(params)?))
+    }
+}
+
 impl<P: Params, O: Output> AgentOp for Execute<P, O> {
     fn access(&self) -> Access {
         Access::Execute
@@ -294,6 +316,20 @@ impl<P: Params, O: Output> Shape for Read<P, O> {
 }
 
 impl<P: Params, O: Output> Shape for Write<P, O> {
+    fn params(&self, generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<P>()
+    }
+
+    fn output(&self, generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<Changed<O>>()
+    }
+
+    fn check(&self, params: &Value) -> Result<()> {
+        take::<P>(params).map(drop)
+    }
+}
+
+impl<P: Params, O: Output> Shape for Bring<P, O> {
     fn params(&self, generator: &mut SchemaGenerator) -> Schema {
         generator.subschema_for::<P>()
     }

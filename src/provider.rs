@@ -20,12 +20,14 @@ pub mod command;
 pub mod file;
 pub mod node;
 pub mod process;
+pub mod service;
 pub mod sysctl;
 
 /// The order is that of the manual and of the command line's help.
 pub static DOMAINS: &[&Domain] = &[
     &node::DOMAIN,
     &sysctl::DOMAIN,
+    &service::DOMAIN,
     &process::DOMAIN,
     &command::DOMAIN,
     &file::DOMAIN,
@@ -79,6 +81,7 @@ mod tests {
     impl Fake {
         pub(super) fn with(files: &[(&str, &str)]) -> Self {
             let root = tempfile::tempdir().unwrap();
+            std::fs::create_dir(root.path().join("root")).unwrap();
             let fake = Self { root, memory: tempfile::tempdir().unwrap(), inside: None };
             for (path, content) in files {
                 fake.put(path, content);
@@ -96,8 +99,13 @@ mod tests {
             std::fs::write(path, content).unwrap();
         }
 
+        /// Its root. What its commands note goes beside that.
+        fn place(&self) -> std::path::PathBuf {
+            self.root.path().join("root")
+        }
+
         pub(super) fn at(&self, path: &str) -> std::path::PathBuf {
-            self.root.path().join(path.trim_start_matches('/'))
+            self.place().join(path.trim_start_matches('/'))
         }
 
         pub(super) fn remove(&self, path: &str) {
@@ -113,7 +121,7 @@ mod tests {
         }
 
         fn executor(&self) -> Executor {
-            let root = Root::at(self.root.path());
+            let root = Root::at(self.place());
             let inside = self.inside.map(|directory| self.at(directory));
             let memory = inside.unwrap_or_else(|| self.memory.path().to_owned());
             Executor::new(root, &memory, UndoBounds::default()).unwrap()
@@ -132,6 +140,27 @@ mod tests {
             params: Value,
             object: &str,
         ) -> Result<Value, Kind> {
+            self.task(job, op, params, object, Options::default())
+        }
+
+        /// Has `op` carried out as a job of its own, with one object that nobody needs.
+        pub(super) fn run_with(
+            &self,
+            op: &str,
+            params: Value,
+            options: Options,
+        ) -> Result<Value, Kind> {
+            self.task(&uuid::Uuid::now_v7().to_string(), op, params, "", options)
+        }
+
+        fn task(
+            &self,
+            job: &str,
+            op: &str,
+            params: Value,
+            object: &str,
+            options: Options,
+        ) -> Result<Value, Kind> {
             let content = crate::job::Content {
                 digest: crate::host::cell::Digest::of(object).to_string(),
                 size: object.len() as u64,
@@ -145,7 +174,7 @@ mod tests {
                 host: "here".to_owned(),
                 op: op.to_owned(),
                 params,
-                options: Options::default(),
+                options,
                 objects: [("object".to_owned(), content)].into(),
                 left_ms: 60_000,
             };

@@ -95,6 +95,65 @@ impl TryFrom<String> for AccountName {
     }
 }
 
+/// The name of a unit of systemd, as systemd.unit(5) has it; without the suffix of its kind it is
+/// that of a service.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
+#[serde(try_from = "String")]
+#[schemars(extend(
+    "minLength" = 1,
+    "maxLength" = 247,
+    "pattern" = r"^[A-Za-z0-9:_.\\-][A-Za-z0-9:_.@\\-]*$",
+    "examples" = ["nginx"],
+))]
+pub struct UnitName(String);
+
+/// What the kinds of units are called at the end of their names.
+const UNIT_KINDS: [&str; 11] = [
+    "automount",
+    "device",
+    "mount",
+    "path",
+    "scope",
+    "service",
+    "slice",
+    "socket",
+    "swap",
+    "target",
+    "timer",
+];
+
+impl UnitName {
+    /// As it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// With the suffix of its kind.
+    pub fn full(&self) -> String {
+        let kind = self.0.rsplit_once('.').filter(|(prefix, _)| !prefix.is_empty());
+        let has_kind = kind.is_some_and(|(_, kind)| UNIT_KINDS.contains(&kind));
+        if has_kind { self.0.clone() } else { format!("{}.service", self.0) }
+    }
+
+    /// Whether it stands for many units, each of which has a name of its own.
+    pub fn is_template(&self) -> bool {
+        self.full().rsplit_once('.').is_some_and(|(prefix, _)| prefix.ends_with('@'))
+    }
+}
+
+impl TryFrom<String> for UnitName {
+    type Error = &'static str;
+
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        let is_letter = |b: u8| b.is_ascii_alphanumeric() || b":_.@\\-".contains(&b);
+        // Room for the suffix is left.
+        let is_name = (1..=247).contains(&name.len())
+            && !name.starts_with('@')
+            && name.bytes().all(is_letter);
+        is_name.then_some(Self(name)).ok_or("name: not the name of a systemd unit")
+    }
+}
+
 /// What an object in the store is called. A job that takes one has its content pinned.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
 #[serde(try_from = "String")]
@@ -285,6 +344,31 @@ mod tests {
             assert!(!takes::<AccountName>(name), "{name:?}");
         }
         assert!(!takes::<AccountName>(&"a".repeat(33)));
+    }
+
+    #[test]
+    fn a_unit_is_named_as_systemd_names_it() {
+        for (name, full) in [
+            ("nginx", "nginx.service"),
+            ("nginx.service", "nginx.service"),
+            ("org.cups.cupsd", "org.cups.cupsd.service"),
+            ("ssh.socket", "ssh.socket"),
+            ("getty@tty1", "getty@tty1.service"),
+            ("-.mount", "-.mount"),
+            (".service", ".service.service"),
+            (r"a\x2db:c_d", r"a\x2db:c_d.service"),
+        ] {
+            assert!(takes::<UnitName>(name), "{name:?}");
+            assert_eq!(UnitName::try_from(name.to_owned()).unwrap().full(), full);
+        }
+        for name in ["", "@", "@a", "a b", "a/b", "../a", "a\n", "a\0", "ü", "a;b", "$a", "*"] {
+            assert!(!takes::<UnitName>(name), "{name:?}");
+        }
+        assert!(takes::<UnitName>(&"a".repeat(247)) && !takes::<UnitName>(&"a".repeat(248)));
+        for (name, is_template) in [("getty@", true), ("getty@.service", true), ("a@b", false)] {
+            let name = UnitName::try_from(name.to_owned()).unwrap();
+            assert_eq!(name.is_template(), is_template, "{name:?}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use sha2::Digest as _;
 
 use self::node::Node;
 use self::sysctl::Sysctl;
+use self::unit::{Active, Enabled};
 use super::hands::Hands;
 use super::reach::Reach;
 use super::view::View;
@@ -21,9 +22,12 @@ use crate::error::{Error, Kind, Result};
 
 mod node;
 mod sysctl;
+mod unit;
 
 pub use node::{directory, file, link, nothing, object};
 pub use sysctl::sysctl;
+pub use unit::{active, enabled};
+pub(super) use unit::{stays, told};
 
 /// A place on the host that holds one value at a time.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
@@ -33,6 +37,10 @@ pub enum Cell {
     Node(String),
     /// A parameter of the running kernel.
     Sysctl(String),
+    /// Whether the unit of this name runs.
+    Active(String),
+    /// Whether the unit of this name starts by itself.
+    Enabled(String),
 }
 
 /// One kind of cell: how it is read, assigned and shown. Each has a file of its own.
@@ -96,6 +104,8 @@ impl Cell {
         match self {
             Self::Node(path) => Box::new(Node(path)),
             Self::Sysctl(key) => Box::new(Sysctl(key)),
+            Self::Active(unit) => Box::new(Active(unit)),
+            Self::Enabled(unit) => Box::new(Enabled(unit)),
         }
     }
 }

@@ -274,8 +274,10 @@ pub(super) fn follow(
     Ok(Done { exit_code, stdout, stderr, truncated, duration_ms })
 }
 
-pub(super) const ENVIRONMENT: [(&str, &str); 3] = [
+pub(super) const ENVIRONMENT: [(&str, &str); 4] = [
     ("DEBIAN_FRONTEND", "noninteractive"),
     ("LC_ALL", "C.UTF-8"),
     ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+    // Enabling a unit is systemd's own business, not that of scripts it would run beside.
+    ("SYSTEMCTL_SKIP_SYSV", "1"),
 ];

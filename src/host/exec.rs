@@ -32,6 +32,7 @@ mod act;
 mod alarm;
 mod gate;
 mod group;
+mod operate;
 mod settle;
 
 /// How many bytes of differences an answer repeats, as they are in JSON.

@@ -19,9 +19,11 @@ use crate::job::{Content, Task};
 
 mod machine;
 mod query;
+mod unit;
 
 pub use machine::{Capability, Machine, Space};
 pub(super) use query::Query;
+pub use unit::{Listed, Unit};
 
 /// How many bytes of a file [`View::read`] takes into memory.
 const MAX_READ: u64 = 4 * 1024 * 1024;

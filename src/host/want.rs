@@ -166,6 +166,11 @@ impl Refresh {
         Self { program: program.to_owned(), args, early: false, leaves: None }
     }
 
+    /// Has the service manager read the files of its units again.
+    pub fn reload_units() -> Self {
+        Self::run("systemctl", &["daemon-reload"]).early()
+    }
+
     pub fn try_restart(unit: &str) -> Self {
         Self::run("systemctl", &["try-restart", "--", unit])
     }
@@ -189,6 +194,8 @@ impl Refresh {
 pub enum Act {
     /// Runs a program to its end.
     Run(Run),
+    /// Has the service manager do something with a unit that cannot be seen to last.
+    Operate(Operate),
     /// `start` tells the process from a later one with the same number.
     Signal { pid: i32, start: u64, signal: i32 },
     /// Makes the change of `job` permanent, which waits for it.
@@ -206,4 +213,23 @@ pub struct Run {
     pub cwd: Option<String>,
     /// After which everything it started is killed.
     pub limit: Duration,
+}
+
+/// What a service manager is asked to do with a unit, and how to tell afterwards that it did.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Operate {
+    pub verb: Verb,
+    /// The unit's full name.
+    pub unit: String,
+    /// The run of it that there was before, as its manager calls it; empty if there was none.
+    pub before: String,
+    /// After which it is no longer waited for.
+    pub limit: Duration,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verb {
+    Start,
+    Restart,
 }

@@ -17,7 +17,12 @@ use super::host::{TestHost, job};
 pub(crate) const SECRET: &str = "correct horse battery staple";
 
 /// What tasks find in the object store.
-pub(crate) const OBJECTS: &[(&str, &str)] = &[("motd", "Welcome\n"), ("other", "Go away\n")];
+pub(crate) const OBJECTS: &[(&str, &str)] = &[
+    ("motd", "Welcome\n"),
+    ("other", "Go away\n"),
+    ("unit", "[Service]\nExecStart=/bin/true\n"),
+    ("other unit", "[Service]\nExecStart=/bin/false\n"),
+];
 
 pub(crate) fn cases() -> Vec<(&'static str, Value)> {
     let swappiness = json!({ "key": "vm.swappiness", "value": "10" });
@@ -27,6 +32,13 @@ pub(crate) fn cases() -> Vec<(&'static str, Value)> {
         ("node.sysctl.delete", json!({ "key": "vm.swappiness" })),
         ("file.deploy.execute", deploy("motd", "/etc/motd", "0640")),
         ("file.undeploy.execute", json!({ "path": "/etc/motd" })),
+        ("node.service.create", unit("unit")),
+        ("node.service.update", unit("unit")),
+        ("node.service.delete", json!({ "name": "web" })),
+        ("node.service.start", json!({ "name": "nginx" })),
+        ("node.service.stop", json!({ "name": "cron.service" })),
+        ("node.service.enable", json!({ "name": "nginx" })),
+        ("node.service.disable", json!({ "name": "cron" })),
         ("job.undo", json!({ "id": job("before") })),
         ("test.banner", json!("Banner\n")),
         ("test.tree", json!("content")),
@@ -39,6 +51,10 @@ pub(crate) fn deploy(object: &str, path: &str, mode: &str) -> Value {
     json!({ "object_name": object, "path": path, "mode": mode, "content_type": "raw" })
 }
 
+fn unit(object: &str) -> Value {
+    json!({ "name": "web", "object": object })
+}
+
 /// A host on which `op` has something to change.
 pub(crate) fn host_for(op: &str) -> TestHost {
     prepared(TestHost::new(), op)
@@ -49,6 +65,11 @@ pub(crate) fn managed_host_for(op: &str) -> TestHost {
     prepared(TestHost::with_service_manager(), op)
 }
 
+/// What a service manager says of a unit.
+pub(crate) fn state(active: &str, starts: &str, path: &str) -> String {
+    format!("LoadState=loaded\nActiveState={active}\nUnitFileState={starts}\nFragmentPath={path}\n")
+}
+
 fn prepared(host: TestHost, op: &str) -> TestHost {
     let motd = || ("file.deploy.execute", deploy("other", "/etc/motd", "0644"));
     let eleven = || json!({ "key": "vm.swappiness", "value": "11" });
@@ -57,6 +78,13 @@ fn prepared(host: TestHost, op: &str) -> TestHost {
         "file.undeploy.execute" | "job.undo" => {
             host.write("/etc/motd", "From the distribution\n");
             motd()
+        }
+        "node.service.update" => ("node.service.create", unit("other unit")),
+        "node.service.delete" => {
+            // Somebody has started and enabled it since.
+            let path = "/etc/systemd/system/osapi-web.service";
+            host.write("/run/units/osapi-web.service", &state("active", "enabled", path));
+            ("node.service.create", unit("unit"))
         }
         "test.large" => ("test.large", json!("y")),
         _ => return host,

@@ -14,7 +14,7 @@ use osapi::op::Op;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::cases;
+use super::cases::{self, state};
 
 pub(crate) struct TestHost {
     pub(crate) executor: Executor,
@@ -29,6 +29,8 @@ const COMMANDS: &[&str] = &[
     "leave",
     "linger",
     "noise",
+    "systemctl",
+    "systemd-analyze",
     "systemd-run",
     "true",
     "where",
@@ -59,6 +61,9 @@ pub(crate) fn task(job: &str, op: &Op, params: &Value, options: Options) -> Task
     }
 }
 
+const CRON: &str = "/lib/systemd/system/cron.service";
+const NGINX: &str = "/lib/systemd/system/nginx.service";
+
 impl TestHost {
     pub(crate) fn new() -> Self {
         let dir = TempDir::new().unwrap();
@@ -71,6 +76,8 @@ impl TestHost {
             ("proc/sys/vm/laptop_mode", "0\n".to_owned()),
             ("proc/sys/kernel/random/boot_id", "first\n".to_owned()),
             ("run/README", String::new()),
+            ("run/units/cron.service", state("active", "enabled", CRON)),
+            ("run/units/nginx.service", state("inactive", "disabled", NGINX)),
             ("srv/work/README", String::new()),
         ] {
             let path = dir.path().join("root").join(path);

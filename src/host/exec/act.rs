@@ -23,6 +23,7 @@ impl Executor {
     pub(super) fn act(&self, job: &str, act: &Act) -> Result<Result<Acted>> {
         let done = match act {
             Act::Run(run) => self.run_here(job, run),
+            Act::Operate(what) => self.operate(job, what),
             Act::Signal { pid, start, signal } => self.signal(*pid, *start, *signal),
             Act::Confirm { job: about } => {
                 let confirmed = self.core.journal.confirm(about, job);
@@ -56,7 +57,12 @@ impl Executor {
                 }
                 Ok(Err(interrupted()))
             }
-            Act::Signal { .. } => Ok(Err(interrupted())),
+            // Whoever asked for it has no part in it; the unit itself tells.
+            Act::Operate(what) if is_same_boot => {
+                let done = self.operated(what);
+                Ok(done.map(|done| Acted { done, changed: true }))
+            }
+            Act::Operate(_) | Act::Signal { .. } => Ok(Err(interrupted())),
             // These say the same however often they are asked.
             Act::Confirm { .. } | Act::Revert { .. } => self.act(&task.job, act),
         }
@@ -64,7 +70,7 @@ impl Executor {
 
     /// Runs a program as a child, which ends with its group when time is up. Never as a unit: a
     /// service manager expands what its command lines hold, and keeps all that they print.
-    fn run_here(&self, job: &str, run: &Run) -> Result<Done> {
+    pub(super) fn run_here(&self, job: &str, run: &Run) -> Result<Done> {
         let child = self.start(job, run, |pid, start| {
             self.core.journal.write(job, &Event::Started { pid, start })
         })?;
@@ -119,7 +125,7 @@ impl Executor {
     }
 }
 
-fn interrupted() -> Error {
+pub(super) fn interrupted() -> Error {
     let message = "it was interrupted and may have taken effect; look at the host";
     Error::new(Kind::Interrupted, message)
 }

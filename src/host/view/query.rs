@@ -20,17 +20,25 @@ impl View {
     /// Runs `query` about `operands` to its end. Like whoever asks it may write nowhere but in
     /// the scratch directory, and it holds up no change.
     pub(in crate::host) fn query(&self, query: Query, operands: &[&str]) -> Result<Done> {
-        if let Some(operand) = operands.iter().find(|operand| operand.starts_with('-')) {
-            let message = format!("{operand:?} looks like an option of {}", query.program);
-            return Err(Error::new(Kind::InvalidInput, message));
-        }
-        let path = self.root.command(query.program)?;
-        let args: Vec<&str> = query.args.iter().chain(operands).copied().collect();
-        let done = command::query(&path, &args, &self.journal.scratch(), query.limit)?;
+        let done = self.query_start(query, operands)?;
         if done.truncated {
             let message = format!("{} says more than can be read of it", query.program);
             return Err(Error::new(Kind::TooLarge, message));
         }
         Ok(done)
+    }
+
+    /// The same where the beginning of what it says is of use.
+    pub(in crate::host) fn query_start(&self, query: Query, operands: &[&str]) -> Result<Done> {
+        // What stands after two hyphens is no option, whatever it looks like.
+        let is_fenced = query.args.last() == Some(&"--");
+        let is_option = |operand: &&&str| operand.starts_with('-') && !is_fenced;
+        if let Some(operand) = operands.iter().find(is_option) {
+            let message = format!("{operand:?} looks like an option of {}", query.program);
+            return Err(Error::new(Kind::InvalidInput, message));
+        }
+        let path = self.root.command(query.program)?;
+        let args: Vec<&str> = query.args.iter().chain(operands).copied().collect();
+        command::query(&path, &args, &self.journal.scratch(), query.limit)
     }
 }

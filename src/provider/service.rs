@@ -1,0 +1,440 @@
+//! Units of systemd: whether they run, whether they start by themselves, and OSAPI's own ones.
+//!
+//! A name means the unit that is called so; `.service` may be left out. Where there is none, it
+//! means the one that was made here under that name, whose full name is `osapi-<name>.service`.
+//! Only those are made, changed and deleted here; any other is only asked to run, or to start by
+//! itself. A unit is asked for by its own name, whichever of its aliases was given.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Result};
+use crate::host::cell::{Cell, Value, active, enabled, object};
+use crate::host::{Act, Listed, Object, Operate, Refresh, Unit, Verb, View, Want};
+use crate::op::{Bring, Domain, Execute, Intent, Method, Nothing, Op, Read, Rows, Write};
+use crate::permission::Permission;
+use crate::types::{ObjectName, UnitName};
+
+mod protected;
+#[cfg(test)]
+mod tests;
+
+pub static DOMAIN: Domain = Domain {
+    name: "service",
+    about: "Services and other units of systemd",
+    ops: &[
+        Op {
+            id: "node.service.list",
+            about: "List the services that run or are installed",
+            path: "/node/{hostname}/service",
+            permission: Some(Permission::ServiceRead),
+            command: "node service list",
+            columns: &[
+                ("NAME", "/services/*/name"),
+                ("STATUS", "/services/*/status"),
+                ("ENABLED", "/services/*/enabled"),
+            ],
+            run: &Read(|host, _: &Nothing| list(host)),
+            ..Op::COMMON
+        },
+        Op {
+            id: "node.service.get",
+            about: "Show a unit",
+            path: "/node/{hostname}/service/{name}",
+            permission: Some(Permission::ServiceRead),
+            command: "node service get",
+            args: &["name"],
+            columns: &[
+                ("NAME", "/service/name"),
+                ("STATUS", "/service/status"),
+                ("ENABLED", "/service/enabled"),
+                ("DESCRIPTION", "/service/description"),
+            ],
+            run: &Read(|host, params: &ByName| get(host, &params.name)),
+            ..Op::COMMON
+        },
+        Op {
+            id: "node.service.create",
+            about: "Make a service of an object that is its unit file, as osapi-<name>.service",
+            path: "/node/{hostname}/service",
+            command: "node service create",
+            args: &["name", "object"],
+            run: &Write(create, |_, params| Ok(Named::from(&params.name))),
+            ..UNIT
+        },
+        Op {
+            id: "node.service.update",
+            about: "Give a service that OSAPI has made another unit file; it is not restarted",
+            method: Method::Put,
+            path: "/node/{hostname}/service/{name}",
+            command: "node service update",
+            args: &["name", "object"],
+            run: &Write(update, |_, params| Ok(Named::from(&params.name))),
+            ..UNIT
+        },
+        Op {
+            id: "node.service.delete",
+            about: "Stop and disable a service that OSAPI has made, and delete its unit file",
+            method: Method::Delete,
+            path: "/node/{hostname}/service/{name}",
+            command: "node service delete",
+            run: &Write(delete, |_, params: &ByName| Ok(Named::from(&params.name))),
+            ..UNIT
+        },
+        Op {
+            id: "node.service.start",
+            about: "Start a unit; one that ends by itself is run once, to its end",
+            path: "/node/{hostname}/service/{name}/start",
+            command: "node service start",
+            guarded: true,
+            run: &Bring(start, |params: &ByName| Named::from(&params.name)),
+            ..UNIT
+        },
+        Op {
+            id: "node.service.stop",
+            about: "Stop a unit",
+            path: "/node/{hostname}/service/{name}/stop",
+            command: "node service stop",
+            guarded: true,
+            run: &Write(stop, |_, params: &ByName| Ok(Named::from(&params.name))),
+            ..UNIT
+        },
+        Op {
+            id: "node.service.restart",
+            about: "Restart a unit, or start it",
+            path: "/node/{hostname}/service/{name}/restart",
+            command: "node service restart",
+            guarded: true,
+            run: &Execute(restart, |params: &ByName, _| Restarted {
+                name: params.name.as_str().to_owned(),
+                changed: true,
+            }),
+            ..UNIT
+        },
+        Op {
+            id: "node.service.enable",
+            about: "Have a unit start by itself, from the next boot on",
+            path: "/node/{hostname}/service/{name}/enable",
+            command: "node service enable",
+            run: &Write(enable, |_, params: &ByName| Ok(Named::from(&params.name))),
+            ..UNIT
+        },
+        Op {
+            id: "node.service.disable",
+            about: "No longer have a unit start by itself; it goes on running",
+            path: "/node/{hostname}/service/{name}/disable",
+            command: "node service disable",
+            guarded: true,
+            run: &Write(disable, |_, params: &ByName| Ok(Named::from(&params.name))),
+            ..UNIT
+        },
+    ],
+};
+
+const UNIT: Op = Op {
+    method: Method::Post,
+    permission: Some(Permission::ServiceWrite),
+    args: &["name"],
+    columns: &[("NAME", "/name")],
+    // systemd gives a unit a minute and a half to start unless it says otherwise.
+    timeout: LIMIT,
+    rows: Rows::Host,
+    ..Op::COMMON
+};
+
+const LIMIT: Duration = Duration::from_mins(5);
+
+/// Where OSAPI keeps the files of its own units.
+const DIRECTORY: &str = "/etc/systemd/system/";
+const PREFIX: &str = "osapi-";
+const SUFFIX: &str = ".service";
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ByName {
+    /// The unit's name; `.service` may be left out, and `osapi-` before that of one made here.
+    name: UnitName,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Definition {
+    /// The service's name; `osapi-` before and `.service` after it may be left out.
+    name: UnitName,
+    /// The object whose content is the unit file, of at most 256 KiB.
+    object: ObjectName,
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+struct Services {
+    services: Vec<Service>,
+    /// True if there are more than an answer has room for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    truncated: bool,
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+struct Shown {
+    service: Service,
+}
+
+#[derive(Debug, JsonSchema, PartialEq, Serialize)]
+struct Service {
+    /// With the suffix of its kind, such as `nginx.service`.
+    name: String,
+    /// systemd's word for what it does: `active`, `inactive`, `failed`, `activating`, ...
+    status: String,
+    /// Whether it starts by itself because somebody has enabled it.
+    enabled: bool,
+    /// systemd's word for that: `enabled`, `disabled`, `static`, `masked`, ...; absent where it
+    /// has no unit file.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    unit_file_state: String,
+    /// Absent for what is installed and was not loaded.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    description: String,
+    /// Its main process, where it runs and has one; not in lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u32")]
+    pid: Option<u32>,
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+struct Named {
+    /// As it was given.
+    name: String,
+}
+
+impl From<&UnitName> for Named {
+    fn from(name: &UnitName) -> Self {
+        Self { name: name.as_str().to_owned() }
+    }
+}
+
+#[derive(Debug, JsonSchema, Serialize)]
+struct Restarted {
+    /// As it was given.
+    name: String,
+    /// Always true: what ran no longer does.
+    changed: bool,
+}
+
+fn list(host: &View) -> Result<Services> {
+    let (services, is_cut) = host.services()?;
+    let services = services.into_iter().map(|(name, listed)| {
+        let Listed { active: status, file_state, description } = listed;
+        let enabled = is_enabled(&file_state);
+        Service { name, status, enabled, unit_file_state: file_state, description, pid: None }
+    });
+    let (services, truncated) = super::fitting(services.collect());
+    Ok(Services { services, truncated: truncated || is_cut })
+}
+
+fn get(host: &View, name: &UnitName) -> Result<Shown> {
+    let unit = find(host, name)?;
+    let service = Service {
+        enabled: is_enabled(&unit.file_state),
+        name: unit.id,
+        status: unit.active,
+        unit_file_state: unit.file_state,
+        description: unit.description,
+        pid: Some(unit.pid).filter(|pid| *pid > 0),
+    };
+    Ok(Shown { service })
+}
+
+fn create(host: &View, params: &Definition) -> Result<Want> {
+    let unit = own_unit(&params.name)?;
+    let content = host.object(params.object.as_str())?;
+    match host.record(&Cell::Node(path(&unit))) {
+        Some(record) if !is_content(&record.value, &content) => {
+            let message = format!("{unit} was made of something else already; update it instead");
+            return Err(Error::new(Kind::Conflict, message));
+        }
+        Some(_) => {}
+        None => {
+            let there = host.unit(&unit)?;
+            if there.is_known() && there.fragment != path(&unit) {
+                let message = format!("there is a {unit} already, from {}", there.fragment);
+                return Err(Error::new(Kind::Conflict, message));
+            }
+        }
+    }
+    deploy(host, &unit, params)
+}
+
+fn update(host: &View, params: &Definition) -> Result<Want> {
+    let unit = own_unit(&params.name)?;
+    if host.record(&Cell::Node(path(&unit))).is_none() {
+        let message = format!("OSAPI has not made {unit}; create it first");
+        return Err(Error::new(Kind::NotFound, message));
+    }
+    deploy(host, &unit, params)
+}
+
+fn deploy(host: &View, unit: &str, params: &Definition) -> Result<Want> {
+    let (path, content) = (path(unit), host.object(params.object.as_str())?);
+    let found = host.value(&Cell::Node(path.clone()))?;
+    if !is_content(&found, &content) {
+        host.verify_unit(unit, &content)?;
+    }
+    let want = Want::new().parents(host, &path).own(object(&path, &content));
+    Ok(want.then(Refresh::reload_units()))
+}
+
+fn delete(host: &View, ByName { name }: &ByName) -> Result<Want> {
+    let unit = own_unit(name)?;
+    let cell = Cell::Node(path(&unit));
+    if host.record(&cell).is_none() {
+        return Ok(Want::new());
+    }
+    let mut want = Want::new().set(active(&unit, false));
+    if is_enabled(host.unit(&unit)?.enablement()) {
+        want = want.set(enabled(&unit, false));
+    }
+    // In the other direction systemd has to know the file before it can enable and start.
+    let want = want.then(Refresh::reload_units()).release(host, cell);
+    Ok(want.release_parents(host, &path(&unit)).then(Refresh::reload_units()))
+}
+
+fn start(host: &View, ByName { name }: &ByName) -> Result<Intent> {
+    let unit = find(host, name)?;
+    if host.value(&Cell::Active(unit.id.clone()))? != Value::Text("active".to_owned()) {
+        refuse_unusable(&unit)?;
+        protected::go_on(host, &unit)?;
+        if unit.ends_by_itself() {
+            return Ok(Intent::Act(operate(Verb::Start, unit)));
+        }
+    }
+    Ok(Intent::Want(Want::new().set(active(unit.id, true))))
+}
+
+fn stop(host: &View, ByName { name }: &ByName) -> Result<Want> {
+    let unit = find(host, name)?;
+    if unit.activity() != "inactive" {
+        protected::keep(host, "stop", &unit)?;
+        if !unit.can_stop {
+            let message = format!("cannot stop {}: systemd lets nobody do that", unit.id);
+            return Err(Error::new(Kind::Conflict, message));
+        }
+    }
+    Ok(Want::new().set(active(unit.id, false)))
+}
+
+fn restart(host: &View, ByName { name }: &ByName) -> Result<Act> {
+    let unit = find(host, name)?;
+    refuse_unusable(&unit)?;
+    protected::keep(host, "restart", &unit)?;
+    protected::go_on(host, &unit)?;
+    Ok(operate(Verb::Restart, unit))
+}
+
+fn enable(host: &View, ByName { name }: &ByName) -> Result<Want> {
+    let unit = find(host, name)?;
+    match unit.file_state.as_str() {
+        "enabled" | "disabled" | "enabled-runtime" => Ok(Want::new().set(enabled(unit.id, true))),
+        word => Err(not_up_to_anybody("enable", &unit, word)),
+    }
+}
+
+fn disable(host: &View, ByName { name }: &ByName) -> Result<Want> {
+    let unit = find(host, name)?;
+    match unit.file_state.as_str() {
+        "disabled" => {}
+        "enabled" | "enabled-runtime" => protected::keep(host, "disable", &unit)?,
+        // It does not start at all.
+        "masked" | "masked-runtime" => return Ok(Want::new()),
+        word => return Err(not_up_to_anybody("disable", &unit, word)),
+    }
+    Ok(Want::new().set(enabled(unit.id, false)))
+}
+
+/// The unit that `name` means: the one that is called so, else the one made here under it.
+fn find(host: &View, name: &UnitName) -> Result<Unit> {
+    let full = name.full();
+    if name.is_template() {
+        let message = format!("{full} is a template; put a name of its own after the @");
+        return Err(Error::new(Kind::InvalidInput, message));
+    }
+    let unit = host.unit(&full)?;
+    if unit.is_known() {
+        return Ok(unit);
+    }
+    if let Ok(own) = own_unit(name)
+        && own != full
+    {
+        let unit = host.unit(&own)?;
+        if unit.is_known() {
+            return Ok(unit);
+        }
+    }
+    Err(Error::new(Kind::NotFound, format!("there is no unit {full} on this host")))
+}
+
+/// The full name of the unit that is made here under `name`.
+fn own_unit(name: &UnitName) -> Result<String> {
+    let name = name.as_str();
+    let stem = name.strip_suffix(SUFFIX).unwrap_or(name);
+    let unit = format!("{PREFIX}{}{SUFFIX}", stem.strip_prefix(PREFIX).unwrap_or(stem));
+    let refuse = |why: &str| {
+        let message = format!("cannot make a service called {name}: {why}");
+        Err(Error::new(Kind::InvalidInput, message))
+    };
+    if unit.len() > 255 {
+        return refuse("the name is too long");
+    }
+    if stem.is_empty() || unit.contains('@') {
+        return refuse("it has to be a plain name, and no template's or instance's");
+    }
+    if protected::is_osapi(&unit) {
+        return refuse("OSAPI has units of that name itself");
+    }
+    Ok(unit)
+}
+
+fn path(unit: &str) -> String {
+    format!("{DIRECTORY}{unit}")
+}
+
+fn operate(verb: Verb, unit: Unit) -> Act {
+    let Unit { id, invocation, .. } = unit;
+    Act::Operate(Operate { verb, unit: id, before: invocation, limit: LIMIT })
+}
+
+fn is_content(value: &Value, object: &Object) -> bool {
+    matches!(value, Value::File { content, .. } if content == object.digest())
+}
+
+fn is_enabled(word: &str) -> bool {
+    matches!(word, "enabled" | "enabled-runtime")
+}
+
+/// Refuses to run a unit that systemd would not.
+fn refuse_unusable(unit: &Unit) -> Result<()> {
+    let id = &unit.id;
+    let why = match unit.load.as_str() {
+        "masked" => format!("it is masked; `systemctl unmask {id}` makes it usable again"),
+        "loaded" if unit.can_start => return Ok(()),
+        "loaded" => "systemd starts it only when something needs it".to_owned(),
+        _ if unit.trouble.is_empty() => format!("systemd says that it is {}", unit.load),
+        _ => format!("systemd cannot load it: {}", unit.trouble),
+    };
+    Err(Error::new(Kind::Conflict, format!("cannot start {id}: {why}")))
+}
+
+/// Why nobody can say whether a unit starts by itself.
+fn not_up_to_anybody(what: &str, unit: &Unit, word: &str) -> Error {
+    let why = match word {
+        "masked" | "masked-runtime" => "it is masked, and has to be unmasked first",
+        "static" => "it has no [Install] section; whatever needs it starts it",
+        "indirect" => "its [Install] section only names other units; ask for those",
+        "generated" => "it is generated from other configuration, which decides that",
+        "transient" => "it was made while the system runs and ends with it",
+        "linked" | "linked-runtime" => "its file is elsewhere and only linked to",
+        "" => "it has no unit file",
+        _ => "systemd cannot make sense of its file",
+    };
+    Error::new(Kind::Conflict, format!("cannot {what} {}: {why}", unit.id))
+}

@@ -1,0 +1,139 @@
+//! What a host runs on, and what ends it: units that nobody stops or starts by accident.
+//!
+//! Protected is what could not be started again by the same way once it is gone: OSAPI itself,
+//! what init needs to be asked and to keep anything running, and the files all of them run from.
+
+use crate::error::Result;
+use crate::host::{Unit, View};
+
+/// OSAPI's own units. Names that begin like those of its jobs are its own as well.
+const OWN: &[&str] = &[
+    "osapi-agent.service",
+    "osapi-controller.service",
+    "osapi-relay.service",
+    "osapi-settle.service",
+    "osapi-tls.socket",
+    "osapi.slice",
+    "osapi.socket",
+];
+const OWN_PREFIXES: &[&str] = &["osapi-alarm-", "osapi-job-"];
+
+/// What others cannot do without, and what is lost with it.
+const NEEDED: &[(&str, &[&str])] = &[
+    (
+        "the bus on which its parts are asked",
+        &["dbus.service", "dbus.socket", "dbus-broker.service"],
+    ),
+    (
+        "its log",
+        &["systemd-journald.service", "systemd-journald.socket", "systemd-journald-dev-log.socket"],
+    ),
+    (
+        "its devices",
+        &["systemd-udevd.service", "systemd-udevd-control.socket", "systemd-udevd-kernel.socket"],
+    ),
+    ("its sessions", &["systemd-logind.service", "user.slice"]),
+    (
+        "what init keeps running",
+        &[
+            "-.slice",
+            "basic.target",
+            "init.scope",
+            "local-fs.target",
+            "sockets.target",
+            "sysinit.target",
+            "system.slice",
+        ],
+    ),
+    (
+        "files it runs from",
+        &[
+            "-.mount",
+            "dev.mount",
+            "etc.mount",
+            "home.mount",
+            "proc.mount",
+            "run.mount",
+            "sys.mount",
+            "usr.mount",
+            "var-lib-osapi.mount",
+            "var-lib.mount",
+            "var.mount",
+        ],
+    ),
+];
+
+/// What starting a unit of this name does to everything else.
+const ENDS: &[(&str, &[&str])] = &[
+    (
+        "ends the system",
+        &[
+            "ctrl-alt-del",
+            "exit",
+            "final",
+            "halt",
+            "kexec",
+            "poweroff",
+            "reboot",
+            "shutdown",
+            "soft-reboot",
+            "systemd-exit",
+            "systemd-halt",
+            "systemd-kexec",
+            "systemd-poweroff",
+            "systemd-reboot",
+            "systemd-soft-reboot",
+            "umount",
+        ],
+    ),
+    ("stops nearly everything", &["emergency", "initrd-switch-root", "rescue", "runlevel1"]),
+    (
+        "puts the system to sleep",
+        &[
+            "hibernate",
+            "hybrid-sleep",
+            "sleep",
+            "suspend",
+            "suspend-then-hibernate",
+            "systemd-hibernate",
+            "systemd-hybrid-sleep",
+            "systemd-suspend",
+            "systemd-suspend-then-hibernate",
+        ],
+    ),
+];
+
+/// Whether OSAPI has a unit of this full name, or gives such names to its jobs.
+pub(super) fn is_osapi(unit: &str) -> bool {
+    OWN.contains(&unit) || OWN_PREFIXES.iter().any(|prefix| unit.starts_with(prefix))
+}
+
+/// Refuses to do `what` to a unit that the host runs on, unless it is forced.
+pub(super) fn keep(host: &View, what: &str, unit: &Unit) -> Result<()> {
+    let names = || unit.names.iter().chain([&unit.id]).map(String::as_str);
+    let lost = if names().any(is_osapi) {
+        Some("OSAPI itself")
+    } else {
+        let is_meant = |(_, units): &&(&str, &[&str])| names().any(|name| units.contains(&name));
+        NEEDED.iter().find(is_meant).map(|(lost, _)| *lost)
+    };
+    match lost {
+        Some(lost) => host.guard(format!("cannot {what} {}: the host would lose {lost}", unit.id)),
+        None => Ok(()),
+    }
+}
+
+/// Refuses to start a unit that ends the others, unless it is forced.
+pub(super) fn go_on(host: &View, unit: &Unit) -> Result<()> {
+    let is_named = |stem: &&str| {
+        let is_it = |name: &String| {
+            name.strip_suffix(".target").or_else(|| name.strip_suffix(".service")) == Some(*stem)
+        };
+        is_it(&unit.id) || unit.names.iter().any(is_it)
+    };
+    let ends = ENDS.iter().find(|(_, stems)| stems.iter().any(|stem| is_named(stem)));
+    match ends {
+        Some((ends, _)) => host.guard(format!("cannot start {}: it {ends}", unit.id)),
+        None => Ok(()),
+    }
+}
