@@ -32,6 +32,7 @@ mod lane;
 mod link;
 mod look;
 mod machine;
+mod news;
 mod policy;
 mod presence;
 mod pulse;
@@ -134,6 +135,7 @@ impl<L: Link + 'static> Agent<L> {
         }
         shared.spawn("reports", |agent| agent.lasting.send_always(&agent))?;
         shared.spawn("presence", |agent| presence::tell(&agent))?;
+        shared.spawn("news", |agent| news::tell(&agent))?;
         Ok(Self { shared })
     }
 

@@ -12,6 +12,7 @@
 
 pub mod cell;
 mod command;
+pub mod dpkg;
 mod exec;
 mod hands;
 mod journal;
@@ -25,7 +26,7 @@ mod view;
 mod want;
 
 pub use command::Done;
-pub use exec::Executor;
+pub use exec::{Executor, Listening};
 pub use journal::{Amendment, Bounds as UndoBounds, Record};
 pub use plan::{Change, Plan};
 pub use root::Root;

@@ -164,6 +164,30 @@ pub enum Outcome {
     Failed { error: ErrorBody },
 }
 
+/// What a running job does at the moment. Nobody stores it.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+pub struct Progress {
+    /// In a few words; at most 160 characters.
+    pub message: String,
+    /// How much of this phase is done, from 0 to 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<u8>,
+}
+
+impl Progress {
+    /// How many characters of a message are kept.
+    const MAX_MESSAGE: usize = 160;
+
+    pub fn new(message: &str, percent: Option<u8>) -> Self {
+        let plain = |c: char| if c.is_control() { ' ' } else { c };
+        let message: String = message.chars().map(plain).take(Self::MAX_MESSAGE).collect();
+        Self {
+            message: message.trim().to_owned(),
+            percent: percent.map(|percent| percent.min(100)),
+        }
+    }
+}
+
 /// What an agent tells of one task. Stored under `job.<id>.<machine id>`, once; what says that a
 /// change was done gives way to what says that it was taken back since.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

@@ -19,6 +19,7 @@ pub mod change;
 pub mod command;
 pub mod file;
 pub mod node;
+pub mod package;
 pub mod process;
 pub mod service;
 pub mod sysctl;
@@ -28,6 +29,7 @@ pub static DOMAINS: &[&Domain] = &[
     &node::DOMAIN,
     &sysctl::DOMAIN,
     &service::DOMAIN,
+    &package::DOMAIN,
     &process::DOMAIN,
     &command::DOMAIN,
     &file::DOMAIN,

@@ -2,6 +2,8 @@
 
 #[path = "../fuzz/targets/frames.rs"]
 mod frames;
+#[path = "../fuzz/targets/packages.rs"]
+mod packages;
 #[path = "../fuzz/targets/parameters.rs"]
 mod parameters;
 
@@ -23,4 +25,9 @@ fn the_corpus_of_parameters_is_taken_or_refused() {
 #[test]
 fn the_corpus_of_frames_is_taken_or_refused() {
     replay("frames", frames::run);
+}
+
+#[test]
+fn the_corpus_of_what_dpkg_and_apt_write_is_read() {
+    replay("packages", packages::run);
 }

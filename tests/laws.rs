@@ -15,6 +15,7 @@ mod acts;
 mod confirm;
 mod files;
 mod journal;
+mod packages;
 mod recovery;
 mod undo;
 

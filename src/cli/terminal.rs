@@ -38,6 +38,11 @@ impl Progress {
     /// How often it changes, and how long it is kept back.
     pub(super) const PACE: Duration = Duration::from_secs(1);
 
+    /// Whether anybody sees it.
+    pub(super) fn is_shown(&self) -> bool {
+        self.is_shown
+    }
+
     pub(super) fn tell(&mut self, line: &str) {
         if self.is_shown {
             drop(write!(stderr().lock(), "\r\x1b[K{line}"));

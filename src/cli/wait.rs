@@ -32,6 +32,10 @@ const AWAY: Duration = Duration::from_mins(1);
 /// The pause before asking a controller again that did not answer.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// How often a job that is waited for is asked how far it is, and how long that may take.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+const TELL_WITHIN: Duration = Duration::from_secs(1);
+
 pub(super) struct Wait<'a> {
     session: &'a Session<'a>,
     call: &'a Call,
@@ -64,6 +68,7 @@ impl<'a> Wait<'a> {
     /// The answer, or None where Ctrl-C has ended the waiting.
     pub(super) async fn answer(&self) -> Result<Option<Reply>, Problem> {
         let mut progress = Progress::new();
+        let (mut told, mut asked) = (None, Instant::now());
         let asking = self.ask();
         tokio::pin!(asking);
         loop {
@@ -77,7 +82,14 @@ impl<'a> Wait<'a> {
                     self.detach();
                     return Ok(None);
                 }
-                () = tokio::time::sleep(Progress::PACE) => progress.tell(&self.state()),
+                () = tokio::time::sleep(Progress::PACE) => {
+                    // Nobody is asked for what nobody sees.
+                    if progress.is_shown() && asked.elapsed() >= ASK_AGAIN {
+                        told = self.told().await;
+                        asked = Instant::now();
+                    }
+                    progress.tell(&self.state(told.as_deref()));
+                }
             }
         }
     }
@@ -155,7 +167,7 @@ impl<'a> Wait<'a> {
         })
     }
 
-    fn state(&self) -> String {
+    fn state(&self, told: Option<&str>) -> String {
         let seconds = self.begun.elapsed().as_secs();
         let place = match self.call.target.as_str() {
             "" => "the controller".to_owned(),
@@ -164,7 +176,20 @@ impl<'a> Wait<'a> {
         };
         let job = self.job.borrow().as_ref().map(|id| format!(", job {}", flat(id)));
         let job = job.unwrap_or_default();
-        format!("waiting for {place}, {seconds} s{job} (Ctrl-C stops waiting)")
+        let told = told.map(|told| format!(": {told}")).unwrap_or_default();
+        format!("waiting for {place}, {seconds} s{job}{told} (Ctrl-C stops waiting)")
+    }
+
+    /// How far the job is, where its host tells and the caller may know.
+    async fn told(&self) -> Option<String> {
+        let uri = format!("/api/job/{}", self.job.borrow().clone()?);
+        let asked = tokio::time::timeout(TELL_WITHIN, self.session.get(&uri)).await;
+        let view = asked.ok()?.ok()?.json().ok()?;
+        let hosts = view["agent_states"].as_object()?;
+        let progress = hosts.values().find_map(|host| host.get("progress"))?;
+        let percent = progress["percent"].as_u64();
+        let percent = percent.map(|percent| format!(" ({percent} %)")).unwrap_or_default();
+        Some(format!("{}{percent}", flat(progress["message"].as_str()?)))
     }
 
     fn detach(&self) {

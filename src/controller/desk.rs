@@ -13,7 +13,7 @@ use super::lanes::Question;
 use super::status::Status;
 use super::{Controller, Shared, ids};
 use crate::error::{Error, Kind, Result};
-use crate::job::{Mark, Outcome, Record, Report, decode, encode};
+use crate::job::{Mark, Outcome, Progress, Record, Report, decode, encode};
 use crate::link::{About, Answer, Ask, Class, Desk, Head, Next, Sealed, Tell};
 use crate::ops;
 use crate::store::{Expect, Step, audit};
@@ -385,7 +385,14 @@ impl Controller {
             let Some(id) = Uuid::parse_str(&job).ok() else { continue };
             let lanes = self.lanes();
             if let Some(open) = lanes.get(id).filter(|_| lanes.is_missing(id, host)) {
-                open.so_far.send_modify(|so_far| so_far.told = Some(data));
+                let Ok(Progress { message, percent }) = serde_json::from_value(data) else {
+                    continue;
+                };
+                // Whoever tells is not trusted to be brief.
+                let progress = Progress::new(&message, percent);
+                open.so_far.send_modify(|so_far| {
+                    so_far.told.insert(host.to_owned(), progress);
+                });
             }
         }
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-use crate::job::{Mark, Record, Report};
+use crate::job::{Mark, Progress, Record, Report};
 use crate::link::Class;
 use crate::store::Revision;
 
@@ -57,8 +57,8 @@ pub(super) struct SoFar {
     pub(super) is_admitted: bool,
     /// No more is expected.
     pub(super) is_over: bool,
-    /// What a host has said last of its work on it.
-    pub(super) told: Option<serde_json::Value>,
+    /// How far hosts have said they are, by machine id.
+    pub(super) told: BTreeMap<String, Progress>,
 }
 
 struct Slot {

@@ -1,5 +1,6 @@
 //! What hosts have made of a job, as soon as it is known.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -8,7 +9,7 @@ use super::lanes::{Open, SoFar};
 use super::status::Status;
 use super::{Controller, ids};
 use crate::error::{Error, Kind, Result};
-use crate::job::{Job, Outcome, Record, Report, decode};
+use crate::job::{Job, Outcome, Progress, Record, Report, decode};
 use crate::store::{Order, Revision};
 
 /// Beyond what is left until a deadline, so that it has surely passed.
@@ -62,7 +63,7 @@ impl Controller {
             cancelled,
             is_admitted: true,
             is_over: true,
-            told: None,
+            told: BTreeMap::default(),
         };
         Ok(self.results_of(&record.job, &so_far))
     }
@@ -144,10 +145,10 @@ impl Controller {
         self.record(id).await.map(|record| record.job)
     }
 
-    /// What hosts have said last of their work on a job, while it goes on.
-    pub fn told(&self, id: &str) -> Option<serde_json::Value> {
-        let open = self.lanes().get(Uuid::parse_str(id).ok()?)?;
-        open.so_far.borrow().told.clone()
+    /// How far hosts have said they are with a job, by machine id, while it goes on.
+    pub(super) fn told(&self, id: Uuid) -> BTreeMap<String, Progress> {
+        let open = self.lanes().get(id);
+        open.map(|open| open.so_far.borrow().told.clone()).unwrap_or_default()
     }
 
     pub(super) async fn record(&self, id: &str) -> Result<Record> {

@@ -13,18 +13,22 @@ use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
 use self::node::Node;
+use self::package::Package;
 use self::sysctl::Sysctl;
 use self::unit::{Active, Enabled};
-use super::hands::Hands;
+use super::hands::{Due, Hands};
+use super::plan::Set;
 use super::reach::Reach;
 use super::view::View;
 use crate::error::{Error, Kind, Result};
 
 mod node;
+mod package;
 mod sysctl;
 mod unit;
 
 pub use node::{directory, file, link, nothing, object};
+pub use package::package;
 pub use sysctl::sysctl;
 pub use unit::{active, enabled};
 pub(super) use unit::{stays, told};
@@ -41,6 +45,8 @@ pub enum Cell {
     Active(String),
     /// Whether the unit of this name starts by itself.
     Enabled(String),
+    /// A Debian package, with its architecture where that is not the host's own.
+    Package(String),
 }
 
 /// One kind of cell: how it is read, assigned and shown. Each has a file of its own.
@@ -106,8 +112,25 @@ impl Cell {
             Self::Sysctl(key) => Box::new(Sysctl(key)),
             Self::Active(unit) => Box::new(Active(unit)),
             Self::Enabled(unit) => Box::new(Enabled(unit)),
+            Self::Package(name) => Box::new(Package(name)),
         }
     }
+
+    /// Whether one command assigns this and `other`, if both are to be.
+    pub(super) fn goes_with(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Package(_), Self::Package(_)))
+    }
+}
+
+/// Assigns cells that [go with](Cell::goes_with) each other.
+pub(super) fn assign_all(hands: &Hands, dues: &[Due]) -> Result<()> {
+    package::assign_all(hands, dues)
+}
+
+/// Refuses what no [`check`](CellKind::check) of a single cell would, because taking cells back
+/// together would change others as well.
+pub(super) fn check_all<'a>(host: &View, sets: impl Iterator<Item = &'a Set>) -> Result<()> {
+    package::check_all(host, sets)
 }
 
 impl fmt::Display for Cell {
@@ -121,10 +144,25 @@ impl fmt::Display for Cell {
 #[serde(rename_all = "snake_case")]
 pub enum Value {
     Absent,
-    File { content: Digest, mode: Mode, owner: String },
+    File {
+        content: Digest,
+        mode: Mode,
+        owner: String,
+    },
     Link(String),
-    Directory { mode: Mode, owner: String },
+    Directory {
+        mode: Mode,
+        owner: String,
+    },
     Text(String),
+    Package {
+        version: String,
+        /// Whether it is there only because others need it.
+        auto: bool,
+        /// What dpkg calls it where it is not properly installed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        state: Option<String>,
+    },
 }
 
 impl Value {
@@ -246,6 +284,14 @@ pub struct State {
 impl State {
     fn plain(cell: Cell, value: Value) -> Self {
         Self { cell, value, bytes: None }
+    }
+
+    pub fn cell(&self) -> &Cell {
+        &self.cell
+    }
+
+    pub fn value(&self) -> &Value {
+        &self.value
     }
 
     /// Permissions in octal. Files have 0644 and directories 0755 unless this says otherwise.

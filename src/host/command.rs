@@ -24,6 +24,8 @@ const MAX_OUTPUT: usize = 256 * 1024;
 const MAX_TEXT: usize = 352 * 1024;
 /// How many of them an error message repeats.
 const MAX_TOLD: usize = 2048;
+/// How many bytes of a line are heard.
+const MAX_HEARD: usize = 1024;
 /// How long output is waited for that only those hold who were left behind by the program.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -80,6 +82,20 @@ pub(super) fn child(
     follow(child, program, stdin, limit)
 }
 
+/// The same for a program that takes nothing and whose lines are heard as it prints them.
+pub(super) fn heard(
+    program: &Path,
+    args: &[&str],
+    limit: Duration,
+    turn: &Turn,
+    hear: &mut dyn FnMut(&str),
+) -> Result<Done> {
+    let mut command = Command::new(program);
+    command.args(args).env_clear().envs(ENVIRONMENT);
+    let child = spawn(&mut command, false, Some(turn)).map_err(cannot_run(program))?;
+    follow_heard(child, program, &[], limit, hear)
+}
+
 /// Runs `program`, which only looks, as a child that holds nobody's turn and keeps what it needs
 /// meanwhile in `scratch`.
 pub(super) fn query(
@@ -126,17 +142,23 @@ struct Stream {
     pipe: Option<File>,
     kept: Vec<u8>,
     is_cut: bool,
+    /// The line that has begun, as far as it is heard.
+    line: Vec<u8>,
 }
 
 impl Stream {
     fn new(pipe: Option<impl Into<std::os::fd::OwnedFd>>) -> std::io::Result<Self> {
         let pipe = pipe.map(|pipe| File::from(pipe.into()));
         pipe.as_ref().map(|pipe| fcntl_setfl(pipe, OFlags::NONBLOCK)).transpose()?;
-        Ok(Self { pipe, kept: Vec::new(), is_cut: false })
+        Ok(Self { pipe, kept: Vec::new(), is_cut: false, line: Vec::new() })
     }
 
     /// Takes what has come so far.
     fn take(&mut self) {
+        self.take_heard(&mut |_| ());
+    }
+
+    fn take_heard(&mut self, hear: &mut dyn FnMut(&str)) {
         let mut buffer = [0; 16 * 1024];
         while let Some(pipe) = &mut self.pipe {
             match pipe.read(&mut buffer) {
@@ -145,6 +167,14 @@ impl Stream {
                     let room = MAX_OUTPUT.saturating_sub(self.kept.len());
                     self.kept.extend_from_slice(&buffer[..n.min(room)]);
                     self.is_cut |= n > room;
+                    for byte in &buffer[..n] {
+                        if *byte == b'\n' {
+                            hear(&String::from_utf8_lossy(&self.line));
+                            self.line.clear();
+                        } else if self.line.len() < MAX_HEARD {
+                            self.line.push(*byte);
+                        }
+                    }
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -188,11 +218,17 @@ pub(super) fn bounded(text: &str, room: usize) -> (&str, usize) {
 /// Follows `child` to its end, or kills its group once `limit` is over.
 ///
 /// What it leaves running on purpose is left running, but not waited for.
-pub(super) fn follow(
+pub(super) fn follow(child: Child, program: &Path, stdin: &[u8], limit: Duration) -> Result<Done> {
+    follow_heard(child, program, stdin, limit, &mut |_| ())
+}
+
+/// The same, with somebody who hears the lines of its standard output as they come.
+fn follow_heard(
     mut child: Child,
     program: &Path,
     mut stdin: &[u8],
     limit: Duration,
+    hear: &mut dyn FnMut(&str),
 ) -> Result<Done> {
     let failed = cannot_run(program);
     let begun = Instant::now();
@@ -213,7 +249,7 @@ pub(super) fn follow(
                 deadline = deadline.min(Instant::now() + LINGER);
             }
         }
-        out.take();
+        out.take_heard(hear);
         err.take();
         if let Some(pipe) = &mut input {
             // A program may exit without reading what it was given.

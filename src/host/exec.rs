@@ -32,8 +32,12 @@ mod act;
 mod alarm;
 mod gate;
 mod group;
+mod news;
 mod operate;
 mod settle;
+
+pub use news::Listening;
+pub(super) use news::News;
 
 /// How many bytes of differences an answer repeats, as they are in JSON.
 const MAX_DIFFS: usize = 256 * 1024;
@@ -54,6 +58,7 @@ struct Core {
     alarm: Arc<Alarm>,
     /// Rings when a change that stood was taken back.
     bell: Bell,
+    news: News,
     /// Keeps a second agent away, once this one has said that it is an agent.
     agent: std::sync::OnceLock<Turn>,
 }
@@ -85,6 +90,7 @@ impl Executor {
             gate: Gate::default(),
             alarm: Arc::default(),
             bell: Bell::default(),
+            news: News::new(state),
             agent: std::sync::OnceLock::new(),
         };
         Ok(Self { core: Arc::new(core) })
@@ -209,6 +215,11 @@ impl Executor {
         let has_rung = bell.has_rung.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = bell.rings.wait_timeout_while(has_rung, patience, |has_rung| !*has_rung);
         *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+    }
+
+    /// Listens to how far running jobs say they are. What was said before is forgotten.
+    pub fn listen(&self) -> Result<Listening<'_>> {
+        self.core.news.listen()
     }
 
     /// Ends whoever rests.
@@ -390,6 +401,7 @@ impl Executor {
     }
 
     fn finish(&self, job: &str, outcome: &Outcome) -> Result<()> {
+        self.core.news.over(job);
         self.core.journal.write(job, &self.finished(outcome))?;
         if self.core.journal.load(job)?.is_closed() { self.core.journal.close(job) } else { Ok(()) }
     }
@@ -410,9 +422,9 @@ impl Executor {
         self.core.is_booting.load(Ordering::Relaxed)
     }
 
-    fn hands<'a>(&'a self, turn: &'a Turn, limit: Duration) -> Hands<'a> {
-        let (root, journal, view) = (&self.core.root, &self.core.journal, self.view());
-        Hands { root, journal, turn, view, limit }
+    fn hands<'a>(&'a self, turn: &'a Turn, job: &'a str, limit: Duration) -> Hands<'a> {
+        let Core { root, journal, news, .. } = &*self.core;
+        Hands { root, journal, turn, view: self.view(), limit, job, news }
     }
 }
 

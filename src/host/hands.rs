@@ -4,14 +4,16 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use super::cell::{Blobs, Digest, Value};
+use super::cell::{self, Blobs, Digest, Value};
 use super::command;
+use super::exec::News;
 use super::journal::{Journal, Turn};
-use super::plan::Step;
+use super::plan::{Set, Step};
 use super::root::Root;
 use super::view::View;
 use super::want::Refresh;
 use crate::error::{Error, Kind, Result};
+use crate::job::Progress;
 
 pub(super) struct Hands<'a> {
     pub(super) root: &'a Root,
@@ -19,21 +21,33 @@ pub(super) struct Hands<'a> {
     pub(super) turn: &'a Turn,
     pub(super) view: View,
     pub(super) limit: Duration,
+    /// The job that this is for, and who hears how far it is.
+    pub(super) job: &'a str,
+    pub(super) news: &'a News,
+}
+
+/// An assignment, and what its cell holds right now.
+pub(super) struct Due<'a> {
+    pub(super) set: &'a Set,
+    pub(super) now: Value,
 }
 
 impl Hands<'_> {
-    /// Takes a step. `now` is what its cell holds, if it is to be assigned at all, and `blobs`
-    /// has small contents.
-    pub(super) fn take(&self, step: &Step, now: Option<&Value>, blobs: &Blobs) -> Result<()> {
-        match (step, now) {
-            (Step::Refresh(refresh), _) => self.refresh(refresh),
-            (Step::Set(set), Some(now)) if *now == set.to => {
-                set.cell.kind().sweep(self);
-                Ok(())
-            }
-            (Step::Set(set), Some(now)) => set.cell.kind().assign(self, now, &set.to, blobs),
-            (Step::Set(_), None) => Ok(()),
+    /// Takes a step, or several that one command carries out. `dues` says which cells are to be
+    /// assigned, and `blobs` has small contents.
+    pub(super) fn take(&self, steps: &[Step], dues: &[Due], blobs: &Blobs) -> Result<()> {
+        if let [Step::Refresh(refresh)] = steps {
+            return self.refresh(refresh);
         }
+        if let [Due { set, now }] = dues {
+            let kind = set.cell.kind();
+            if *now == set.to {
+                kind.sweep(self);
+                return Ok(());
+            }
+            return kind.assign(self, now, &set.to, blobs);
+        }
+        if dues.is_empty() { Ok(()) } else { cell::assign_all(self, dues) }
     }
 
     /// Writes what `digest` names to `file`.
@@ -75,6 +89,27 @@ impl Hands<'_> {
     pub(super) fn run(&self, program: &str, args: &[&str], stdin: &[u8]) -> Result<()> {
         let path = self.root.command(program)?;
         let done = command::child(&path, args, stdin, self.limit, self.turn)?;
+        done.success(program).map(drop)
+    }
+}
+
+/// Lines are told as they come, and only their latest.
+impl Hands<'_> {
+    /// Runs a command of a change, as [`run`](Self::run) does, and tells what `read` makes of the
+    /// lines that it prints.
+    pub(super) fn run_heard(
+        &self,
+        program: &str,
+        args: &[&str],
+        read: fn(&str) -> Option<Progress>,
+    ) -> Result<()> {
+        let path = self.root.command(program)?;
+        let mut hear = |line: &str| {
+            if let Some(progress) = read(line) {
+                self.news.tell(self.job, &progress);
+            }
+        };
+        let done = command::heard(&path, args, self.limit, self.turn, &mut hear)?;
         done.success(program).map(drop)
     }
 }

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use similar::TextDiff;
 
-use super::cell::{Blobs, Cell, Digest, Value};
+use super::cell::{self, Blobs, Cell, Digest, Value};
 use super::journal::{Record, inline};
 use super::standing::Standing;
 use super::view::View;
@@ -32,6 +32,9 @@ pub struct Plan {
     /// The job whose change it takes back, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) undoes: Option<String>,
+    /// What would remain of it beyond what its cells know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) leaves: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -60,8 +63,8 @@ pub(super) struct Set {
 impl Plan {
     /// Compares `want` with what `host` holds and keeps the difference.
     pub fn of(host: &View, want: Want) -> Result<Self> {
-        let Want { wishes, blobs, undoes } = want;
-        let mut plan = Self { steps: Vec::new(), blobs, job: String::new(), undoes };
+        let Want { wishes, blobs, undoes, leaves } = want;
+        let mut plan = Self { steps: Vec::new(), blobs, job: String::new(), undoes, leaves };
         // Whether anything changes that the coming refreshes are there to announce.
         let (mut stirred, mut announcing) = (false, false);
         for wish in wishes {
@@ -118,6 +121,12 @@ impl Plan {
                 }
             }
         }
+        if plan.steps.is_empty() {
+            plan.leaves.clear();
+        }
+        if plan.undoes.is_some() {
+            cell::check_all(host, plan.sets())?;
+        }
         Ok(plan)
     }
 
@@ -171,7 +180,7 @@ impl Plan {
             Step::Set(set) => set.cell.kind().residue(&set.from, &set.to),
             Step::Refresh(refresh) => refresh.leaves.clone(),
         });
-        residue.collect()
+        residue.chain(self.leaves.iter().cloned()).collect()
     }
 
     pub fn changes(&self, host: &View) -> Vec<Change> {
@@ -251,6 +260,14 @@ impl Step {
                 Self::Set(Set { from, to, ..set.clone() })
             }
             Self::Refresh(_) => self.clone(),
+        }
+    }
+
+    /// Whether one command carries out both.
+    pub(super) fn goes_with(&self, next: &Self) -> bool {
+        match (self, next) {
+            (Self::Set(set), Self::Set(next)) => set.cell.goes_with(&next.cell),
+            _ => false,
         }
     }
 

@@ -18,12 +18,14 @@ use crate::error::{Error, Kind, Result};
 use crate::job::{Content, Task};
 
 mod machine;
+mod packages;
 mod query;
 mod unit;
 
 pub use machine::{Capability, Machine, Space};
 pub(super) use query::Query;
 pub use unit::{Listed, Unit};
+pub(super) use packages::LOCK_PATIENCE;
 
 /// How many bytes of a file [`View::read`] takes into memory.
 const MAX_READ: u64 = 4 * 1024 * 1024;

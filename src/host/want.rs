@@ -18,6 +18,8 @@ pub struct Want {
     pub(super) blobs: Blobs,
     /// The job whose change is to be taken back.
     pub(super) undoes: Option<String>,
+    /// What would remain of it beyond what its cells know.
+    pub(super) leaves: Vec<String>,
 }
 
 #[derive(Clone)]
@@ -116,6 +118,12 @@ impl Want {
         self
     }
 
+    /// Names what would remain of the change after it was taken back, where its cells do not.
+    pub fn leaves(mut self, what: impl Into<String>) -> Self {
+        self.leaves.push(what.into());
+        self
+    }
+
     /// That nothing of `plan` had happened, provided nobody has built on it since.
     pub fn without(plan: &Plan) -> Self {
         let wishes = plan.inverse().steps.into_iter().map(|step| match step {
@@ -127,7 +135,7 @@ impl Want {
             Step::Refresh(refresh) => Wish::Then(refresh),
         });
         let (blobs, undoes) = (plan.blobs.clone(), Some(plan.job.clone()));
-        Self { wishes: wishes.collect(), blobs, undoes }
+        Self { wishes: wishes.collect(), blobs, undoes, leaves: Vec::new() }
     }
 
     fn be(mut self, state: State, claim: Claim) -> Self {

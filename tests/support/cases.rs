@@ -39,6 +39,8 @@ pub(crate) fn cases() -> Vec<(&'static str, Value)> {
         ("node.service.stop", json!({ "name": "cron.service" })),
         ("node.service.enable", json!({ "name": "nginx" })),
         ("node.service.disable", json!({ "name": "cron" })),
+        ("node.package.install", json!({ "name": "hello" })),
+        ("node.package.remove", json!({ "name": "hello" })),
         ("job.undo", json!({ "id": job("before") })),
         ("test.banner", json!("Banner\n")),
         ("test.tree", json!("content")),
@@ -86,6 +88,7 @@ fn prepared(host: TestHost, op: &str) -> TestHost {
             host.write("/run/units/osapi-web.service", &state("active", "enabled", path));
             ("node.service.create", unit("unit"))
         }
+        "node.package.remove" => ("node.package.install", json!({ "name": "hello" })),
         "test.large" => ("test.large", json!("y")),
         _ => return host,
     };

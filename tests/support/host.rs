@@ -23,7 +23,10 @@ pub(crate) struct TestHost {
 
 const COMMANDS: &[&str] = &[
     "announce",
+    "apt-get",
+    "apt-mark",
     "chatter",
+    "dpkg",
     "garble",
     "hold-on",
     "leave",
@@ -35,6 +38,10 @@ const COMMANDS: &[&str] = &[
     "true",
     "where",
 ];
+
+/// The one package that every host has.
+const DPKG: &str = "Package: dpkg\nStatus: install ok installed\nArchitecture: amd64\n\
+                    Version: 1.22\nEssential: yes\n\n";
 
 /// The name that a job gets which the tests call `name`.
 pub(crate) fn job(name: &str) -> String {
@@ -79,6 +86,8 @@ impl TestHost {
             ("run/units/cron.service", state("active", "enabled", CRON)),
             ("run/units/nginx.service", state("inactive", "disabled", NGINX)),
             ("srv/work/README", String::new()),
+            ("var/lib/dpkg/status", DPKG.to_owned()),
+            ("var/lib/apt/extended_states", String::new()),
         ] {
             let path = dir.path().join("root").join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();

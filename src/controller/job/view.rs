@@ -14,7 +14,7 @@ use super::super::{Call, Controller, ids, rows};
 use super::{About, List};
 use crate::clock::rfc3339;
 use crate::error::{ErrorBody, Kind, Result};
-use crate::job::{Job, Outcome, Record, Report, decode};
+use crate::job::{Job, Outcome, Progress, Record, Report, decode};
 use crate::store::Order;
 
 #[derive(Debug, JsonSchema, Serialize)]
@@ -81,6 +81,9 @@ pub struct AgentState {
     /// From begin to end, such as `1.5s`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration: Option<String>,
+    /// How far it is, where the operation tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
 }
 
 #[derive(Debug, JsonSchema, Serialize)]
@@ -106,6 +109,7 @@ struct Part {
     stood: Option<u64>,
     result: Option<Value>,
     error: Option<ErrorBody>,
+    progress: Option<Progress>,
 }
 
 /// As much of a report as a list shows.
@@ -205,7 +209,8 @@ impl Controller {
             reports.push((entry.key[key.len() + 1..].to_owned(), Arc::new(report)));
         }
         let cancelled = record.job.cancelled.clone();
-        let so_far = SoFar { reports, cancelled, is_admitted: true, is_over: true, told: None };
+        let told = BTreeMap::new();
+        let so_far = SoFar { reports, cancelled, is_admitted: true, is_over: true, told };
         let mut view = viewed(&record, self.parts(id, &record, &so_far));
         view.shorten();
         Ok(Some(view))
@@ -226,7 +231,7 @@ impl Controller {
             cancelled: record.job.cancelled.clone(),
             is_admitted: true,
             is_over: false,
-            told: None,
+            told: self.told(uuid),
         };
         Ok(viewed(&record, self.parts(uuid, &record, &so_far)))
     }
@@ -255,8 +260,9 @@ impl Controller {
                 && error
                     .as_ref()
                     .is_none_or(|e| !matches!(e.kind, Kind::Expired | Kind::Cancelled));
+            let progress = so_far.told.get(host).filter(|_| !status.is_final()).cloned();
             let (host, hostname) = (host.clone(), self.hosts().name(host));
-            Part { host, hostname, status, is_begun, begun, ended, stood, result, error }
+            Part { host, hostname, status, is_begun, begun, ended, stood, result, error, progress }
         };
         job.hosts.iter().map(part).collect()
     }
@@ -296,7 +302,8 @@ fn viewed(record: &Record, parts: Vec<Part>) -> JobView {
         let error = part.error.as_ref().map(|error| error.message.clone());
         let duration = part.is_begun.then(|| duration(part.ended.saturating_sub(part.begun)));
         let status = part.status.as_str().to_owned();
-        let state = AgentState { status: status.clone(), error: error.clone(), duration };
+        let (error_told, progress) = (error.clone(), part.progress);
+        let state = AgentState { status: status.clone(), error: error_told, duration, progress };
         agent_states.insert(token.clone(), state);
         if part.status.is_final() {
             let changed = changed_of(part.result.as_ref());

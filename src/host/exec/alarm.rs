@@ -37,7 +37,7 @@ impl Executor {
     ) -> Result<()> {
         if self.core.root.has_service_manager() {
             let unit = format!("osapi-alarm-{job}-{}", uptime());
-            return self.hands(turn, limit).alarm(&unit, seconds);
+            return self.hands(turn, job, limit).alarm(&unit, seconds);
         }
         self.watch(uptime().saturating_add(seconds))
     }

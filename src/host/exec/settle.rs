@@ -3,7 +3,8 @@
 
 use super::{Executor, uptime};
 use crate::error::{Error, ErrorBody, Kind, Result};
-use crate::host::cell::{Cell, Value};
+use crate::host::cell::Cell;
+use crate::host::hands::Due;
 use crate::host::journal::{Back, Event, HOST, Planned, Turn, Work};
 use crate::host::look::For;
 use crate::host::plan::{Plan, Set, Step};
@@ -140,7 +141,7 @@ impl Executor {
     ) -> Result<Result<T>> {
         let mut begun = 0;
         let pass = self.pass(planned, again, false);
-        match self.apply(turn, plan, pass, &mut begun).and_then(|()| check()) {
+        match self.apply(turn, job, plan, pass, &mut begun).and_then(|()| check()) {
             Ok(answer) => self.core.journal.remember(job, plan).map(|()| Ok(answer)),
             Err(error) => {
                 // An earlier process may have been ahead of where this one was stopped.
@@ -176,13 +177,22 @@ impl Executor {
         Ok(why.into())
     }
 
-    fn apply(&self, turn: &Turn, plan: &Plan, pass: Pass, begun: &mut usize) -> Result<()> {
-        for step in &plan.steps {
+    fn apply(
+        &self,
+        turn: &Turn,
+        job: &str,
+        plan: &Plan,
+        pass: Pass,
+        begun: &mut usize,
+    ) -> Result<()> {
+        for together in plan.steps.chunk_by(Step::goes_with) {
             // Whatever is refused here was not begun.
-            let now = self.found(step, pass)?;
-            *begun += 1;
-            let hands = self.hands(turn, pass.limit);
-            hands.take(step, now.as_ref(), &plan.blobs)?;
+            let mut dues = Vec::with_capacity(together.len());
+            for step in together {
+                dues.extend(self.due(step, pass)?);
+            }
+            *begun += together.len();
+            self.hands(turn, job, pass.limit).take(together, &dues, &plan.blobs)?;
         }
         Ok(())
     }
@@ -191,17 +201,21 @@ impl Executor {
     fn undo(&self, turn: &Turn, job: &str, inverse: &Plan, pass: Pass) -> (Vec<Cell>, Vec<String>) {
         let mut left = Vec::new();
         let inverse = if self.is_booting() { inverse.early() } else { inverse.clone() };
-        for step in &inverse.steps {
-            let hands = self.hands(turn, pass.limit);
-            let now = self.found(step, pass);
-            let taken = now.and_then(|now| hands.take(step, now.as_ref(), &inverse.blobs));
-            match (taken, step) {
-                (Ok(()), _) => {}
-                (Err(error), Step::Refresh(_)) => left.push(error.to_string()),
-                // Which cells are off is found out below.
-                (Err(error), Step::Set(_)) => {
-                    tracing::warn!("job {job} cannot be taken back in full: {error}");
+        // Which cells are off is found out below.
+        let warn = |error| tracing::warn!("job {job} cannot be taken back in full: {error}");
+        for together in inverse.steps.chunk_by(Step::goes_with) {
+            let mut dues = Vec::with_capacity(together.len());
+            for step in together {
+                match self.due(step, pass) {
+                    Ok(due) => dues.extend(due),
+                    Err(error) => warn(error),
                 }
+            }
+            let taken = self.hands(turn, job, pass.limit).take(together, &dues, &inverse.blobs);
+            match (taken, together) {
+                (Ok(()), _) => {}
+                (Err(error), [Step::Refresh(_)]) => left.push(error.to_string()),
+                (Err(error), _) => warn(error),
             }
         }
         let view = self.view();
@@ -216,14 +230,14 @@ impl Executor {
 
     /// What is in the cell that `step` is to assign, if it is; an error if that is neither what
     /// the plan found there nor what it puts there.
-    fn found(&self, step: &Step, pass: Pass) -> Result<Option<Value>> {
+    fn due<'a>(&self, step: &'a Step, pass: Pass) -> Result<Option<Due<'a>>> {
         let Step::Set(set) = step else { return Ok(None) };
         let now = self.view().value(&set.cell)?;
         let is_expected = now == set.to || now == set.from;
         let is_half_done = pass.again && !set.cell.kind().is_atomic(&set.from, &set.to);
         let is_reset = pass.rebooted && !set.cell.kind().is_persistent();
         if is_expected || is_half_done || is_reset && !pass.back {
-            return Ok(Some(now));
+            return Ok(Some(Due { set, now }));
         }
         if is_reset {
             return Ok(None);

@@ -1,0 +1,136 @@
+//! What holds for packages in particular: several are one step, and what was begun with them by
+//! others is told apart from what is asked for.
+
+use osapi::error::Kind;
+use osapi::job::Options;
+use serde_json::{Value, json};
+
+use crate::support::host::TestHost;
+
+const INSTALL: &str = "node.package.install";
+const REMOVE: &str = "node.package.remove";
+
+fn hello() -> Value {
+    json!({ "name": "hello" })
+}
+
+fn leave(host: &TestHost, package: &str, status: &str) {
+    let table = host.read("/var/lib/dpkg/status");
+    let stanza = format!(
+        "Package: {package}\nStatus: install {status}\nArchitecture: all\nVersion: 1.0\n\n"
+    );
+    host.write("/var/lib/dpkg/status", &(table + &stanza));
+}
+
+#[test]
+fn packages_are_one_step_with_their_versions() {
+    let host = TestHost::new();
+    let answer = host.run("job", INSTALL, &hello()).unwrap();
+    assert_eq!((&answer["name"], &answer["version"]), (&json!("hello"), &json!("1.0")));
+    assert_eq!(answer["changes"].as_array().unwrap().len(), 2, "{answer}");
+    assert_eq!(answer["changes"][0]["to"]["package"], json!({ "version": "1.0", "auto": true }));
+    assert_eq!(answer["residue"].as_array().unwrap().len(), 2, "{answer}");
+    let calls = host.calls();
+    let [apt, mark] = &calls[..] else { panic!("{calls:?}") };
+    assert!(apt.ends_with(" install -- libhello=1.0 hello=1.0"), "{apt}");
+    assert!(apt.contains("Dpkg::Options::=--force-confold"), "{apt}");
+    assert_eq!(mark, "apt-mark auto -- libhello");
+}
+
+#[test]
+fn what_is_there_already_is_taken_for_installed() {
+    let host = TestHost::new();
+    leave(&host, "libhello", "ok installed");
+    leave(&host, "hello", "ok installed");
+    let answer = host.run("job", INSTALL, &hello()).unwrap();
+    assert_eq!((&answer["changed"], &answer["version"]), (&json!(false), &json!("1.0")));
+    let newer = json!({ "name": "hello", "version": "2.0" });
+    let answer = host.run("newer", INSTALL, &newer).unwrap();
+    assert_eq!((&answer["changed"], &answer["version"]), (&json!(true), &json!("2.0")));
+    host.undo("undo", "newer").unwrap();
+    assert!(host.calls().iter().any(|call| call.ends_with("-- hello=1.0")), "{:?}", host.calls());
+}
+
+#[test]
+fn what_is_not_there_needs_no_removal() {
+    let host = TestHost::new();
+    assert_eq!(host.run("job", REMOVE, &hello()).unwrap()["changed"], false);
+    for op in [INSTALL, REMOVE] {
+        let error = host.run(op, op, &json!({ "name": "nonesuch" })).unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound, "{op}: {error}");
+    }
+    let gone = json!({ "name": "hello", "version": "3.0" });
+    assert_eq!(host.run("gone", INSTALL, &gone).unwrap_err().kind(), Kind::NotFound);
+    assert!(host.calls().is_empty());
+}
+
+#[test]
+fn what_dpkg_has_begun_is_finished_first() {
+    let host = TestHost::new();
+    leave(&host, "libhello", "ok half-configured");
+    let preview = host.preview(INSTALL, &hello()).unwrap();
+    assert!(preview["residue"].to_string().contains("finish libhello"), "{preview}");
+    host.run("job", INSTALL, &hello()).unwrap();
+    let first = host.calls()[0].clone();
+    assert_eq!(first, "dpkg --force-confdef --force-confold --configure --pending");
+}
+
+#[test]
+fn what_dpkg_cannot_finish_is_named_with_its_remedy() {
+    let host = TestHost::new();
+    leave(&host, "torn", "reinstreq half-installed");
+    let error = host.run("job", INSTALL, &hello()).unwrap_err();
+    assert_eq!(error.kind(), Kind::HostFailed);
+    assert!(error.to_string().contains("`apt-get install --reinstall torn`"), "{error}");
+    assert!(host.calls().is_empty());
+
+    let host = TestHost::new();
+    leave(&host, "torn", "ok half-configured");
+    host.fail("dpkg", true);
+    let error = host.run("job", INSTALL, &hello());
+    // apt can do without what is none of its business.
+    assert_eq!(error.unwrap()["changed"], true);
+}
+
+#[test]
+fn only_the_versions_that_were_seen_are_installed() {
+    let host = TestHost::new();
+    let preview = host.preview(INSTALL, &hello()).unwrap();
+    let plan = preview["plan"].as_str().map(str::to_owned);
+    let seen = || Options { plan: plan.clone(), ..Options::default() };
+    leave(&host, "libhello", "ok installed");
+    let error = host.run_with("job", INSTALL, &hello(), seen()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Stale);
+    assert!(host.calls().is_empty());
+}
+
+#[test]
+fn what_the_system_needs_is_not_removed_by_accident() {
+    let host = TestHost::new();
+    let dpkg = json!({ "name": "dpkg" });
+    assert_eq!(host.preview(REMOVE, &dpkg).unwrap_err().kind(), Kind::Protected);
+    assert_eq!(host.run("job", REMOVE, &dpkg).unwrap_err().kind(), Kind::Protected);
+    assert!(host.calls().is_empty());
+    let force = Options { force: true, ..Options::default() };
+    host.run_with("forced", REMOVE, &dpkg, force).unwrap();
+    assert!(host.calls()[0].contains("--allow-remove-essential"), "{:?}", host.calls());
+}
+
+#[test]
+fn how_far_it_is_is_told_while_it_goes_on() {
+    let host = TestHost::new();
+    host.hold("unpacking", true);
+    let listening = host.executor.listen().unwrap();
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| host.run("job", INSTALL, &hello()).unwrap());
+        let news = listening.wait().unwrap();
+        host.hold("unpacking", false);
+        let [(job, progress)] = &news[..] else { panic!("{news:?}") };
+        assert_eq!(*job, crate::support::host::job("job"));
+        let told = (&*progress.message, progress.percent);
+        assert_eq!(told, ("Unpacking libhello (all)", Some(50)));
+        run.join().unwrap();
+    });
+    let left = std::fs::read_dir(host.state("news")).unwrap().count();
+    assert_eq!(left, 0, "what is over is not told any more");
+}
