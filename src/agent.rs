@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
@@ -31,6 +31,7 @@ mod heads;
 mod lane;
 mod link;
 mod look;
+mod looking;
 mod machine;
 mod news;
 mod policy;
@@ -46,6 +47,7 @@ pub use policy::Policy;
 use heads::Heads;
 use lane::Lane;
 use link::Trouble;
+use looking::Looking;
 use pulse::Pulses;
 use report::Outbox;
 
@@ -85,6 +87,7 @@ struct Shared<L> {
     pulses: Pulses,
     heads: Heads,
     about: Mutex<About>,
+    looking: Looking,
     is_stopping: AtomicBool,
 }
 
@@ -108,6 +111,7 @@ impl<L: Link + 'static> Agent<L> {
             pulses: Pulses::default(),
             heads: Heads::open(&setup.state, setup.clock.clone())?,
             about: Mutex::new(facts::about(&setup)),
+            looking: Looking::new(LOOKS),
             is_stopping: AtomicBool::new(false),
             links: Box::new(links),
             setup,
@@ -126,8 +130,7 @@ impl<L: Link + 'static> Agent<L> {
         })?;
         shared.spawn("verdicts", move |agent| verdicts.work(&agent))?;
         for _ in 0..LOOKS {
-            let (link, pulse) = ((shared.links)(), shared.pulses.of("looks", 1));
-            shared.spawn("looks", move |agent| look::work(&agent, link, &pulse))?;
+            shared.start_looking()?;
         }
         for _ in 0..ACTS {
             let acts = acts.clone();
@@ -163,6 +166,26 @@ impl<L: Link + 'static> Agent<L> {
 }
 
 impl<L: Link + 'static> Shared<L> {
+    /// One more worker that looks.
+    fn start_looking(self: &Arc<Self>) -> Result<()> {
+        let (link, pulse) = ((self.links)(), self.pulses.of("looks", 1));
+        self.spawn("looks", move |agent| {
+            look::work(&agent, link, &pulse);
+            agent.pulses.ended(&pulse);
+        })
+    }
+
+    /// Starts workers in place of those that hang.
+    fn relieve(self: &Arc<Self>) {
+        for _ in 0..self.looking.relief(Instant::now()) {
+            tracing::warn!("what only looks hangs; another worker takes its place");
+            if let Err(error) = self.start_looking() {
+                tracing::error!(%error, "nobody takes its place");
+                self.looking.lacks_one();
+            }
+        }
+    }
+
     /// Tells which changes stood and were taken back since, until that is answered. What took
     /// them back may have been another process, or at work before this one.
     fn amend(&self, at_once: bool) {

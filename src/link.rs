@@ -167,6 +167,8 @@ pub struct About {
     pub conditions: Vec<Condition>,
     /// Jobs whose changes wait to be confirmed.
     pub waiting: Vec<String>,
+    /// Reads that have taken longer than they may, in a line for each operation.
+    pub hanging: Vec<String>,
     /// Whether the kernel holds back whoever plans from writing.
     pub landlock: bool,
     pub uid: u32,

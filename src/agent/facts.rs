@@ -59,6 +59,7 @@ pub(super) fn about(setup: &Setup) -> About {
         uid: rustix::process::getuid().as_raw(),
         pid: rustix::process::getpid().as_raw_nonzero().get(),
         waiting: setup.executor.waiting(),
+        hanging: Vec::new(),
         landlock: setup.executor.landlock(),
     };
     judge(setup, &mut about.conditions);

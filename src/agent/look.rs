@@ -12,6 +12,7 @@ use super::{POLL, Shared, carry};
 use crate::error::Kind;
 use crate::job::Report;
 use crate::link::{Answer, Ask, Class, Link};
+use crate::ops;
 
 /// Works until the agent stops, on a thread that from now on can do nothing else than look.
 pub(super) fn work<L: Link + 'static>(agent: &Shared<L>, link: L, pulse: &Pulse) {
@@ -33,11 +34,20 @@ pub(super) fn work<L: Link + 'static>(agent: &Shared<L>, link: L, pulse: &Pulse)
                 continue;
             }
             let at_work = pulse.works();
-            let Some(report) = carry::out(agent, taken) else { return agent.give_up() };
+            let (job, op) = (taken.task.job.clone(), taken.task.op.clone());
+            let limit = ops::find(&op).map_or(POLL, |row| row.timeout);
+            agent.looking.begins(&job, &op, limit);
+            let report = carry::out(agent, taken);
+            let goes_on = agent.looking.ended(&job);
             drop(at_work);
+            let Some(report) = report else { return agent.give_up() };
             // Should it be lost on the way, looking again does no harm.
             agent.let_go(std::iter::once(&report.report));
             done.push(report.report);
+            if !goes_on {
+                // Whoever asked was answered long ago.
+                return;
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The sign of life: what the agent says of itself, however busy all its workers are.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::link::Asker;
@@ -21,17 +22,19 @@ fn look<L: Link + 'static>(agent: &Shared<L>, mut about: About, has_new_facts: b
         about.hostname = facts::hostname(&agent.setup);
     }
     about.waiting = agent.executor().waiting();
+    about.hanging = agent.looking.hanging(Instant::now());
     facts::judge(&agent.setup, &mut about.conditions);
     about
 }
 
 /// Goes on until the process ends.
-pub(super) fn tell<L: Link + 'static>(agent: &Shared<L>) {
+pub(super) fn tell<L: Link + 'static>(agent: &Arc<Shared<L>>) {
     let mut link = Asker::new((agent.links)());
     let mut collected = Instant::now();
     let mut told = None::<Instant>;
     let mut pruned = Instant::now();
     loop {
+        agent.relieve();
         let before = agent.about();
         let is_due = collected.elapsed() >= agent.setup.facts.interval;
         // What cannot be found out must not end the sign of life.

@@ -61,6 +61,11 @@ impl Pulses {
         pulse
     }
 
+    /// Nobody asks there any more, and nobody is to.
+    pub(super) fn ended(&self, pulse: &Arc<Pulse>) {
+        lock(&self.0).retain(|other| !Arc::ptr_eq(other, pulse));
+    }
+
     /// Whose workers do not ask any more, if anybody's.
     pub(super) fn stuck(&self) -> Option<&'static str> {
         self.stuck_at(Instant::now())

@@ -7,11 +7,15 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::agent::{Agent, Presence};
+use super::hosts::Host;
 use super::status::Status;
 use super::{Call, Controller, Here, Judged, Local};
 use crate::error::Result;
 use crate::op::{Domain, Nothing, Op, Rows};
 use crate::permission::Permission;
+
+/// Of how many hosts it is told that reads hang.
+const TOLD: usize = 8;
 
 pub static DOMAIN: Domain<Local> = Domain {
     name: "health",
@@ -253,14 +257,29 @@ impl Controller {
             None
         };
         let agent = (ready == 0).then_some("no agent is ready");
-        [("controller", None), ("store", store), ("agent", agent)]
+        let (store, agent) = (store.map(str::to_owned), agent.map(str::to_owned));
+        [("controller", None), ("store", store), ("agent", agent), ("reads", self.hanging())]
             .into_iter()
             .map(|(name, error)| {
                 let status = if error.is_none() { "ok" } else { "error" };
-                let error = error.map(str::to_owned);
                 (name.to_owned(), Component { status: status.to_owned(), error, address: None })
             })
             .collect()
+    }
+
+    /// What hosts say of reads that do not come to an end.
+    fn hanging(&self) -> Option<String> {
+        let hosts = self.hosts();
+        let hang = |(machine_id, host): (&str, &Host)| {
+            let about = &hosts.presence(machine_id)?.about;
+            let what = about.hanging.join(", ");
+            (!what.is_empty()).then(|| format!("{}: {what}", host.name))
+        };
+        let hang: Vec<_> = hosts.known().filter_map(hang).take(TOLD).collect();
+        (!hang.is_empty()).then(|| {
+            let hang = hang.join("; ");
+            format!("reads do not come to an end, look for a dead mount on the host: {hang}")
+        })
     }
 
     /// How it fares, in a line for people.

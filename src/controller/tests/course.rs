@@ -246,6 +246,25 @@ async fn a_read_that_takes_too_long_is_answered_for() {
 }
 
 #[tokio::test]
+async fn a_host_whose_reads_hang_is_told_of() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let reads = async || {
+        let status = call(&controller, "health.status", json!({})).await.unwrap();
+        status["components"]["reads"].clone()
+    };
+    assert_eq!(reads().await["status"], "ok");
+    agent.about.hanging = vec!["2 of file.status.get".to_owned()];
+    agent.hello().await.unwrap();
+    let told = reads().await;
+    assert_eq!(told["status"], "error");
+    assert!(told["error"].as_str().unwrap().contains("web: 2 of file.status.get"), "{told}");
+    agent.about.hanging.clear();
+    agent.hello().await.unwrap();
+    assert_eq!(reads().await["status"], "ok");
+}
+
+#[tokio::test]
 async fn setting_the_clock_expires_nothing_and_is_noted() {
     let mut bench = Bench::new();
     bench.limits.jobs = 1_000;
