@@ -202,9 +202,10 @@ impl Controller {
     fn without(&self, id: Uuid, record: &Record, hosts: &[String]) -> Status {
         let open = self.lanes().get(id);
         let so_far = open.map(|open| open.so_far.borrow().clone()).unwrap_or_default();
-        let on = |host: &String| match hosts.contains(host) {
-            true => Status::Failed,
-            false => self.status_on(id, &record.job, host, &so_far),
+        let on = |host: &String| {
+            let is_off = hosts.contains(host);
+            let status = || self.status_on(id, &record.job, host, &so_far);
+            if is_off { Status::Failed } else { status() }
         };
         Status::overall(record.job.hosts.iter().map(on))
     }
