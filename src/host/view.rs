@@ -23,9 +23,9 @@ mod query;
 mod unit;
 
 pub use machine::{Capability, Machine, Space};
+pub(super) use packages::LOCK_PATIENCE;
 pub(super) use query::Query;
 pub use unit::{Listed, Unit};
-pub(super) use packages::LOCK_PATIENCE;
 
 /// How many bytes of a file [`View::read`] takes into memory.
 const MAX_READ: u64 = 4 * 1024 * 1024;
