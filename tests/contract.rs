@@ -509,7 +509,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("op", &["error", "host", "permission", "types"]),
     ("host", &["clock", "error", "job", "op", "sys", "types"]),
     ("provider", &["error", "host", "op", "permission", "types", "job"]),
-    ("link", &["error", "job", "op"]),
+    ("link", &["error", "job", "op", "sys"]),
     ("store", &["clock", "error", "job", "link", "permission", "sys"]),
     (
         "agent",
