@@ -57,6 +57,8 @@ pub struct Server {
     pub hostname: Option<String>,
     /// What the agent shall take for `/` (`--root`).
     pub root: Option<PathBuf>,
+    /// Which part of which job a hand is there for (`--errand`).
+    pub errand: Option<String>,
     /// Published flags, without their dashes, that were given and have nothing to act on here; to
     /// be listed once.
     pub without_effect: Vec<String>,
@@ -74,6 +76,8 @@ pub enum ServerCommand {
     Settle,
     /// `settle-at-boot`: the same before the system is up, for what waits to be confirmed.
     SettleAtBoot,
+    /// `hand`: do for the agent what its own sandbox keeps it from, then end.
+    Hand,
     /// `config validate`
     ConfigValidate,
     /// `version`

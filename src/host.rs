@@ -18,7 +18,6 @@ mod hands;
 mod journal;
 mod look;
 mod plan;
-#[expect(dead_code, reason = "what is not `Here` still happens in the agent itself")]
 mod reach;
 mod root;
 mod standing;
@@ -26,7 +25,7 @@ mod view;
 mod want;
 
 pub use command::Done;
-pub use exec::{Executor, Listening};
+pub use exec::{Executor, Listening, has_journal};
 pub use journal::{Amendment, Bounds as UndoBounds, Record};
 pub use plan::{Change, Plan};
 pub use root::Root;

@@ -11,7 +11,7 @@ use crate::cli::{Reach, Server, ServerCommand};
 use crate::clock::Clock;
 use crate::config::{self, Config, Inert, Loaded};
 use crate::error::{Error, Kind, Result};
-use crate::host::{Executor, Root, UndoBounds};
+use crate::host::{Executor, Root, UndoBounds, has_journal};
 
 mod agent_process;
 mod controller_process;
@@ -29,6 +29,7 @@ pub fn run(server: &Server) -> Result<()> {
         ServerCommand::Agent => agent_process::run(server),
         ServerCommand::Settle => settle(server, false),
         ServerCommand::SettleAtBoot => settle(server, true),
+        ServerCommand::Hand => hand(server),
         ServerCommand::ConfigValidate => validate(server),
         ServerCommand::Version => say(&version()),
     }
@@ -156,6 +157,28 @@ fn settle(server: &Server, at_boot: bool) -> Result<()> {
     Ok(())
 }
 
+/// Does a part of a job in a unit of the service manager: what it is, an agent wrote into its
+/// journal, which is where the answer goes. Says nothing of either here.
+///
+/// Where the journal is stands in the environment; the configuration may be what is being changed.
+fn hand(server: &Server) -> Result<()> {
+    let unknown =
+        || Error::new(Kind::InvalidInput, "a hand is started by an agent, with an errand");
+    let errand = server.errand.as_deref().and_then(|errand| errand.rsplit_once('.'));
+    let (job, number) = errand.ok_or_else(unknown)?;
+    let number = number.parse().map_err(|_| unknown())?;
+    let config = config::of_environment(std::env::vars());
+    crate::telemetry::start("osapi-hand", config.debug);
+    let Some(state) = config.agent.state_dir else { return Err(unknown()) };
+    has_journal(&state)?;
+    let root = server.root.as_deref().unwrap_or_else(|| Path::new("/"));
+    let executor = Executor::new(Root::at(root), &state, UndoBounds::default())?;
+    if !executor.hand(job, number)? {
+        tracing::info!(OSAPI_JOB_ID = job, "nobody waits for this part of the job any more");
+    }
+    Ok(())
+}
+
 fn executor(
     server: &Server,
     config: &Config,
@@ -172,6 +195,7 @@ fn executor(
 
 fn agent_setup(server: &Server, config: &Config, paths: &Paths) -> Result<agent::Setup> {
     let executor = executor(server, config, paths, false)?;
+    executor.use_units();
     let (own, limits) = (&config.agent, &config.agent.conditions);
     Ok(agent::Setup {
         machine_id: agent::machine_id(&executor.view(), &paths.agent_state)?,

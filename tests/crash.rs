@@ -23,7 +23,7 @@ use osapi::error::Kind;
 use osapi::host::{Executor, Root, UndoBounds};
 use osapi::job::Options;
 use serde_json::{Value, json};
-use support::cases::{cases, deploy, find, host_for, managed_host_for};
+use support::cases::{cases, deploy, find, host_for, managed_host_for, unit_host_for};
 use support::host::{TestHost, job, task};
 
 /// Whatever makes something durable or visible, or starts something.
@@ -78,6 +78,23 @@ const SWEEPS: &[(&str, fn())] = &[
     ),
     ("a_program_never_runs_twice", a_program_never_runs_twice),
     (
+        "after_a_crash_anywhere_what_units_do_is_finished",
+        after_a_crash_anywhere_what_units_do_is_finished,
+    ),
+    ("a_program_in_a_unit_never_runs_twice", a_program_in_a_unit_never_runs_twice),
+    (
+        "a_unit_that_dies_anywhere_leaves_a_step_that_is_taken_back",
+        a_unit_that_dies_anywhere_leaves_a_step_that_is_taken_back,
+    ),
+    (
+        "a_unit_that_dies_anywhere_has_run_its_program_once_or_not_at_all",
+        a_unit_that_dies_anywhere_has_run_its_program_once_or_not_at_all,
+    ),
+    (
+        "what_runs_in_a_unit_outlives_the_agent_and_is_answered_for",
+        what_runs_in_a_unit_outlives_the_agent_and_is_answered_for,
+    ),
+    (
         "a_change_costs_the_same_however_much_was_done_before",
         a_change_costs_the_same_however_much_was_done_before,
     ),
@@ -121,6 +138,9 @@ fn agent(told: &str) {
     let options: Options = serde_json::from_value(told["options"].clone()).unwrap();
     let task = task(&job("job"), &find(op), &told["params"], options);
     if let Ok(executor) = executor {
+        if at("root").join("usr/bin/osapi").exists() {
+            executor.use_units();
+        }
         // Whoever looks at what is left finds out how it went.
         let _ = executor.run(&find(op), &task);
         // An agent does not take itself apart, and how far it would come is chance.
@@ -128,8 +148,8 @@ fn agent(told: &str) {
     }
 }
 
-/// What `strace` is told to do to the agent, and for which job.
-fn run(host: &TestHost, strace: &[&str], what: Option<(&str, &Value)>, options: &Options) {
+/// What the agent is told.
+fn told(host: &TestHost, what: Option<(&str, &Value)>, options: &Options) -> String {
     let told = json!({
         "root": host.path("/"),
         "state": host.dir().join("state"),
@@ -137,13 +157,18 @@ fn run(host: &TestHost, strace: &[&str], what: Option<(&str, &Value)>, options: 
         "params": what.map(|(_, params)| params),
         "options": options,
     });
+    told.to_string()
+}
+
+/// What `strace` is told to do to the agent, and for which job.
+fn run(host: &TestHost, strace: &[&str], what: Option<(&str, &Value)>, options: &Options) {
     let status = Command::new("strace")
         .args(["-qq", "-o"])
         .arg(host.dir().join("trace"))
         .args(strace)
         .arg("--")
         .arg(std::env::current_exe().unwrap())
-        .env(AGENT, told.to_string())
+        .env(AGENT, told(host, what, options))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
@@ -173,6 +198,12 @@ fn points(
     let calls = |kind: &&'static str| (before[kind] + 1..=all[kind]).map(|n| (*kind, n)).collect();
     let mut points: Vec<_> = kinds.iter().flat_map(|kind| -> Vec<_> { calls(kind) }).collect();
     assert!(points.len() > 5, "{op} hardly does anything: {all:?}");
+    thin_out(&mut points, op);
+    points
+}
+
+/// Leaves as many points as are to be tried.
+fn thin_out(points: &mut Vec<(&'static str, usize)>, op: &str) {
     let wanted = std::env::var("CRASH_POINTS").unwrap_or_default();
     let seed = std::env::var("CRASH_SEED").ok().and_then(|text| text.parse::<u64>().ok());
     let some = match wanted.as_str() {
@@ -185,7 +216,6 @@ fn points(
         hasher.finish()
     });
     points.truncate(some);
-    points
 }
 
 /// Runs a job again and again, each time with something else happening to it, and hands what is
@@ -195,9 +225,10 @@ fn sweep(
     what: fn(usize) -> String,
     (op, params): (&str, &Value),
     options: &Options,
+    host: fn(&str) -> TestHost,
     look: impl Fn(TestHost, &str) + Sync,
 ) {
-    let host = || if options.confirm.is_some() { managed_host_for(op) } else { host_for(op) };
+    let host = || host(op);
     let points = points(kinds, &host(), (op, params), options);
     let (next, half_done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     std::thread::scope(|scope| {
@@ -239,7 +270,7 @@ fn after_a_crash_anywhere_the_job_is_finished_when_delivered_again() {
     for (op, params) in cases() {
         let whole = host_for(op);
         whole.run("job", op, &params).unwrap();
-        sweep(CALLS, killed, (op, &params), &Options::default(), |host, at| {
+        sweep(CALLS, killed, (op, &params), &Options::default(), host_for, |host, at| {
             host.run("job", op, &params).unwrap_or_else(|error| panic!("{at}: {error}"));
             host.assert_is(&whole.snapshot(), at);
             assert_eq!(managed(&host), managed(&whole), "{at}");
@@ -254,7 +285,7 @@ fn after_a_crash_anywhere_the_job_is_finished_or_never_begun_without_being_deliv
     for (op, params) in cases() {
         let (before, whole) = (host_for(op), host_for(op));
         whole.run("job", op, &params).unwrap();
-        sweep(CALLS, killed, (op, &params), &Options::default(), |host, at| {
+        sweep(CALLS, killed, (op, &params), &Options::default(), host_for, |host, at| {
             let is_begun = !host.executor.settle().unwrap().is_empty() || is_done(&host);
             let expected = if is_begun { &whole } else { &before };
             host.assert_is(&expected.snapshot(), at);
@@ -267,7 +298,7 @@ fn after_a_crash_anywhere_an_unconfirmed_job_is_taken_back() {
     let options = Options { confirm: Some(0), ..Options::default() };
     for (op, params) in cases() {
         let before = managed_host_for(op);
-        sweep(CALLS, killed, (op, &params), &options, |host, at| {
+        sweep(CALLS, killed, (op, &params), &options, managed_host_for, |host, at| {
             let host = host.restart();
             host.executor.settle().unwrap();
             host.assert_is(&before.snapshot(), at);
@@ -284,7 +315,7 @@ fn what_a_broken_disk_interrupts_is_finished_or_taken_back() {
         for (op, params) in cases() {
             let (before, whole) = (host_for(op), host_for(op));
             whole.run("job", op, &params).unwrap();
-            sweep(DISK, error, (op, &params), &Options::default(), |host, at| {
+            sweep(DISK, error, (op, &params), &Options::default(), host_for, |host, at| {
                 let is_done = host.run("job", op, &params).is_ok();
                 let expected = if is_done { &whole } else { &before };
                 host.assert_is(&expected.snapshot(), at);
@@ -296,7 +327,7 @@ fn what_a_broken_disk_interrupts_is_finished_or_taken_back() {
 
 fn a_program_never_runs_twice() {
     let params = json!({ "program": "true" });
-    sweep(CALLS, killed, ("test.run", &params), &Options::default(), |host, at| {
+    sweep(CALLS, killed, ("test.run", &params), &Options::default(), host_for, |host, at| {
         let result = host.run("job", "test.run", &params);
         let runs = host.calls().len();
         match result {
@@ -307,6 +338,121 @@ fn a_program_never_runs_twice() {
             }
         }
     });
+}
+
+/// Changes that reach beyond the agent, by files, a kernel parameter and programs.
+fn far_reaching() -> Vec<(&'static str, Value)> {
+    let is_tried = |op: &str| ["node.sysctl.create", "test.tree"].contains(&op);
+    cases().into_iter().filter(|(op, _)| is_tried(op)).collect()
+}
+
+fn after_a_crash_anywhere_what_units_do_is_finished() {
+    for (op, params) in far_reaching() {
+        let whole = unit_host_for(op);
+        whole.run("job", op, &params).unwrap();
+        sweep(CALLS, killed, (op, &params), &Options::default(), unit_host_for, |host, at| {
+            host.run("job", op, &params).unwrap_or_else(|error| panic!("{at}: {error}"));
+            host.assert_is(&whole.snapshot(), at);
+            assert_eq!(managed(&host), managed(&whole), "{at}");
+            host.undo("undo", "job").unwrap_or_else(|error| panic!("{at}: {error}"));
+            host.assert_is(&unit_host_for(op).snapshot(), at);
+        });
+    }
+}
+
+fn a_program_in_a_unit_never_runs_twice() {
+    let params = json!({ "program": "true" });
+    let about = ("test.run", &params);
+    sweep(CALLS, killed, about, &Options::default(), unit_host_for, |host, at| {
+        let result = host.run("job", "test.run", &params);
+        // Nothing came between the program and its end.
+        assert!(result.is_ok(), "{at}: {result:?}");
+        assert_eq!(runs(&host), 1, "{at}");
+    });
+}
+
+/// How often the program of an act ran.
+fn runs(host: &TestHost) -> usize {
+    host.calls().iter().filter(|call| call.starts_with("true")).count()
+}
+
+/// Runs a job again and again, each time with its first unit dying at another call.
+fn sweep_unit(
+    op: &str,
+    params: &Value,
+    look: impl Fn(&TestHost, osapi::error::Result<Value>, &str),
+) {
+    let tried = |strace: &str| {
+        let host = unit_host_for(op);
+        std::fs::write(host.dir().join("strace"), strace).unwrap();
+        let result = host.run("job", op, params);
+        (host, result)
+    };
+    let (host, _) = tried(&format!("-etrace={}", CALLS.join(",")));
+    std::fs::rename(host.dir().join("unit-trace"), host.dir().join("trace")).unwrap();
+    let counts = counts(&host, CALLS);
+    let points = counts.iter().flat_map(|(call, count)| (1..=*count).map(move |n| (*call, n)));
+    let mut points: Vec<(&'static str, usize)> = points.collect();
+    assert!(points.len() > 20, "a unit hardly does anything: {counts:?}");
+    thin_out(&mut points, op);
+    for (call, n) in &points {
+        let (host, result) = tried(&format!("-etrace={call} -einject={call}:{}", killed(*n)));
+        look(&host, result, &format!("{op}: unit: {call} {n}"));
+    }
+    println!("{op}: {} points of a unit", points.len());
+}
+
+fn a_unit_that_dies_anywhere_leaves_a_step_that_is_taken_back() {
+    for (op, params) in far_reaching() {
+        let (before, whole) = (unit_host_for(op), unit_host_for(op));
+        whole.run("job", op, &params).unwrap();
+        sweep_unit(op, &params, |host, result, at| {
+            let expected = if result.is_ok() { &whole } else { &before };
+            host.assert_is(&expected.snapshot(), &format!("{at}: {result:?}"));
+            assert_eq!(managed(host), managed(expected), "{at}");
+        });
+    }
+}
+
+fn a_unit_that_dies_anywhere_has_run_its_program_once_or_not_at_all() {
+    let params = json!({ "program": "true" });
+    sweep_unit("test.run", &params, |host, result, at| match result {
+        Ok(_) => assert_eq!(runs(host), 1, "{at}"),
+        Err(error) if error.kind() == Kind::Interrupted => assert!(runs(host) <= 1, "{at}"),
+        Err(error) => assert_eq!(runs(host), 0, "{at}: {error}"),
+    });
+}
+
+fn what_runs_in_a_unit_outlives_the_agent_and_is_answered_for() {
+    /// How long whoever does not wait has to show it.
+    const GRACE: std::time::Duration = std::time::Duration::from_millis(300);
+    let (act, change) = (json!({ "program": "true" }), json!("text"));
+    for (op, params, command) in [("test.run", &act, "true"), ("test.banner", &change, "announce")]
+    {
+        let host = unit_host_for(op);
+        host.hold(command, true);
+        let mut agent = Command::new(std::env::current_exe().unwrap())
+            .env(AGENT, told(&host, Some((op, params)), &Options::default()))
+            .spawn()
+            .unwrap();
+        let count = || host.calls().iter().filter(|call| call.starts_with(command)).count();
+        while count() == 0 {
+            std::thread::yield_now();
+        }
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            let next = scope.spawn(|| host.run("job", op, params));
+            // Whoever did not wait would have begun it again by now.
+            while !next.is_finished() && count() < 2 && begun.elapsed() < GRACE {
+                std::thread::yield_now();
+            }
+            host.hold(command, false);
+            next.join().unwrap().unwrap_or_else(|error| panic!("{op}: {error}"));
+        });
+        assert!(count() == 1 || op == "test.banner" && count() == 2, "{op}");
+    }
 }
 
 fn is_done(host: &TestHost) -> bool {

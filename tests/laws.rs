@@ -18,6 +18,7 @@ mod journal;
 mod packages;
 mod recovery;
 mod undo;
+mod units;
 
 #[test]
 fn every_write_operation_is_tried_here() {

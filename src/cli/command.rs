@@ -450,6 +450,10 @@ fn server(globals: Globals, local: &words::Local, matches: &ArgMatches) -> Serve
             ServerCommand::Agent => given(words::AGENT_HOSTNAME).filter(|name| !name.is_empty()),
             _ => None,
         },
+        errand: match local.command {
+            ServerCommand::Hand => given(words::ERRAND),
+            _ => None,
+        },
         root: local
             .flags
             .iter()

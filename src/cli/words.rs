@@ -31,6 +31,8 @@ pub(super) const AGENT_HOSTNAME: &str = "agent-hostname";
 /// The host whose files are below this directory instead of `/`. For tests, so that they never
 /// touch the machine they run on.
 pub(super) const ROOT: &str = "root";
+/// What a hand is started for: a job, a dot and a number.
+pub(super) const ERRAND: &str = "errand";
 const AT_ROOT: Flag = Flag { name: ROOT, short: None, has_effect: true };
 
 pub(super) static LOCAL: &[Local] = &[
@@ -72,6 +74,11 @@ pub(super) static LOCAL: &[Local] = &[
             "Take back what nobody confirmed before the reboot",
             ServerCommand::SettleAtBoot,
         )
+    },
+    Local {
+        is_hidden: true,
+        flags: &[AT_ROOT, Flag { name: ERRAND, short: None, has_effect: true }],
+        ..local("hand", "Do what an agent wrote down for its unit", ServerCommand::Hand)
     },
     local("config validate", "Check the configuration file", ServerCommand::ConfigValidate),
     local("version", "Show the version of this program, as JSON", ServerCommand::Version),

@@ -66,7 +66,6 @@ pub(super) trait CellKind: fmt::Display {
 
     /// Who may assign `to`: this agent itself, or a unit with the rights of a class. It says how
     /// far [`assign`](Self::assign) reaches with all that it starts.
-    #[expect(dead_code, reason = "what is not `Here` still happens in the agent itself")]
     fn reach(&self, _to: &Value) -> Reach {
         Reach::Here
     }

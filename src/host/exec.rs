@@ -35,6 +35,9 @@ mod group;
 mod news;
 mod operate;
 mod settle;
+mod unit;
+
+pub use unit::has_journal;
 
 pub use news::Listening;
 pub(super) use news::News;
@@ -53,6 +56,8 @@ struct Core {
     journal: Journal,
     bounds: Bounds,
     is_booting: AtomicBool,
+    /// Whether what reaches beyond this process is left to units.
+    has_units: AtomicBool,
     eyes: Eyes,
     gate: Gate,
     alarm: Arc<Alarm>,
@@ -87,6 +92,7 @@ impl Executor {
             journal,
             bounds,
             is_booting: AtomicBool::new(false),
+            has_units: AtomicBool::new(false),
             gate: Gate::default(),
             alarm: Arc::default(),
             bell: Bell::default(),
@@ -112,7 +118,7 @@ impl Executor {
     }
 
     pub fn view(&self) -> View {
-        View::new(self.core.root.clone(), self.core.journal.clone())
+        View::new(self.core.root.clone(), self.core.journal.clone(), self.is_confined())
     }
 
     /// The host as `task` sees it, with the contents that it brings along.
@@ -256,7 +262,8 @@ impl Executor {
     }
 
     /// Begins nothing any more. Waits for what is under way, for `patience` at most; then what
-    /// is done once is killed and ends `interrupted`, and a change is left to the journal.
+    /// is done once is killed and ends `interrupted`, and a change is left to the journal. What
+    /// runs in a unit is not waited for: it goes on, and the next agent answers for it.
     pub fn stop(&self, patience: Duration) {
         self.core.gate.close(patience);
     }
@@ -318,7 +325,7 @@ impl Executor {
         if let Some(planned) = &entry.planned {
             let answer = match &planned.work {
                 Work::Act(act) => self
-                    .again(task, planned, act, entry.started)?
+                    .again(task, planned, act, entry)?
                     .and_then(|acted| tell(provider, task, acted)),
                 // Somebody else brought it about, who could not tell.
                 Work::Plan(plan) => {

@@ -71,15 +71,12 @@ impl Hands<'_> {
 
     /// Has what is due in `seconds` taken back, by somebody who outlives this process.
     pub(super) fn alarm(&self, unit: &str, seconds: u64) -> Result<()> {
-        let osapi = std::env::current_exe()
-            .map_err(|error| failed("find", "the program osapi", "", error))?;
+        let (osapi, _) = self.root.osapi()?;
         let (unit, delay) = (format!("--unit={unit}"), format!("--on-active={seconds}s"));
         let osapi = osapi.to_string_lossy();
-        // So the kernel calls a program that was replaced; an upgrade puts the next one there.
-        let osapi = osapi.strip_suffix(" (deleted)").unwrap_or(&osapi);
         let precise = "--timer-property=AccuracySec=100ms";
         let state = format!("--setenv=OSAPI_AGENT_STATE_DIR={}", self.journal.dir().display());
-        let args = ["--quiet", "--collect", &unit, &delay, precise, &state, "--", osapi, "settle"];
+        let args = ["--quiet", "--collect", &unit, &delay, precise, &state, "--", &osapi, "settle"];
         let path = self.root.command("systemd-run")?;
         command::child(&path, &args, &[], self.limit, self.turn)?.success("systemd-run").map(drop)
     }

@@ -22,11 +22,14 @@ use crate::job::Outcome;
 
 mod amends;
 mod contents;
+mod errand;
 mod managed;
 mod prune;
 
 pub use amends::Amendment;
 pub(super) use contents::inline;
+pub(super) use errand::{Answer, Errand, Part};
+use errand::{End, Handed, UNIT};
 pub use prune::Bounds;
 
 /// What changes wait for, so that there is one at a time. No job can be called so.
@@ -39,6 +42,13 @@ const VERSION: &str = "1\n";
 /// A lock that is held. Commands are given it and hold it as well, so that whoever takes over
 /// after a crash waits for those that are still running before it looks at what they did.
 pub(super) struct Turn(File);
+
+impl Drop for Turn {
+    /// What a command left running on purpose has a copy of the lock, and shall not keep it.
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
 
 impl AsFd for Turn {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -62,6 +72,18 @@ pub(super) enum Event {
     Started {
         pid: i32,
         start: u64,
+    },
+    /// A unit of the service manager is going to do a part of it, and answers here.
+    Handed(Box<Errand>),
+    /// What came of the errand of that number.
+    Answered {
+        number: u32,
+        answer: Answer,
+    },
+    /// Nobody does the errand of that number, or does any more of it: whoever comes to do it now
+    /// comes too late.
+    Revoked {
+        number: u32,
     },
     /// Another process goes on with it, because the one that began did not get to the end.
     Resumed,
@@ -118,7 +140,7 @@ pub(super) enum Work {
 }
 
 impl Work {
-    fn is_plan(&self) -> bool {
+    pub(super) fn is_plan(&self) -> bool {
         matches!(self, Self::Plan(_))
     }
 }
@@ -129,6 +151,8 @@ pub(super) struct Entry {
     pub(super) planned: Option<Box<Planned>>,
     /// The process group of the act, and when its leader started.
     pub(super) started: Option<(i32, u64)>,
+    /// What was given to a unit last.
+    pub(super) handed: Option<Handed>,
     pub(super) resumed: u32,
     pub(super) applied: bool,
     pub(super) back: Option<Back>,
@@ -155,6 +179,9 @@ impl Entry {
         match event {
             Event::Planned(planned) => self.planned = Some(planned),
             Event::Started { pid, start } => self.started = Some((pid, start)),
+            Event::Handed(errand) => self.handed = Some(Handed { errand: *errand, end: None }),
+            Event::Answered { number, answer } => self.end(number, End::Answered(answer)),
+            Event::Revoked { number } => self.end(number, End::Revoked),
             Event::Resumed => self.resumed += 1,
             Event::Applied => self.applied = true,
             // What was answered before no longer holds.
@@ -320,8 +347,14 @@ impl Journal {
         options.write(true).truncate(true);
         let mut file = options.open(self.dir.join("done").join(job)).map_err(failed)?;
         file.write_all(&line(event)?).and_then(|()| file.sync_data()).map_err(failed)?;
-        let _ = fs::remove_file(self.dir.join("locks").join(job));
+        self.drop_locks(job);
         self.sync("done")
+    }
+
+    fn drop_locks(&self, job: &str) {
+        for name in [job, &format!("{job}{UNIT}")] {
+            let _ = fs::remove_file(self.dir.join("locks").join(name));
+        }
     }
 
     /// Makes a change permanent that waits for this, because the job `by` says so. Says whether
@@ -347,7 +380,7 @@ impl Journal {
 
     /// Files `job` away. Should a crash bring it back, it is filed away again.
     pub(super) fn close(&self, job: &str) -> Result<()> {
-        let _ = fs::remove_file(self.dir.join("locks").join(job));
+        self.drop_locks(job);
         match fs::rename(self.dir.join("open").join(job), self.dir.join("done").join(job)) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(error)),
             _ => Ok(()),

@@ -10,6 +10,7 @@ use similar::TextDiff;
 
 use super::cell::{self, Blobs, Cell, Digest, Value};
 use super::journal::{Record, inline};
+use super::reach::Reach;
 use super::standing::Standing;
 use super::view::View;
 use super::want::{Claim, Refresh, Want, Wish};
@@ -253,6 +254,13 @@ fn built_upon(cell: &Cell, job: &str) -> Error {
 }
 
 impl Step {
+    pub(super) fn reach(&self) -> Reach {
+        match self {
+            Self::Set(set) => set.cell.kind().reach(&set.to),
+            Self::Refresh(refresh) => Reach::of_program(&refresh.program),
+        }
+    }
+
     fn inverse(&self) -> Self {
         match self {
             Self::Set(set) => {

@@ -31,6 +31,24 @@ impl Root {
         may_ask && self.path.join("run/systemd/system").exists()
     }
 
+    /// This program as others are to start it, and the directory that it is to take for `/` where
+    /// that is another.
+    pub(super) fn osapi(&self) -> Result<(PathBuf, Option<&Path>)> {
+        if !self.is_real()
+            && let Ok(path) = self.command("osapi")
+        {
+            return Ok((path, Some(&self.path)));
+        }
+        let own = std::env::current_exe().map_err(|error| {
+            let message = format!("cannot find the program osapi: {error}");
+            Error::new(Kind::HostFailed, message).because(error)
+        })?;
+        let own = own.to_string_lossy();
+        // So the kernel calls a program that was replaced; an upgrade puts the next one there.
+        let own = own.strip_suffix(" (deleted)").unwrap_or(&own);
+        Ok((own.into(), None))
+    }
+
     fn is_real(&self) -> bool {
         self.path == Path::new("/")
     }

@@ -33,6 +33,8 @@ const MAX_READ: u64 = 4 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub struct View {
     pub(super) root: Root,
+    /// Whether what reaches beyond this process is left to units.
+    is_confined: bool,
     journal: Journal,
     /// What a plan will have assigned, seen by whatever is planned after it.
     pub(super) ahead: BTreeMap<Cell, Set>,
@@ -60,10 +62,10 @@ impl Object {
 }
 
 impl View {
-    pub(super) fn new(root: Root, journal: Journal) -> Self {
+    pub(super) fn new(root: Root, journal: Journal, is_confined: bool) -> Self {
         let (ahead, blobs) = (BTreeMap::new(), Blobs::new());
         let (job, objects) = (String::new(), Arc::default());
-        Self { root, journal, ahead, blobs, job, objects, is_forced: false }
+        Self { root, is_confined, journal, ahead, blobs, job, objects, is_forced: false }
     }
 
     /// The same host, as `task` sees it.

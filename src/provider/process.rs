@@ -238,7 +238,9 @@ fn is_own(host: &View, pid: i64) -> bool {
         let Some(stat) = Stat::of(host, ancestor) else { break };
         ancestor = stat.parent;
     }
-    false
+    // What runs in the unit of a job is no child of the agent.
+    let group = text(host, &format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    group.contains("/osapi-job-")
 }
 
 /// What a process runs, as far as it can be told.

@@ -67,6 +67,11 @@ pub(crate) fn managed_host_for(op: &str) -> TestHost {
     prepared(TestHost::with_service_manager(), op)
 }
 
+/// The same with units for what reaches beyond the agent.
+pub(crate) fn unit_host_for(op: &str) -> TestHost {
+    prepared(TestHost::with_units(), op)
+}
+
 /// What a service manager says of a unit.
 pub(crate) fn state(active: &str, starts: &str, path: &str) -> String {
     format!("LoadState=loaded\nActiveState={active}\nUnitFileState={starts}\nFragmentPath={path}\n")

@@ -112,6 +112,13 @@ impl TestHost {
         host
     }
 
+    /// With a service manager to which what reaches beyond the agent is left.
+    pub(crate) fn with_units() -> Self {
+        let host = Self::with_service_manager();
+        symlink(env!("CARGO_BIN_EXE_osapi"), host.path("/usr/bin/osapi")).unwrap();
+        host.restart()
+    }
+
     /// Another process that works beside this one.
     pub(crate) fn another(&self) -> Executor {
         executor(self.dir.path())
@@ -215,7 +222,11 @@ impl TestHost {
 
 fn executor(dir: &Path) -> Executor {
     let root = Root::at(dir.join("root"));
-    Executor::new(root, &dir.join("state"), UndoBounds::default()).unwrap()
+    let executor = Executor::new(root, &dir.join("state"), UndoBounds::default()).unwrap();
+    if dir.join("root/usr/bin/osapi").exists() {
+        executor.use_units();
+    }
+    executor
 }
 
 fn walk(root: &Path, path: &Path, seen: &mut BTreeMap<PathBuf, String>) {

@@ -7,7 +7,7 @@ use super::{Executor, group};
 use crate::error::{Error, Kind, Result};
 use crate::host::command::{self, Done};
 use crate::host::hands;
-use crate::host::journal::{Event, HOST, Planned};
+use crate::host::journal::{Entry, Event, HOST, Planned};
 use crate::host::want::{Act, Run};
 use crate::job::Task;
 
@@ -22,6 +22,7 @@ impl Executor {
     /// Does something for the first time. The inner error is the answer to the job.
     pub(super) fn act(&self, job: &str, act: &Act) -> Result<Result<Acted>> {
         let done = match act {
+            Act::Run(run) if self.is_confined() => self.run_apart(job, run)?,
             Act::Run(run) => self.run_here(job, run),
             Act::Operate(what) => self.operate(job, what),
             Act::Signal { pid, start, signal } => self.signal(*pid, *start, *signal),
@@ -40,8 +41,15 @@ impl Executor {
         task: &Task,
         planned: &Planned,
         act: &Act,
-        started: Option<(i32, u64)>,
+        entry: &Entry,
     ) -> Result<Result<Acted>> {
+        let mut started = entry.started;
+        if entry.handed.is_some() {
+            if let Some(answer) = self.rejoin_act(&task.job)? {
+                return Ok(Result::from(answer).map(|done| Acted { done, changed: true }));
+            }
+            started = self.core.journal.load(&task.job)?.started;
+        }
         let is_same_boot = planned.boot == self.boot();
         match act {
             // Its group is on record before it runs, so it never ran.
@@ -68,8 +76,9 @@ impl Executor {
         }
     }
 
-    /// Runs a program as a child, which ends with its group when time is up. Never as a unit: a
-    /// service manager expands what its command lines hold, and keeps all that they print.
+    /// Runs a program as a child, which ends with its group when time is up. A unit does the same
+    /// with it: a service manager expands what its command lines hold, and keeps all that is
+    /// printed.
     pub(super) fn run_here(&self, job: &str, run: &Run) -> Result<Done> {
         let child = self.start(job, run, |pid, start| {
             self.core.journal.write(job, &Event::Started { pid, start })

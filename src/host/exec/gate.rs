@@ -23,12 +23,17 @@ struct State {
     /// Whether acts were killed because time was up.
     is_over: bool,
     inside: usize,
+    /// How many of those only wait for a unit, which goes on without them.
+    away: usize,
     /// The process groups of acts.
     groups: BTreeSet<i32>,
 }
 
 /// Somebody is at work for as long as this lives.
 pub(super) struct Inside<'a>(&'a Gate);
+
+/// Somebody waits for what goes on without this process, for as long as this lives.
+pub(super) struct Away<'a>(&'a Gate);
 
 /// A process group that ends when the gate has waited long enough.
 pub(super) struct Mortal<'a>(&'a Gate, Pid);
@@ -57,6 +62,13 @@ impl Gate {
         Mortal(self, leader)
     }
 
+    /// For somebody inside who is not worth waiting for.
+    pub(super) fn away(&self) -> Away<'_> {
+        self.state().away += 1;
+        self.bell.notify_all();
+        Away(self)
+    }
+
     pub(super) fn is_over(&self) -> bool {
         self.state().is_over
     }
@@ -65,7 +77,7 @@ impl Gate {
         let mut state = self.state();
         state.is_closed = true;
         state = self.wait(state, patience);
-        if state.inside == 0 {
+        if state.inside <= state.away {
             return;
         }
         state.is_over = true;
@@ -81,7 +93,7 @@ impl Gate {
         most: Duration,
     ) -> MutexGuard<'a, State> {
         let deadline = Instant::now() + most;
-        while state.inside > 0 {
+        while state.inside > state.away {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -97,6 +109,12 @@ impl Drop for Inside<'_> {
     fn drop(&mut self) {
         self.0.state().inside -= 1;
         self.0.bell.notify_all();
+    }
+}
+
+impl Drop for Away<'_> {
+    fn drop(&mut self) {
+        self.0.state().away -= 1;
     }
 }
 

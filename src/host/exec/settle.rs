@@ -61,7 +61,12 @@ impl Executor {
 
     /// Goes on with `job` where a process left it. Says whether anything was left to do.
     pub(super) fn settle_one(&self, turn: &Turn, job: &str) -> Result<bool> {
-        let entry = self.core.journal.load(job)?;
+        let mut entry = self.core.journal.load(job)?;
+        if entry.is_handed() && entry.planned.as_ref().is_some_and(|it| it.work.is_plan()) {
+            // Its unit goes on without the agent that had it started.
+            self.core.journal.rejoin(job)?;
+            entry = self.core.journal.load(job)?;
+        }
         let Some(planned) = &entry.planned else {
             // Nothing was begun; what was refused is on record already.
             return if entry.is_closed() { self.file(job) } else { Ok(false) };
@@ -192,7 +197,7 @@ impl Executor {
                 dues.extend(self.due(step, pass)?);
             }
             *begun += together.len();
-            self.hands(turn, job, pass.limit).take(together, &dues, &plan.blobs)?;
+            self.take(turn, job, together, &dues, &plan.blobs, pass.limit)?;
         }
         Ok(())
     }
@@ -211,7 +216,7 @@ impl Executor {
                     Err(error) => warn(error),
                 }
             }
-            let taken = self.hands(turn, job, pass.limit).take(together, &dues, &inverse.blobs);
+            let taken = self.take(turn, job, together, &dues, &inverse.blobs, pass.limit);
             match (taken, together) {
                 (Ok(()), _) => {}
                 (Err(error), [Step::Refresh(_)]) => left.push(error.to_string()),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, DirEntry};
 use std::time::Duration;
 
+use super::errand::UNIT;
 use super::managed::GIVEN_BACK;
 use super::{At, HOST, Journal, failed};
 use crate::error::Result;
@@ -153,7 +154,7 @@ impl Journal {
         let is_over = |found: &Found| {
             !found.name.starts_with('.')
                 && found.age >= bounds.redelivery.as_secs()
-                && !self.dir.join("open").join(&found.name).exists()
+                && !self.dir.join("open").join(job_of(&found.name)).exists()
         };
         for lock in self.found("locks")?.iter().filter(|found| is_over(found)).take(AT_ONCE) {
             if let Some(_turn) = self.try_lock(&lock.name)? {
@@ -200,4 +201,9 @@ impl Journal {
         }
         Ok(found)
     }
+}
+
+/// The job whose lock is called `name`.
+fn job_of(name: &str) -> &str {
+    name.strip_suffix(UNIT).unwrap_or(name)
 }

@@ -5,6 +5,7 @@ use rustix::fs::OFlags;
 use super::{View, failed};
 use crate::error::{Error, Kind, Result};
 use crate::host::cell::Value;
+use crate::host::reach::Reach;
 
 /// The machine the agent runs on.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,6 +102,29 @@ impl View {
     pub fn may(&self, right: Capability) -> bool {
         let own = rustix::thread::capabilities(None).map(|sets| sets.effective.bits());
         own.unwrap_or_default() >> (right as u8) & 1 == 1
+    }
+
+    /// Whether an effect of `reach` is left to a unit, which has other rights than this process
+    /// and sees other mounts.
+    pub(in crate::host) fn leaves(&self, reach: Reach) -> bool {
+        self.is_confined && reach != Reach::Here
+    }
+
+    /// Whether `path` is on a read-only mount for the service manager, which sees the host as it
+    /// is, whatever this agent's own unit shows it. False where that cannot be told.
+    pub(in crate::host) fn is_read_only(&self, path: &str) -> bool {
+        let Ok(table) = self.read("/proc/1/mountinfo") else { return false };
+        let mount = |line: &str| {
+            let mut fields = line.split(' ');
+            let (at, options) = (fields.nth(4)?.to_owned(), fields.next()?);
+            let below = path.strip_prefix(at.trim_end_matches('/'))?;
+            let holds = below.is_empty() || below.starts_with('/');
+            let mut options = options.split(',').chain(line.rsplit(' ').next()?.split(','));
+            holds.then(|| (at.len(), options.any(|option| option == "ro")))
+        };
+        // The last one of those at one place is on top.
+        let mounts = table.lines().filter_map(mount);
+        mounts.max_by_key(|(length, _)| *length).is_some_and(|(_, is_read_only)| is_read_only)
     }
 
     /// The agent's own process.

@@ -110,12 +110,14 @@ fn osapi_gets_no_signals_through_itself() {
     fake.put("/proc/41/stat", &stat("sleep", 40, 50));
     fake.put("/proc/42/stat", &stat("osapi", 1, 50));
     program(&fake, 42, "/usr/bin/osapi");
+    fake.put("/proc/43/stat", &stat("apt", 1, 50));
+    fake.put("/proc/43/cgroup", "0::/osapi.slice/osapi-job-1.1.service\n");
     // What they run cannot be asked; 7 is not an account that OSAPI runs as.
     for (pid, name, uid) in [(44, "osapi", 0), (45, "osapi", 99), (46, "osapi", 7), (47, "a", 0)] {
         fake.put(&format!("/proc/{pid}/stat"), &stat(name, 1, 50));
         fake.put(&format!("/proc/{pid}/status"), &format!("Uid:\t0\t{uid}\t0\t0\n"));
     }
-    for pid in [agent, 40, 41, 42, 44, 45] {
+    for pid in [agent, 40, 41, 42, 43, 44, 45] {
         assert_eq!(send(&fake, pid), Err(Kind::Denied), "{pid}");
     }
     for pid in [46, 47] {

@@ -3,7 +3,7 @@
 use rustix::fs::{Access, AtFlags, OFlags};
 use rustix::io::Errno;
 
-use super::super::{Cell, Value};
+use super::super::{Cell, CellKind as _, Value};
 use super::Node;
 use crate::error::{Error, Kind, Result};
 use crate::host::view::{Capability, View, failed};
@@ -32,9 +32,9 @@ impl Node<'_> {
             _ => {}
         }
         if let Value::File { owner, mode, .. } | Value::Directory { owner, mode } = to {
-            may_give(host, path, owner, mode.bits())?;
+            may_give(host, path, owner, mode.bits(), host.leaves(self.reach(to)))?;
         }
-        self.may_write(host, from)
+        self.may_write(host, from, host.leaves(self.reach(to)))
     }
 
     /// Refuses a file that is more than its content, mode and owner.
@@ -66,8 +66,8 @@ impl Node<'_> {
         Ok(())
     }
 
-    /// Whether the agent may replace what is at the path.
-    fn may_write(&self, host: &View, from: &Value) -> Result<()> {
+    /// Whether the agent may replace what is at the path, or a unit if that is left to one.
+    fn may_write(&self, host: &View, from: &Value, is_left: bool) -> Result<()> {
         let (parent, _) = self.0.rsplit_once('/').unwrap_or_default();
         let parent = if parent.is_empty() { "/" } else { parent };
         match host.ahead.get(&Cell::Node(parent.to_owned())).map(|set| &set.to) {
@@ -95,13 +95,17 @@ impl Node<'_> {
             let message = format!("cannot write {path} as uid {uid}; run the agent with {right}");
             Err(Error::new(Kind::AgentUnprivileged, message))
         };
+        let read_only = || {
+            let message = format!("cannot write {}: {parent} is mounted read-only", self.0);
+            Err(Error::new(Kind::HostFailed, message))
+        };
+        if is_left {
+            return if host.is_read_only(parent) { read_only() } else { Ok(()) };
+        }
         let how = Access::WRITE_OK | Access::EXEC_OK;
         match rustix::fs::accessat(&dir, ".", how, AtFlags::EACCESS) {
             Err(Errno::ACCESS | Errno::PERM) => return unprivileged("CAP_DAC_OVERRIDE"),
-            Err(Errno::ROFS) => {
-                let message = format!("cannot write {}: {parent} is mounted read-only", self.0);
-                return Err(Error::new(Kind::HostFailed, message));
-            }
+            Err(Errno::ROFS) => return read_only(),
             answer => answer.map_err(|error| failed(parent, error))?,
         }
         if *from == Value::Absent || host.may(Capability::Fowner) {
@@ -120,8 +124,9 @@ impl Node<'_> {
     }
 }
 
-/// Whether the agent may give a file to `owner` and keep its mode.
-fn may_give(host: &View, path: &str, owner: &str, mode: u32) -> Result<()> {
+/// Whether the agent may give a file to `owner` and keep its mode. A unit may, if that is left to
+/// one and there is such an owner.
+fn may_give(host: &View, path: &str, owner: &str, mode: u32, is_left: bool) -> Result<()> {
     let (user, group) = owner.split_once(':').unwrap_or((owner, owner));
     let own = rustix::process::geteuid().as_raw();
     let unprivileged = |what: &str, right: &str| {
@@ -129,6 +134,9 @@ fn may_give(host: &View, path: &str, owner: &str, mode: u32) -> Result<()> {
         Err(Error::new(Kind::AgentUnprivileged, message))
     };
     let (user, group) = (id(host, "/etc/passwd", user)?, id(host, "/etc/group", group)?);
+    if is_left {
+        return Ok(());
+    }
     let groups = rustix::process::getgroups().unwrap_or_default();
     let is_in = rustix::process::getegid().as_raw() == group
         || groups.iter().any(|own| own.as_raw() == group);
