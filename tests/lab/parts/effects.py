@@ -69,15 +69,15 @@ def parameters():
     sys_mounts = [fields[5].split(",") for fields in options if fields[4] == "/proc/sys"]
     if any("ro" in mount for mount in sys_mounts):
         status, answer = osapi("sysctl", "create", "--dry-run", "vm.swappiness", "61")
-        check(status != 0 and "read-only" in json.dumps(answer), "a parameter that the host itself cannot set is refused", answer)
+        check(not changed(answer) and "read-only" in json.dumps(answer), "a parameter that the host itself cannot set is refused", answer)
         skip("vm.* kernel parameters: /proc/sys is read-only in a box but for net; once in a vm")
     else:
         cycle("sysctl", "create", "vm.swappiness", "61", observe=of("vm.swappiness"))
 
 
 def commands():
-    status, answer = shell("echo seen > /usr/lib/osapi-seen && id -u && echo $HOME '%n'")
-    check(status == 0 and answer.get("stdout") == "0\n %n\n", "a command is root's, and its words are not expanded", answer)
+    status, answer = shell("echo seen > /usr/lib/osapi-seen && id -u && echo '$PATH ${PATH} %n %%'")
+    check(status == 0 and answer.get("stdout") == "0\n$PATH ${PATH} %n %%\n", "a command is root's, and its words are not expanded", answer)
     check(about("/usr/lib/osapi-seen") is not None, "and writes anywhere")
     os.unlink("/usr/lib/osapi-seen")
     status, answer = shell("echo x > /tmp/osapi-a && chmod 4755 /tmp/osapi-a && mount -t tmpfs none /mnt && touch /mnt/here")
