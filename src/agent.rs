@@ -126,6 +126,7 @@ impl<L: Link + 'static> Agent<L> {
             // What an earlier agent left half done comes first. That may take minutes, during
             // which one can look.
             changes.settle(&agent);
+            agent.arrive();
             changes.work(&agent);
         })?;
         shared.spawn("verdicts", move |agent| verdicts.work(&agent))?;
@@ -199,6 +200,23 @@ impl<L: Link + 'static> Shared<L> {
                 let (outcome, size) = carry::fit(outcome);
                 let report = Report { amends: true, ..Report::new(job, at, at, outcome) };
                 self.lasting.push(self, report, size, at_once);
+            }
+        }
+    }
+
+    /// Answers what took the host down before it came up again.
+    fn arrive(&self) {
+        let arrived = self.executor().arrive().unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot look up what took the host down");
+            Vec::new()
+        });
+        for (job, outcome) in arrived {
+            tracing::info!(OSAPI_JOB_ID = job, "the host is up again");
+            // Where it was delivered again meanwhile, that is answered.
+            if self.hold(&job) && self.begin() {
+                let (outcome, size) = carry::fit(outcome);
+                let now = self.clock().wall();
+                self.lasting.push(self, Report::new(job, now, now, outcome), size, true);
             }
         }
     }

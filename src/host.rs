@@ -24,10 +24,10 @@ mod standing;
 mod view;
 mod want;
 
-pub use command::Done;
+pub use command::{Done, Line, Lines};
 pub use exec::{Executor, Listening, has_journal};
 pub use journal::{Amendment, Bounds as UndoBounds, Record};
 pub use plan::{Change, Plan};
 pub use root::Root;
-pub use view::{Capability, Drift, Listed, Machine, Object, Space, Unit, View};
-pub use want::{Act, Operate, Refresh, Run, Verb, Want};
+pub use view::{Capability, Drift, Listed, Machine, Object, Select, Space, Unit, View};
+pub use want::{Act, Operate, Power, PowerAction, Refresh, Run, Verb, Want};

@@ -18,18 +18,26 @@ use crate::op::Domain;
 pub mod change;
 pub mod command;
 pub mod file;
+pub mod hostname;
+pub mod log;
 pub mod node;
 pub mod package;
+pub mod power;
 pub mod process;
 pub mod service;
 pub mod sysctl;
+pub mod timezone;
 
 /// The order is that of the manual and of the command line's help.
 pub static DOMAINS: &[&Domain] = &[
     &node::DOMAIN,
+    &hostname::DOMAIN,
+    &timezone::DOMAIN,
     &sysctl::DOMAIN,
     &service::DOMAIN,
     &package::DOMAIN,
+    &log::DOMAIN,
+    &power::DOMAIN,
     &process::DOMAIN,
     &command::DOMAIN,
     &file::DOMAIN,
@@ -132,6 +140,11 @@ mod tests {
         /// Has `op` carried out as a job of its own, with one object called `object`.
         pub(super) fn run(&self, op: &str, params: Value, object: &str) -> Result<Value, Kind> {
             self.job(&uuid::Uuid::now_v7().to_string(), op, params, object)
+        }
+
+        /// What `op` would do.
+        pub(super) fn preview(&self, op: &str, params: Value) -> Result<Value, Kind> {
+            self.run_with(op, params, Options { dry_run: true, ..Options::default() })
         }
 
         /// The same as the job of that name.

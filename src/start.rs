@@ -189,7 +189,9 @@ fn executor(
     let bounds = UndoBounds { age: undo.age.0, bytes: undo.size.0, ..UndoBounds::default() };
     paths::state_dir(&paths.agent_state)?;
     let root = server.root.as_deref().unwrap_or_else(|| Path::new("/"));
-    let executor = Executor::new(Root::at(root), &paths.agent_state, bounds)?;
+    let labels = config.agent.labels.clone();
+    let root = Root::at(root);
+    let executor = Executor::labelled(root, &paths.agent_state, bounds, labels)?;
     Ok(Arc::new(if at_boot { executor.booting() } else { executor }))
 }
 

@@ -206,6 +206,7 @@ fn every_operation_has_its_published_words_and_flags() {
                 ("integer", _) => "7".into(),
                 ("list", _) => "a=b".into(),
                 _ if name == "signal" => "TERM".into(),
+                _ if name == "priority" => "err".into(),
                 _ if name == "content-type" => "raw".into(),
                 _ => "x".into(),
             };

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use super::link::Asker;
 use super::pulse::Pulse;
-use super::{POLL, Shared, carry, lock};
+use super::{POLL, Shared, carry, lock, presence};
 use crate::error::Kind;
 use crate::job::{Outcome, Report, Task};
 use crate::link::{Answer, Ask, Class, Link, Sealed};
@@ -47,6 +47,9 @@ impl<L: Link + 'static> Lane<L> {
             let at_work = self.pulse.works();
             let report = carry::out(agent, taken);
             drop(at_work);
+            if matches!(self.class, Class::Change | Class::Verdict) {
+                presence::rename(agent, &self.link);
+            }
             if self.class == Class::Verdict {
                 // Whoever asked for it looks at what was taken back as soon as this is answered.
                 agent.amend(true);

@@ -1,7 +1,7 @@
 //! The sign of life: what the agent says of itself, however busy all its workers are.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::link::Asker;
@@ -19,8 +19,8 @@ const PRUNE: Duration = Duration::from_hours(1);
 fn look<L: Link + 'static>(agent: &Shared<L>, mut about: About, has_new_facts: bool) -> About {
     if has_new_facts {
         about.facts = facts::collect(&agent.executor().view());
-        about.hostname = facts::hostname(&agent.setup);
     }
+    about.hostname = facts::hostname(&agent.setup);
     about.waiting = agent.executor().waiting();
     about.hanging = agent.looking.hanging(Instant::now());
     facts::judge(&agent.setup, &mut about.conditions);
@@ -86,5 +86,26 @@ pub(super) fn tell<L: Link + 'static>(agent: &Arc<Shared<L>>) {
         }
         // What is taken back meanwhile is told at once, and no longer waits to be confirmed.
         agent.executor().rest(BEAT);
+    }
+}
+
+/// Says at once what the host is called, if that is something else since a change: the answer to
+/// the change then goes out under the new name.
+pub(super) fn rename<L: Link + 'static>(agent: &Shared<L>, link: &Mutex<Asker<L>>) {
+    let hostname = facts::hostname(&agent.setup);
+    if agent.about().hostname == hostname {
+        return;
+    }
+    let mut about = lock(&agent.about);
+    about.hostname = hostname;
+    let told = Some(Box::new(about.clone()));
+    drop(about);
+    let mut ask = agent.next(Vec::new(), Duration::ZERO);
+    if let Ask::Next(next) = &mut ask {
+        next.about = told;
+    }
+    // After an error every connection begins with it.
+    if let Err(error) = lock(link).ask(agent, &mut ask) {
+        tracing::debug!(%error, "cannot tell the host's new name yet");
     }
 }

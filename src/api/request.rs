@@ -217,13 +217,15 @@ pub enum Place {
 
 /// Where `field` of `row` travels.
 pub fn place(row: &Row, field: &Field) -> Place {
+    // There it names the hosts it is for, whatever else of that name it takes.
+    let is_target = row.has_target() && field.name == "hostname";
     let is_in_path = || {
         let segments = row.path.split('/');
         segments.filter_map(|s| s.strip_prefix('{')?.strip_suffix('}')).any(|s| s == field.name)
     };
     // Beside a file only text has a place in a form.
     let is_beside_form = || takes_file(row) && field.kind != schema::Type::Text;
-    if is_in_path() {
+    if !is_target && is_in_path() {
         Place::Path
     } else if !row.method.has_body() || is_beside_form() {
         Place::Query
@@ -274,7 +276,10 @@ impl<'a> Gathered<'a> {
     fn take_path(&mut self, name: &str, text: String) {
         let is_on_hosts = matches!(self.row.run, Run::Agent(_));
         let is_target = is_on_hosts && (self.row.has_target() == (name == "hostname"));
-        let field = self.known.fields.iter().find(|field| field.name == name);
+        let mut fields = self.known.fields.iter();
+        let field = fields
+            .find(|field| field.name == name)
+            .filter(|field| place(self.row, field) == Place::Path);
         if field.is_none() && !is_target {
             return self.wrong(name, "is not known here");
         }

@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
+use self::hostname::Hostname;
 use self::node::Node;
 use self::package::Package;
 use self::sysctl::Sysctl;
@@ -22,11 +23,13 @@ use super::reach::Reach;
 use super::view::View;
 use crate::error::{Error, Kind, Result};
 
+mod hostname;
 mod node;
 mod package;
 mod sysctl;
 mod unit;
 
+pub use hostname::hostname;
 pub use node::{directory, file, link, nothing, object};
 pub use package::package;
 pub use sysctl::sysctl;
@@ -47,6 +50,8 @@ pub enum Cell {
     Enabled(String),
     /// A Debian package, with its architecture where that is not the host's own.
     Package(String),
+    /// What the host is called.
+    Hostname,
 }
 
 /// One kind of cell: how it is read, assigned and shown. Each has a file of its own.
@@ -112,6 +117,7 @@ impl Cell {
             Self::Active(unit) => Box::new(Active(unit)),
             Self::Enabled(unit) => Box::new(Enabled(unit)),
             Self::Package(name) => Box::new(Package(name)),
+            Self::Hostname => Box::new(Hostname),
         }
     }
 
@@ -161,6 +167,13 @@ pub enum Value {
         /// What dpkg calls it where it is not properly installed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         state: Option<String>,
+    },
+    Hostname {
+        /// The name for every boot, if there is one.
+        #[serde(rename = "static")]
+        fixed: Option<String>,
+        /// The name in the running kernel.
+        kernel: String,
     },
 }
 

@@ -18,6 +18,10 @@ use serde::{Deserialize, Serialize};
 use super::journal::Turn;
 use crate::error::{Error, Kind, Result};
 
+mod lines;
+
+pub use lines::{Line, Lines};
+
 /// How many bytes of each stream are kept; the rest is read and dropped.
 const MAX_OUTPUT: usize = 256 * 1024;
 /// How many bytes each of them takes in an answer, where much of it may have to be escaped.

@@ -4,6 +4,7 @@
 //! assigns only cells that still hold what the plan started from, and lets the provider plan
 //! again: the job has succeeded if and only if nothing is left to do.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +24,7 @@ use super::look::{self, Eyes, For};
 use super::plan::{Change, Plan};
 use super::root::Root;
 use super::view::View;
+use super::want::Act;
 use crate::clock::{Clock, rfc3339};
 use crate::error::{Error, Kind, Result};
 use crate::job::{Outcome, Task};
@@ -34,6 +36,7 @@ mod gate;
 mod group;
 mod news;
 mod operate;
+mod power;
 mod settle;
 mod unit;
 
@@ -58,6 +61,7 @@ struct Core {
     is_booting: AtomicBool,
     /// Whether what reaches beyond this process is left to units.
     has_units: AtomicBool,
+    labels: Arc<BTreeMap<String, String>>,
     eyes: Eyes,
     gate: Gate,
     alarm: Arc<Alarm>,
@@ -85,6 +89,16 @@ enum Begun {
 impl Executor {
     /// For the host under `root`, with the directory `state` as memory.
     pub fn new(root: Root, state: &Path, bounds: Bounds) -> Result<Self> {
+        Self::labelled(root, state, bounds, BTreeMap::new())
+    }
+
+    /// The same, of an agent that its configuration gives `labels`.
+    pub fn labelled(
+        root: Root,
+        state: &Path,
+        bounds: Bounds,
+        labels: BTreeMap<String, String>,
+    ) -> Result<Self> {
         let journal = Journal::open(state)?;
         let core = Core {
             root,
@@ -93,6 +107,7 @@ impl Executor {
             bounds,
             is_booting: AtomicBool::new(false),
             has_units: AtomicBool::new(false),
+            labels: Arc::new(labels),
             gate: Gate::default(),
             alarm: Arc::default(),
             bell: Bell::default(),
@@ -118,7 +133,8 @@ impl Executor {
     }
 
     pub fn view(&self) -> View {
-        View::new(self.core.root.clone(), self.core.journal.clone(), self.is_confined())
+        let (root, journal) = (self.core.root.clone(), self.core.journal.clone());
+        View::new(root, journal, self.is_confined()).labelled(&self.core.labels)
     }
 
     /// The host as `task` sees it, with the contents that it brings along.
@@ -375,6 +391,10 @@ impl Executor {
             let message = "the host or the request changed since the plan was made";
             return Err(Error::new(Kind::Stale, message));
         }
+        let _alone = match &work {
+            Work::Act(Act::Power(_)) => Some(self.may_go_down(&self.view_for(task))?),
+            _ => None,
+        };
         let view = self.view_for(task);
         let mut changes = Vec::new();
         match &mut work {

@@ -49,7 +49,7 @@ impl Root {
         Ok((own.into(), None))
     }
 
-    fn is_real(&self) -> bool {
+    pub(super) fn is_real(&self) -> bool {
         self.path == Path::new("/")
     }
 
@@ -66,6 +66,14 @@ impl Root {
     /// there would choose what is changed. `LOOP` where there is one.
     pub fn open_exact(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
         self.resolve(path, flags, ResolveFlags::NO_SYMLINKS)
+    }
+
+    /// What `name` leads to, to be read; nothing outside `directory`.
+    pub fn open_below(&self, directory: &str, name: &str) -> io::Result<OwnedFd> {
+        let directory = self.open(directory, OFlags::PATH | OFlags::DIRECTORY)?;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        rustix::fs::openat2(directory, name, flags, Mode::empty(), resolve)
     }
 
     fn resolve(&self, path: &str, flags: OFlags, more: ResolveFlags) -> io::Result<OwnedFd> {

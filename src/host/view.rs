@@ -17,11 +17,13 @@ use super::root::Root;
 use crate::error::{Error, Kind, Result};
 use crate::job::{Content, Task};
 
+mod log;
 mod machine;
 mod packages;
 mod query;
 mod unit;
 
+pub use log::Select;
 pub use machine::{Capability, Machine, Space};
 pub(super) use packages::LOCK_PATIENCE;
 pub(super) use query::Query;
@@ -43,6 +45,7 @@ pub struct View {
     job: String,
     objects: Arc<BTreeMap<String, Content>>,
     is_forced: bool,
+    labels: Arc<BTreeMap<String, String>>,
 }
 
 /// Content from the object store, of which the task pins the digest.
@@ -64,8 +67,23 @@ impl Object {
 impl View {
     pub(super) fn new(root: Root, journal: Journal, is_confined: bool) -> Self {
         let (ahead, blobs) = (BTreeMap::new(), Blobs::new());
-        let (job, objects) = (String::new(), Arc::default());
-        Self { root, is_confined, journal, ahead, blobs, job, objects, is_forced: false }
+        let (job, objects, labels) = (String::new(), Arc::default(), Arc::default());
+        Self { root, is_confined, journal, ahead, blobs, job, objects, is_forced: false, labels }
+    }
+
+    /// The same host, with what its agent was told to be labelled with.
+    pub(super) fn labelled(self, labels: &Arc<BTreeMap<String, String>>) -> Self {
+        Self { labels: labels.clone(), ..self }
+    }
+
+    /// The labels that the agent was given in its configuration.
+    pub fn labels(&self) -> &BTreeMap<String, String> {
+        &self.labels
+    }
+
+    /// Whether this is the machine itself, and not a directory that stands for one.
+    pub(super) fn is_real(&self) -> bool {
+        self.root.is_real()
     }
 
     /// The same host, as `task` sees it.
@@ -105,6 +123,11 @@ impl View {
             return Ok(());
         }
         Err(Error::new(Kind::Protected, format!("{why}; use force if that is what you want")))
+    }
+
+    /// Whether the caller said `force`.
+    pub fn is_forced(&self) -> bool {
+        self.is_forced
     }
 
     /// What `cell` holds.
@@ -157,6 +180,21 @@ impl View {
             };
         let mut bytes = Vec::new();
         file.by_ref().take(max + 1).read_to_end(&mut bytes).map_err(|error| failed(path, error))?;
+        if bytes.len() as u64 > max {
+            let message = format!("cannot read {path}: it has more than {max} bytes");
+            return Err(Error::new(Kind::TooLarge, message));
+        }
+        Ok(bytes)
+    }
+
+    /// What is in the file that `name` leads to without leaving `directory`, links included; one
+    /// with more than `max` bytes is refused.
+    pub fn read_below(&self, directory: &str, name: &str, max: u64) -> Result<Vec<u8>> {
+        let path = format!("{directory}/{name}");
+        let fd = self.root.open_below(directory, name).map_err(|error| failed(&path, error))?;
+        let mut bytes = Vec::new();
+        let read = File::from(fd).take(max + 1).read_to_end(&mut bytes);
+        read.map_err(|error| failed(&path, error))?;
         if bytes.len() as u64 > max {
             let message = format!("cannot read {path}: it has more than {max} bytes");
             return Err(Error::new(Kind::TooLarge, message));

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::cell::{self, Blobs, Cell, State, Value};
@@ -210,6 +211,63 @@ pub enum Act {
     Confirm { job: String },
     /// Takes the change of `job` back, which waits to be confirmed.
     Revert { job: String },
+    /// Takes the host down. Another boot answers for it.
+    Power(Power),
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Power {
+    pub action: PowerAction,
+    /// How long to wait before, in seconds.
+    pub delay: u64,
+    /// What whoever is logged in is told, on one line.
+    pub message: Option<String>,
+    /// Whatever programs have to say against it.
+    pub is_forced: bool,
+    /// When that is over, in seconds of this boot.
+    pub(super) at: u64,
+}
+
+impl Power {
+    pub fn new(action: PowerAction, delay: u64, message: Option<String>, is_forced: bool) -> Self {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Self {
+            action,
+            delay,
+            message,
+            is_forced,
+            at: now.tv_sec.unsigned_abs().saturating_add(delay),
+        }
+    }
+}
+
+/// What becomes of a host that goes down.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum PowerAction {
+    /// It comes up again.
+    Reboot,
+    /// It stays off until somebody switches it on.
+    Shutdown,
+}
+
+impl PowerAction {
+    /// As systemctl calls it.
+    pub(super) fn verb(self) -> &'static str {
+        match self {
+            Self::Reboot => "reboot",
+            Self::Shutdown => "poweroff",
+        }
+    }
+
+    /// The beginning of a sentence that says when.
+    pub(super) fn notice(self) -> &'static str {
+        match self {
+            Self::Reboot => "This host reboots",
+            Self::Shutdown => "This host is switched off",
+        }
+    }
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

@@ -27,6 +27,8 @@ pub(crate) const OBJECTS: &[(&str, &str)] = &[
 pub(crate) fn cases() -> Vec<(&'static str, Value)> {
     let swappiness = json!({ "key": "vm.swappiness", "value": "10" });
     vec![
+        ("node.hostname.update", json!({ "hostname": "new" })),
+        ("node.timezone.update", json!({ "timezone": "Europe/Berlin" })),
         ("node.sysctl.create", swappiness.clone()),
         ("node.sysctl.update", swappiness),
         ("node.sysctl.delete", json!({ "key": "vm.swappiness" })),

@@ -25,10 +25,13 @@ const COMMANDS: &[&str] = &[
     "announce",
     "apt-get",
     "apt-mark",
+    "busctl",
     "chatter",
     "dpkg",
     "garble",
     "hold-on",
+    "hostname",
+    "journalctl",
     "leave",
     "linger",
     "noise",
@@ -36,6 +39,7 @@ const COMMANDS: &[&str] = &[
     "systemd-analyze",
     "systemd-run",
     "true",
+    "wall",
     "where",
 ];
 
@@ -78,7 +82,14 @@ impl TestHost {
         for (path, text) in [
             ("etc/passwd", format!("root:x:{uid}:{gid}:root:/root:/bin/bash\n")),
             ("etc/group", format!("root:x:{gid}:\n")),
+            ("etc/hostname", "old\n".to_owned()),
+            ("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 old.lan old\n".to_owned()),
             ("etc/sysctl.d/README", String::new()),
+            ("etc/timezone", "Etc/UTC\n".to_owned()),
+            ("proc/sys/kernel/hostname", "old\n".to_owned()),
+            ("run/dbus/system_bus_socket", String::new()),
+            ("usr/share/zoneinfo/Etc/UTC", "TZif2".to_owned()),
+            ("usr/share/zoneinfo/Europe/Berlin", "TZif2".to_owned()),
             ("proc/sys/vm/swappiness", "60\n".to_owned()),
             ("proc/sys/vm/laptop_mode", "0\n".to_owned()),
             ("proc/sys/kernel/random/boot_id", "first\n".to_owned()),
@@ -93,6 +104,7 @@ impl TestHost {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
+        symlink("../usr/share/zoneinfo/Etc/UTC", dir.path().join("root/etc/localtime")).unwrap();
         let bin = dir.path().join("root/usr/bin");
         fs::create_dir_all(&bin).unwrap();
         for command in COMMANDS {

@@ -210,7 +210,9 @@ fn put(hands: &Hands, path: &str, now: &Value, to: &Value, blobs: &Blobs) -> std
                 rustix::fs::renameat(&parent, &temporary, &parent, name)?;
             }
         }
-        Value::Text(_) | Value::Package { .. } => return Err(Errno::INVAL.into()),
+        Value::Text(_) | Value::Package { .. } | Value::Hostname { .. } => {
+            return Err(Errno::INVAL.into());
+        }
     }
     Ok(rustix::fs::fsync(parent)?)
 }

@@ -31,6 +31,7 @@ impl Executor {
                 return Ok(confirmed.map(|changed| Acted { done: Done::default(), changed }));
             }
             Act::Revert { job: about } => return self.revert(about, job),
+            Act::Power(power) => return self.go_down(job, power),
         };
         Ok(done.map(|done| Acted { done, changed: true }))
     }
@@ -71,6 +72,16 @@ impl Executor {
                 Ok(done.map(|done| Acted { done, changed: true }))
             }
             Act::Operate(_) | Act::Signal { .. } => Ok(Err(interrupted())),
+            Act::Power(_) if !is_same_boot => {
+                Ok(Ok(Acted { done: Done::default(), changed: true }))
+            }
+            // The host did not go down since, so nothing is done twice.
+            Act::Power(power) => {
+                if task.left_ms == 0 && !self.core.journal.load(&task.job)?.applied {
+                    return Ok(Err(Error::new(Kind::Expired, "it was never begun")));
+                }
+                self.go_down(&task.job, power)
+            }
             // These say the same however often they are asked.
             Act::Confirm { .. } | Act::Revert { .. } => self.act(&task.job, act),
         }

@@ -76,6 +76,7 @@ impl Gate {
     pub(super) fn close(&self, patience: Duration) {
         let mut state = self.state();
         state.is_closed = true;
+        self.bell.notify_all();
         state = self.wait(state, patience);
         if state.inside <= state.away {
             return;
@@ -85,6 +86,12 @@ impl Gate {
             let _ = kill_process_group(group, Signal::KILL);
         }
         drop(self.wait(state, LAST_WORDS));
+    }
+
+    /// Returns after `patience`, or as soon as the gate is closed; says whether it is.
+    pub(super) fn closes_within(&self, patience: Duration) -> bool {
+        let waited = self.bell.wait_timeout_while(self.state(), patience, |s| !s.is_closed);
+        waited.unwrap_or_else(PoisonError::into_inner).0.is_closed
     }
 
     fn wait<'a>(

@@ -3,6 +3,7 @@
 use rustix::fs::OFlags;
 
 use super::{View, failed};
+use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::host::cell::Value;
 use crate::host::reach::Reach;
@@ -96,6 +97,16 @@ impl View {
             };
         }
         Ok(value)
+    }
+
+    /// Seconds since 1970 by the wall's clock. Only for what tells; a plan must not depend on it.
+    pub fn now(&self) -> i64 {
+        i64::try_from(Clock::default().wall() / 1000).unwrap_or(i64::MAX)
+    }
+
+    /// Whether systemd runs the host.
+    pub fn has_systemd(&self) -> bool {
+        self.exists("/run/systemd/system")
     }
 
     /// Whether the agent itself has `right`.

@@ -42,3 +42,35 @@ impl View {
         command::query(&path, &args, &self.journal.scratch(), query.limit)
     }
 }
+
+/// Who keeps the host from going down or to sleep.
+const INHIBITORS: Query = Query {
+    program: "busctl",
+    args: &[
+        "--json=short",
+        "--timeout=10",
+        "call",
+        "--",
+        "org.freedesktop.login1",
+        "/org/freedesktop/login1",
+        "org.freedesktop.login1.Manager",
+        "ListInhibitors",
+    ],
+    limit: Duration::from_secs(15),
+};
+
+impl View {
+    /// Who keeps the host from going down or to sleep, as busctl writes logind's answer in JSON.
+    /// Where there is no logind, nobody can.
+    pub fn inhibitors(&self) -> Result<String> {
+        const NOBODY: &str = r#"{"data":[[]]}"#;
+        let done = self.query(INHIBITORS, &[])?;
+        let is_absent =
+            done.stderr.contains("was not provided") || done.stderr.contains("not found");
+        let has_bus = self.exists("/run/dbus/system_bus_socket");
+        if done.exit_code != 0 && (is_absent || !has_bus) {
+            return Ok(NOBODY.to_owned());
+        }
+        done.success(INHIBITORS.program)
+    }
+}

@@ -1,0 +1,47 @@
+"""The journal: what was written to it is told, by unit, since when, and whatever it is made of."""
+
+import json
+
+from lib import check, http, osapi, out, part, ready, result, sh, user
+
+part("log")
+ready()
+sh("systemd-cat", "-t", "osapi-tried", "-p", "warning", "echo", "a warning", ok=True)
+sh(r"printf 'a\033[1m\377 b\n' | systemd-cat -t osapi-tried", ok=True)
+sh("systemd-run", "--wait", "--unit=osapi-tried.service", "--", "/bin/echo", "from a unit", ok=True)
+sh("journalctl", "--sync")
+
+
+def messages(answer):
+    return [entry["message"] for entry in result(answer)["entries"]]
+
+
+status, answer = osapi("log", "query", "--lines", "200", "--since", "1h")
+check(status == 0 and "a warning" in messages(answer), "the journal is told", answer)
+check("a\x1b[1m� b" in messages(answer), "what is not text as well", messages(answer)[-5:])
+entries = result(answer)["entries"]
+check([e["timestamp"] for e in entries] == sorted(e["timestamp"] for e in entries), "the oldest first")
+mine = next(e for e in entries if e["message"] == "a warning")
+check(mine["priority"] == "warning" and mine["hostname"] == out("hostname"), "with its fields", mine)
+status, answer = osapi("log", "query", "--priority", "warning", "--lines", "10000")
+check("a warning" in messages(answer) and "from a unit" not in messages(answer), "by priority")
+status, answer = osapi("log", "unit", "osapi-tried")
+check(status == 0 and "from a unit" in messages(answer), "by unit", answer)
+check(all(e["unit"] == "osapi-tried.service" for e in result(answer)["entries"]), "and by no other", answer)
+status, answer = osapi("log", "query", "--since", "@4000000000")
+check(status == 0 and messages(answer) == [], "nothing is told of the future", answer)
+status, answer = osapi("log", "unit", "no-such-unit")
+check(status == 13, "a unit that nobody knows is not found", (status, answer))
+status, answer = osapi("log", "source")
+check("osapi-tried" in result(answer)["sources"], "who has written is listed", answer)
+for words in [("query", "--since", "yesteryear"), ("unit", "--name", "-u"), ("unit", "a*"), ("query", "--lines", "0")]:
+    status, answer = osapi("log", *words)
+    check(status in (2, 10), f"{' '.join(words)} is refused", (status, answer))
+sh("for i in $(seq 400); do head -c 6000 /dev/zero | tr '\\0' x; echo; done | systemd-cat -t osapi-long", ok=True, timeout=60)
+sh("journalctl", "--sync")
+status, answer = osapi("log", "query", "--lines", "10000")
+check(result(answer).get("truncated") is True, "an answer is bounded, and says so", str(answer)[:200])
+check(len(json.dumps(answer)) < 1024 * 1024 and messages(answer)[-1], "what is kept is the newest")
+user("mallory")
+status, _ = http("GET", "/node/_any/log", by="mallory")
+check(status == 403, "whoever has no role reads nothing", status)

@@ -1,0 +1,82 @@
+# lab: limit=240
+"""Reboot and shutdown: the job ends when another boot reports in; who keeps the host up is heeded."""
+
+import json
+import subprocess
+import time
+
+from lib import boot_id, check, http, kept, next_boot, osapi, out, part, phase, ready, sh, show, until, wait_for_the_end
+
+
+def job(answer):
+    _, about = osapi("job", "get", answer)
+    return about
+
+
+def ask(action, **body):
+    """Asks, and does not wait for the job."""
+    return http("POST", f"/node/_any/power/{action}", body, headers=["prefer: respond-async"])
+
+
+def first():
+    ready()
+    apt = subprocess.Popen(["systemd-inhibit", "--what=shutdown", "--who=tried", "--why=busy", "--mode=block", "sleep", "60"])
+    until(lambda: "tried" in out("systemd-inhibit", "--list"), "somebody keeps the host up")
+    status, answer = osapi("power", "reboot")
+    check(status == 15 and "tried" in str(answer), "a reboot is refused with their name", (status, answer))
+    apt.terminate()
+    until(lambda: "tried" not in out("systemd-inhibit", "--list"), "they let go")
+
+    status, answer = osapi("timezone", "update", "--confirm", "600", "Asia/Kolkata")
+    waiting = answer["job_id"]
+    status, answer = osapi("power", "reboot")
+    check(status == 15 and waiting in str(answer), "so it is while a change waits to be confirmed", (status, answer))
+    osapi("job", "revert", waiting)
+
+    status, answer = ask("shutdown", delay=3000)
+    check(status == 202, "a delayed shutdown is taken", (status, answer))
+    timer = f"osapi-power-{answer['job_id']}.timer"
+    until(lambda: show(timer, "ActiveState") == "active", "its timer runs")
+    status, other = osapi("power", "reboot")
+    check(status == 15 and answer["job_id"] in str(other), "no other is taken meanwhile", (status, other))
+    sh("systemctl", "restart", "osapi-agent", ok=True)
+    ready()
+    check(job(answer["job_id"])["status"] in ("processing", "submitted"), "another agent waits on", job(answer["job_id"]))
+    check(show(timer, "ActiveState") == "active", "for the same timer")
+    sh("systemctl", "stop", timer, ok=True)
+    until(lambda: "cancelled" in json.dumps(job(answer["job_id"])), "stopped by hand, the job says so", 60)
+
+    status, answer = ask("reboot", delay=4, message="for 5$ or $HOME, %n")
+    check(status == 202, "a reboot is taken", (status, answer))
+    next_boot("booted", {"job": answer["job_id"], "boot": boot_id()}, by_itself=True)
+    time.sleep(2)
+    check(out("systemctl", "show", "--property=SystemState", "--value") != "stopping", "it is not done at once")
+    wait_for_the_end()
+
+
+def booted():
+    ready()
+    check(boot_id() != kept()["boot"], "this is another boot")
+    about = kept()["job"]
+    until(lambda: job(about)["status"] == "completed", "the job ends with it")
+    told = json.dumps(job(about))
+    check('"action": "reboot"' in told and '"delay": 4' in told, "and tells what was done", told)
+    check("interrupted" not in told, "never as interrupted", told)
+    journal = out("journalctl", "--boot=-1", "--no-pager", "-o", "cat", timeout=60) if sh("journalctl", "--boot=-1", "-n1").returncode == 0 else None
+    if journal is not None:
+        check("for 5$ or $HOME, %n" in journal, "the message is the caller's to the letter")
+    status, answer = osapi("audit", "verify")
+    check(status == 0, "the audit log is whole", answer)
+    status, answer = ask("reboot")
+    check(status == 202, "a reboot at once is taken", (status, answer))
+    next_boot("again", {"job": answer["job_id"]}, by_itself=True)
+    wait_for_the_end()
+
+
+def again():
+    ready()
+    until(lambda: job(kept()["job"])["status"] == "completed", "a reboot at once ends as well")
+
+
+part("power")
+{"": first, "booted": booted, "again": again}[phase()]()
