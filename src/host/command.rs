@@ -50,7 +50,7 @@ pub struct Done {
 
 impl Done {
     /// What was printed, provided that `program` succeeded.
-    pub(super) fn success(self, program: &str) -> Result<String> {
+    pub fn success(self, program: &str) -> Result<String> {
         if self.exit_code == 0 {
             return Ok(self.stdout);
         }

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::host::cell::{Cell, State, Value};
 use crate::host::dpkg::{self, Stanza, Update};
-use crate::host::{View, Want};
-use crate::op::{Domain, Method, Nothing, Op, Read, Write};
+use crate::host::{Act, Done, Run, View, Want};
+use crate::op::{Attempt, Domain, Method, Nothing, Op, Read, Write};
 use crate::permission::Permission;
 
 pub static DOMAIN: Domain = Domain {
@@ -83,6 +83,18 @@ pub static DOMAIN: Domain = Domain {
             run: &Read(|host, _: &Nothing| updates(host)),
             ..Op::COMMON
         },
+        Op {
+            id: "node.package.update",
+            about: "Have apt read anew what its archives have; installs nothing",
+            method: Method::Post,
+            path: "/node/{hostname}/package/update",
+            permission: Some(Permission::PackageWrite),
+            command: "node package update",
+            columns: &[("NAME", "/name"), ("CHANGED", "/changed")],
+            timeout: REFRESH,
+            run: &Attempt(|_, _: &Nothing| Ok(refresh()), |_, done| refreshed(done)),
+            ..Op::COMMON
+        },
     ],
 };
 
@@ -94,6 +106,9 @@ const COLUMNS: &[(&str, &str)] = &[
 
 /// Packages may be large, networks slow, and scripts thorough.
 const LIMIT: std::time::Duration = std::time::Duration::from_mins(30);
+
+/// How long archives may take to answer.
+const REFRESH: std::time::Duration = std::time::Duration::from_mins(5);
 
 /// What OSAPI itself is installed as.
 const OWN: &str = "osapi";
@@ -154,6 +169,14 @@ struct Updates {
     truncated: bool,
 }
 
+#[derive(Debug, JsonSchema, Serialize)]
+struct Refreshed {
+    /// What was read anew; always `index`.
+    name: &'static str,
+    /// Always true: the archives were asked.
+    changed: bool,
+}
+
 fn list(host: &View) -> Result<Packages> {
     let native = host.native_architecture();
     let all = host.packages()?.into_iter().map(|stanza| package(stanza, native.as_deref()));
@@ -177,12 +200,29 @@ fn install(host: &View, Wish { name, version }: &Wish) -> Result<Want> {
 }
 
 fn remove(host: &View, ByName { name }: &ByName) -> Result<Want> {
-    want(host, host.remove(&name.on(host))?)
+    let name = name.on(host);
+    // Before apt is asked, which may find no way to go on without it.
+    if let Some(now) = host.package(&name)?.filter(|now| !now.is_absent()) {
+        guard(host, &name, &now)?;
+    }
+    want(host, host.remove(&name)?)
 }
 
 fn updates(host: &View) -> Result<Updates> {
     let (updates, truncated) = super::fitting(host.upgradable()?);
     Ok(Updates { updates, truncated })
+}
+
+fn refresh() -> Act {
+    // An archive that does not answer is a failure, and not merely a warning.
+    let args = ["--quiet", "--yes", "--option=APT::Update::Error-Mode=any", "update"];
+    let args = args.map(str::to_owned).to_vec();
+    Act::Run(Run { program: "apt-get".to_owned(), args, cwd: None, limit: REFRESH })
+}
+
+fn refreshed(done: Done) -> Result<Refreshed> {
+    done.success("apt-get")?;
+    Ok(Refreshed { name: "index", changed: true })
 }
 
 fn named(host: &View, name: &PackageName) -> Result<Named> {
@@ -204,12 +244,7 @@ fn want(host: &View, states: Vec<State>) -> Result<Want> {
             Value::Package { version, .. } if *version == now.version => {}
             Value::Package { .. } => former.push((name.clone(), now.version)),
             _ => {
-                if now.is_essential {
-                    host.guard(format!("the system needs {name}, which would be removed"))?;
-                }
-                if now.package == OWN {
-                    host.guard(format!("{name} is OSAPI itself, and would be removed"))?;
-                }
+                guard(host, name, &now)?;
                 former.push((name.clone(), now.version));
             }
         }
@@ -224,6 +259,17 @@ fn want(host: &View, states: Vec<State>) -> Result<Want> {
         want = want.leaves(format!("what dpkg does first to finish {names}, left half done"));
     }
     Ok(want)
+}
+
+/// Refuses to remove what the host, or whoever asks this of it, cannot do without.
+fn guard(host: &View, name: &str, now: &Stanza) -> Result<()> {
+    if now.is_essential {
+        host.guard(format!("the system needs {name}, which would be removed"))?;
+    }
+    if now.package == OWN {
+        host.guard(format!("{name} is OSAPI itself, and would be removed"))?;
+    }
+    Ok(())
 }
 
 fn package(stanza: Stanza, native: Option<&str>) -> Package {

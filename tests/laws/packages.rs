@@ -117,6 +117,17 @@ fn what_the_system_needs_is_not_removed_by_accident() {
 }
 
 #[test]
+fn archives_that_do_not_answer_are_a_failure() {
+    let host = TestHost::new();
+    let answer = host.run("job", "node.package.update", &json!({})).unwrap();
+    assert_eq!(answer["changed"], true);
+    host.fail("apt-get", true);
+    let error = host.run("again", "node.package.update", &json!({})).unwrap_err();
+    assert_eq!(error.kind(), Kind::HostFailed);
+    assert!(error.to_string().contains("was told to fail"), "{error}");
+}
+
+#[test]
 fn how_far_it_is_is_told_while_it_goes_on() {
     let host = TestHost::new();
     host.hold("unpacking", true);

@@ -1,0 +1,225 @@
+# lab: limit=420
+"""Packages from a small archive on the host: installed, brought up to date, removed and taken back
+by what apt simulates; while somebody else has the lock, and while the agent is killed."""
+
+import fcntl
+import hashlib
+import json
+import subprocess
+import time
+from pathlib import Path
+
+from lib import changed, check, cycle, job_of, osapi, out, part, pid, ready, result, sh, until
+
+ARCHIVE = Path("/srv/archive")
+COUNT = Path("/var/lib/osapi-slow.count")
+BEGUN = Path("/run/osapi-slow.begun")
+STATUS = Path("/var/lib/dpkg/status")
+LOCK = "/var/lib/dpkg/lock-frontend"
+
+
+def deb(name, version, depends="", postinst="", conffile=""):
+    tree = Path("/root/build") / f"{name}_{version}"
+    (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "usr/share" / name).mkdir(parents=True)
+    (tree / "usr/share" / name / "version").write_text(version + "\n")
+    control = f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: Lab <lab@localhost>\n" \
+              f"Installed-Size: 1\nDescription: {name} of the lab\n"
+    (tree / "DEBIAN/control").write_text(control + (f"Depends: {depends}\n" if depends else ""))
+    if conffile:
+        (tree / "etc").mkdir()
+        (tree / "etc" / f"{name}.conf").write_text(conffile)
+        (tree / "DEBIAN/conffiles").write_text(f"/etc/{name}.conf\n")
+    if postinst:
+        (tree / "DEBIAN/postinst").write_text("#!/bin/sh\nset -e\n" + postinst)
+        (tree / "DEBIAN/postinst").chmod(0o755)
+    sh("dpkg-deb", "--build", "--root-owner-group", tree, ARCHIVE / f"{name}_{version}_all.deb", ok=True)
+
+
+def publish(reads=True):
+    """Makes an index of what lies in the archive, and has apt read that and nothing else."""
+    index = ""
+    for file in sorted(ARCHIVE.glob("*.deb")):
+        data = file.read_bytes()
+        index += out("dpkg-deb", "--field", file) + f"\nFilename: ./{file.name}\nSize: {len(data)}\n" \
+            f"SHA256: {hashlib.sha256(data).hexdigest()}\n\n"
+    (ARCHIVE / "Packages").write_text(index)
+    sh("chmod -R a+rX /srv/archive", ok=True)
+    if reads:
+        sh("apt-get", "update", ok=True)
+
+
+def archive():
+    ARCHIVE.mkdir(parents=True)
+    sh("mkdir -p /root/sources && mv /etc/apt/sources.list /etc/apt/sources.list.d/* /root/sources/ 2> /dev/null")
+    Path("/etc/apt/sources.list.d/lab.list").write_text("deb [trusted=yes] file:/srv/archive ./\n")
+    deb("osapi-lab-lib", "1.0")
+    deb("osapi-lab", "1.0", "osapi-lab-lib", conffile="one\n")
+    deb("osapi-slow", "1.0", postinst=f"echo x >> {COUNT}\ntouch {BEGUN}\nsleep 8\n")
+    deb("osapi-sick", "1.0", postinst="echo 'this will not do' >&2\nexit 1\n")
+    publish()
+
+
+def glance():
+    return out("dpkg-query", "--show", "--showformat", "${Package} ${Version} ${db:Status-Abbrev}\\n").replace(" rc", " un") \
+        .split("\n"), out("apt-mark", "showauto")
+
+
+def installed():
+    """What is there, but for what was removed and has left its configuration."""
+    lines, auto = glance()
+    return [line for line in lines if not line.strip().endswith("un")], auto
+
+
+def version(name):
+    r = sh("dpkg-query", "--show", "--showformat", "${db:Status-Abbrev}${Version}", name)
+    return r.stdout[3:].strip() if r.stdout.startswith("ii") else None
+
+
+def kind(answer):
+    """What kind of problem the command line has told, as it does on stderr."""
+    try:
+        return json.loads(answer)["kind"] if isinstance(answer, str) else answer.get("kind")
+    except (ValueError, KeyError):
+        return None
+
+
+def reads():
+    status, answer = osapi("package", "list")
+    names = {package["name"] for package in result(answer).get("packages", [])}
+    check(status == 0 and {"dpkg", "apt"} <= names, "packages are listed", answer)
+    here = set(out("dpkg-query", "--show", "--showformat", "${Package}\\n").split("\n"))
+    check(len(names - here) == 0 and len(here - names) < 5, "as dpkg itself lists them", names ^ here)
+    status, answer = osapi("package", "get", "dpkg")
+    package = result(answer)["packages"][0] if status == 0 else {}
+    check(package.get("version") == version("dpkg"), "one is shown with its version", answer)
+    check(package.get("status") == "installed" and package.get("size", 0) > 100_000, "its state and size", answer)
+    status, answer = osapi("package", "get", "no-such-package")
+    check(status == 13, "one that is not there is not found", (status, answer))
+    status, answer = osapi("package", "install", "no-such-package")
+    check(status == 13 and "no-such-package" in json.dumps(answer), "nor one that apt does not know", (status, answer))
+    for name in ["--purge", "dpkg-", "x=1", "/tmp/x.deb"]:
+        status, answer = osapi("package", "install", "--name=" + name)
+        check(status == 10, f"{name!r} is no name of a package", (status, answer))
+
+
+def changes():
+    cycle("package", "install", "osapi-lab", observe=installed)
+    status, first = osapi("package", "install", "osapi-lab")
+    check(status == 0 and version("osapi-lab") == "1.0", "it is installed", first)
+    check("osapi-lab-lib" in out("apt-mark", "showauto").split(), "what it needs is marked automatic")
+    Path("/etc/osapi-lab.conf").write_text("mine\n")
+    deb("osapi-lab", "2.0", "osapi-lab-lib (>= 2.0)", conffile="two\n")
+    deb("osapi-lab-lib", "2.0")
+    publish(reads=False)
+    status, answer = osapi("package", "update")
+    check(status == 0 and changed(answer), "the index is read anew", answer)
+    status, answer = osapi("package", "updates")
+    updates = {u["name"]: (u["current_version"], u["new_version"]) for u in result(answer).get("updates", [])}
+    check(updates == {name: ("1.0", "2.0") for name in ["osapi-lab", "osapi-lab-lib"]}, "updates are listed", answer)
+    cycle("package", "install", "osapi-lab", "--version", "2.0", observe=installed)
+    check(version("osapi-lab") == "1.0", "and the undo has brought back the former version")
+    status, answer = osapi("package", "install", "osapi-lab")
+    check(version("osapi-lab") == "2.0" and version("osapi-lab-lib") == "2.0", "it is brought up to date", answer)
+    check(Path("/etc/osapi-lab.conf").read_text() == "mine\n", "a file of configuration that was changed is kept")
+    cycle("package", "remove", "osapi-lab", observe=installed)
+    status, answer = osapi("package", "remove", "osapi-lab-lib", "--dry-run")
+    touched = [change["cell"]["package"] for change in result(answer).get("changes", [])]
+    check(sorted(touched) == ["osapi-lab", "osapi-lab-lib"], "what needs it goes too, and is shown", answer)
+
+    plan = result(answer).get("plan")
+    sh("apt-get", "install", "--yes", "--allow-downgrades", "--option=Dpkg::Options::=--force-confold",
+       "osapi-lab=1.0", "osapi-lab-lib=1.0", ok=True, env={"PATH": "/usr/sbin:/usr/bin", "DEBIAN_FRONTEND": "noninteractive"})
+    status, answer = osapi("package", "remove", "osapi-lab-lib", "--plan", plan)
+    check(status == 15 and kind(answer) == "stale", "only what was seen is done", (status, answer))
+    (ARCHIVE / "osapi-lab_1.0_all.deb").rename("/root/osapi-lab_1.0_all.deb")
+    publish()
+    sh("apt-get", "clean")
+    status, answer = osapi("package", "install", "osapi-lab", "--dry-run")
+    check("osapi-lab 1.0" in json.dumps(result(answer).get("residue")), "a version that is gone is named", answer)
+    status, done = osapi("package", "install", "osapi-lab")
+    status, answer = osapi("job", "undo", job_of(done), "--dry-run")
+    check(status == 15 and "1.0" in json.dumps(answer), "and an undo says beforehand that it cannot be", (status, answer))
+    osapi("package", "remove", "osapi-lab-lib")
+    check(version("osapi-lab") is None, "both are gone")
+    status, answer = osapi("package", "remove", "osapi-lab")
+    check(status == 0 and not changed(answer), "what is gone needs no removal", answer)
+
+
+def guarded():
+    for name in ["dpkg", "bash"]:
+        status, answer = osapi("package", "remove", name)
+        check(status == 15 and kind(answer) == "protected", f"{name} is not removed by accident", (status, answer))
+    if version("osapi"):
+        status, answer = osapi("package", "remove", "osapi")
+        check(status == 15 and kind(answer) == "protected", "nor is osapi", (status, answer))
+
+
+def locked():
+    with open(LOCK, "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        begun = time.monotonic()
+        job = subprocess.Popen(["osapi", "--json", "package", "install", "osapi-lab"], stdout=subprocess.PIPE, text=True)
+        time.sleep(20)
+        check(job.poll() is None and version("osapi-lab") is None, "it waits for whoever changes packages")
+    answer, _ = job.communicate(timeout=120)
+    took = time.monotonic() - begun
+    check(job.returncode == 0 and version("osapi-lab") == "2.0", f"and works then ({took:.0f} s)", answer)
+
+
+def killed():
+    job = subprocess.Popen(["osapi", "--json", "package", "install", "osapi-slow"], stdout=subprocess.PIPE, text=True)
+    until(BEGUN.exists, "a slow script is at work", 60)
+    _, jobs = osapi("job", "list", "--limit", "1")
+    name = jobs["jobs"][0]["id"]
+
+    def told():
+        _, view = osapi("job", "get", name)
+        states = view.get("agent_states", {}).values()
+        return next((state["progress"] for state in states if state.get("progress")), None)
+
+    progress = until(told, "how far it is is told meanwhile", 5)
+    check("osapi-slow" in (progress or {}).get("message", ""), "by apt's own words", progress)
+    before = pid("osapi-agent")
+    sh("kill", "-9", before, ok=True)
+    answer, _ = job.communicate(timeout=120)
+    check(job.returncode == 0, "the agent was killed, and the job is done", answer)
+    check(pid("osapi-agent") not in (0, before), "by the next agent")
+    check(COUNT.read_text() == "x\n", "the script ran once", COUNT.read_text())
+    check(version("osapi-slow") == "1.0" and not out("dpkg", "--audit"), "the package is whole")
+    _, view = osapi("job", "get", name)
+    check(view.get("status") == "completed" and view.get("changed"), "the job says so", view)
+    check("progress" not in json.dumps(view), "and how far it was is forgotten")
+    status, answer = osapi("job", "undo", name)
+    check(status == 0 and version("osapi-slow") is None, "it can be undone", answer)
+
+
+def broken():
+    before = installed()
+    status, answer = osapi("package", "install", "osapi-sick")
+    check(status == 17 and "osapi-sick" in json.dumps(answer), "a script that fails is a failure", (status, answer))
+    check(installed() == before and not out("dpkg", "--audit"), "and leaves nothing half done", installed())
+
+    sh("dpkg", "--unpack", ARCHIVE / "osapi-slow_1.0_all.deb", ok=True)
+    status, answer = osapi("package", "remove", "osapi-lab", "--dry-run")
+    check("osapi-slow" in json.dumps(result(answer).get("residue")), "what dpkg was at is named beforehand", answer)
+    status, answer = osapi("package", "remove", "osapi-lab")
+    check(status == 0 and version("osapi-slow") == "1.0", "and finished first", (status, answer))
+    osapi("package", "remove", "osapi-slow")
+
+    good = STATUS.read_text()
+    torn = good.replace("Package: osapi-lab-lib\nStatus: install ok installed",
+                        "Package: osapi-lab-lib\nStatus: install reinstreq half-installed")
+    check(torn != good, "a package is made to look torn")
+    STATUS.write_text(torn)
+    status, answer = osapi("package", "install", "osapi-lab")
+    check(status == 17 and "apt-get install --reinstall osapi-lab-lib" in json.dumps(answer),
+          "dpkg's broken state is named, with what repairs it", (status, answer))
+    STATUS.write_text(good)
+
+
+part("package")
+ready()
+archive()
+for step in (reads, changes, guarded, locked, killed, broken):
+    step()
