@@ -178,8 +178,7 @@ def killed():
         states = view.get("agent_states", {}).values()
         return next((state["progress"] for state in states if state.get("progress")), None)
 
-    progress = until(told, "how far it is is told meanwhile", 5)
-    check("osapi-slow" in (progress or {}).get("message", ""), "by apt's own words", progress)
+    until(lambda: "osapi-slow" in (told() or {}).get("message", ""), "how far it is is told meanwhile", 6)
     before = pid("osapi-agent")
     sh("kill", "-9", before, ok=True)
     answer, _ = job.communicate(timeout=120)
