@@ -191,6 +191,7 @@ impl Desk for Table {
                     params: json!({}),
                     options: Options::default(),
                     objects: std::collections::BTreeMap::new(),
+                    sealed: None,
                     left_ms: 60_000,
                 };
                 let body = serde_json::to_string(&task).unwrap();
@@ -429,7 +430,7 @@ fn fill(dir: &Path, unfinished_last: bool) -> String {
                 };
                 let params = json!({ "key": "test.n0", "value": number.to_string() });
                 let (options, objects) = (Options::default(), std::collections::BTreeMap::new());
-                let record = Record { job, params, options, objects, once: None };
+                let record = Record { job, params, options, objects, sealed: None, once: None };
                 let record = serde_json::to_vec(&record).unwrap();
                 let mut steps = vec![Step::new().put(format!("job.{id}"), record, Expect::Absent)];
                 if !is_open(*number) {

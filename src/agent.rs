@@ -24,6 +24,7 @@ use crate::error::{Error, Kind, Result};
 use crate::host::{Amendment, Executor};
 use crate::job::Report;
 use crate::link::{About, Ask, Class, Link, Next};
+use crate::seal::OwnKey;
 
 mod carry;
 mod fetch;
@@ -86,6 +87,8 @@ struct Shared<L> {
     trouble: Trouble,
     pulses: Pulses,
     heads: Heads,
+    /// Opens the secrets among the parameters of tasks.
+    key: OwnKey,
     about: Mutex<About>,
     looking: Looking,
     is_stopping: AtomicBool,
@@ -102,6 +105,8 @@ struct Held {
 impl<L: Link + 'static> Agent<L> {
     /// Starts to work. `links` makes connections, of which each class of work has its own.
     pub fn start(setup: Setup, links: impl Fn() -> L + Send + Sync + 'static) -> Result<Self> {
+        let key = OwnKey::of(&setup.state)?;
+        let about = About { key: key.public(), ..facts::about(&setup) };
         let shared = Arc::new(Shared {
             lasting: Outbox::new(links()),
             amending: Mutex::default(),
@@ -110,7 +115,8 @@ impl<L: Link + 'static> Agent<L> {
             trouble: Trouble::default(),
             pulses: Pulses::default(),
             heads: Heads::open(&setup.state, setup.clock.clone())?,
-            about: Mutex::new(facts::about(&setup)),
+            key,
+            about: Mutex::new(about),
             looking: Looking::new(LOOKS),
             is_stopping: AtomicBool::new(false),
             links: Box::new(links),

@@ -48,6 +48,7 @@ mod notes;
 mod once;
 mod retention;
 mod rows;
+mod secrets;
 mod status;
 mod submit;
 #[cfg(test)]
@@ -82,6 +83,9 @@ pub struct Setup {
     pub limits: Limits,
     /// How long a call waits for hosts where the caller did not say.
     pub job_timeout: Duration,
+    /// Known to nobody else, and kept apart from the store: what is stored of requests is keyed
+    /// with it, so that a short secret in one cannot be guessed from that.
+    pub key: [u8; 32],
 }
 
 /// How much is kept, and how much is taken on.
@@ -134,6 +138,7 @@ pub struct Controller {
     mark: u16,
     limits: Limits,
     job_timeout: Duration,
+    key: [u8; 32],
     /// By the clock of the boot, in milliseconds.
     started: u64,
     ids: Mutex<Ids>,
@@ -153,7 +158,7 @@ pub struct Controller {
 impl Controller {
     /// Returns once memory has caught up with the store.
     pub async fn start(setup: Setup) -> Result<Shared> {
-        let Setup { store, objects, clock, name, limits, job_timeout } = setup;
+        let Setup { store, objects, clock, name, limits, job_timeout, key } = setup;
         let newest = follow::newest(&*store).await?;
         let controller = Arc::new(Self {
             store,
@@ -161,6 +166,7 @@ impl Controller {
             mark: ids::mark(&name),
             limits,
             job_timeout,
+            key,
             started: clock.uptime(),
             ids: Mutex::new(Ids::after(newest)),
             lanes: Mutex::default(),

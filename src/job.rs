@@ -72,6 +72,10 @@ pub struct Record {
     /// What the parameters name of the object store, by name, as it was at submission.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub objects: BTreeMap<String, Content>,
+    /// Its secrets, in a box for each host that has still to answer, by machine id. None where
+    /// it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<BTreeMap<String, String>>,
     /// The record that keeps it from being made twice, where its caller has seen to that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub once: Option<String>,
@@ -102,15 +106,26 @@ pub struct Task {
     pub options: Options,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub objects: BTreeMap<String, Content>,
+    /// The secrets among its parameters, which only this host's agent can read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<String>,
     /// How long after it was handed out it may still begin, in milliseconds.
     pub left_ms: u64,
 }
 
 impl Record {
+    /// Whether hosts have answered that took their secrets along. Then it has been written
+    /// since it was made.
+    pub fn has_lost_secrets(&self) -> bool {
+        self.sealed.as_ref().is_some_and(|sealed| sealed.len() < self.job.hosts.len())
+    }
+
     /// This job's work for `host`, which may begin within `left_ms`, as the agent opens it.
     pub fn seal(&self, host: &str, left_ms: u64) -> Result<String> {
         let Self { job, params, options, objects, .. } = self;
-        let task = Sealing { job: &job.id, host, op: &job.op, params, options, objects, left_ms };
+        let sealed = self.sealed.as_ref().and_then(|sealed| sealed.get(host)).map(String::as_str);
+        let (job, op) = (job.id.as_str(), job.op.as_str());
+        let task = Sealing { job, host, op, params, options, objects, sealed, left_ms };
         serde_json::to_string(&task)
             .map_err(|error| Error::new(Kind::Internal, "cannot encode a task").because(error))
     }
@@ -127,6 +142,8 @@ struct Sealing<'a> {
     options: &'a Options,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     objects: &'a BTreeMap<String, Content>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sealed: Option<&'a str>,
     left_ms: u64,
 }
 

@@ -30,6 +30,7 @@ pub mod ops;
 pub mod permission;
 pub mod provider;
 pub mod schema;
+pub mod seal;
 pub mod start;
 pub mod store;
 pub mod sys;

@@ -173,6 +173,8 @@ pub struct About {
     pub landlock: bool,
     pub uid: u32,
     pub pid: i32,
+    /// The key that secrets for this host are sealed to: X25519, in base64.
+    pub key: String,
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

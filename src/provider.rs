@@ -191,6 +191,7 @@ mod tests {
                 params,
                 options,
                 objects: [("object".to_owned(), content)].into(),
+                sealed: None,
                 left_ms: 60_000,
             };
             match self.executor().run(ops::agent(op).unwrap(), &task).unwrap() {

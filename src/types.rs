@@ -8,6 +8,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 use crate::error::{Error, Kind, Problem, Result};
 
@@ -234,6 +235,35 @@ impl TryFrom<String> for Line {
     }
 }
 
+/// Text that is shown to nobody: it can be neither printed nor encoded, and is overwritten in
+/// memory when it is no longer needed. Wherever a request is kept it is sealed or gone.
+#[derive(Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+#[schemars(extend(
+    "minLength" = 1,
+    "maxLength" = 511,
+    "pattern" = r"^[^\x00-\x1f\x7f-\x9f]+$",
+    "writeOnly" = true,
+))]
+pub struct Secret(#[schemars(with = "String")] Zeroizing<String>);
+
+impl Secret {
+    /// What it says. Not for anything that is written or sent.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Secret {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let text = Zeroizing::new(text);
+        let is_text = (1..=511).contains(&text.len()) && !text.contains(char::is_control);
+        is_text.then_some(Self(text)).ok_or("not a secret of 1 to 511 printable bytes")
+    }
+}
+
 /// Parses a parameter that may be left out, but may not be null: the published contract knows no
 /// null, and a field that somebody set to it was meant to say something.
 pub fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
@@ -391,6 +421,16 @@ mod tests {
             assert!(!takes::<Line>(line), "{line:?}");
         }
         assert!(!takes::<Line>(&"1".repeat(1025)));
+    }
+
+    #[test]
+    fn a_secret_has_no_control_characters() {
+        for text in ["x", "correct horse", "\u{e4}:\\\"'$(id)"] {
+            assert!(takes::<Secret>(text), "{text:?}");
+        }
+        for text in ["", "a\n", "a\0", "\u{85}", &"x".repeat(512)] {
+            assert!(!takes::<Secret>(text), "{text:?}");
+        }
     }
 
     #[test]

@@ -513,8 +513,21 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("store", &["clock", "error", "job", "link", "permission", "sys"]),
     (
         "agent",
-        &["clock", "error", "host", "job", "link", "op", "ops", "permission", "sys", "types"],
+        &[
+            "clock",
+            "error",
+            "host",
+            "job",
+            "link",
+            "op",
+            "ops",
+            "permission",
+            "seal",
+            "sys",
+            "types",
+        ],
     ),
+    ("seal", &["error", "op"]),
     ("schema", &["error", "job", "op", "ops", "types"]),
 ];
 

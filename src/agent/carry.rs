@@ -1,5 +1,6 @@
 //! One task, from the check whether this agent may do it to the report of what came of it.
 
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use crate::job::{Outcome, Report, Task};
 use crate::link::Link;
 use crate::op::{Access, Agent, Op};
 use crate::ops;
+use crate::seal::{self, Way};
 
 /// How soon to try again what has no answer yet, because the journal could not take it.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -67,11 +69,14 @@ fn attempt<L: Link + 'static>(agent: &Shared<L>, task: &Task) -> Result<Outcome>
         Ok(op) => op,
         Err(error) => return Ok(Err(error).into()),
     };
-    if let Err(error) = check(agent, op, task)
+    let mut opened = Opened::new(op, task);
+    let allowed = opened.open(agent).and_then(|()| check(agent, op, &opened.task));
+    if let Err(error) = allowed
         && !agent.executor().is_begun(task)?
     {
         return Ok(Err(error).into());
     }
+    let task = &*opened.task;
     if only_looks(task) && task.left_ms == 0 {
         return Ok(Err(Error::new(Kind::Expired, "it was not begun by its deadline")).into());
     }
@@ -83,6 +88,40 @@ fn attempt<L: Link + 'static>(agent: &Shared<L>, task: &Task) -> Result<Outcome>
         return if passing && task.left_ms > 0 { Err(error) } else { Ok(Err(error).into()) };
     }
     agent.executor().run(op, task)
+}
+
+/// A task with its secrets, which are overwritten when it is over.
+struct Opened<'a> {
+    op: &'static Op<Agent>,
+    task: Cow<'a, Task>,
+    /// Where its secrets are, if it can have any.
+    ways: &'static [Way],
+}
+
+impl<'a> Opened<'a> {
+    fn new(op: &'static Op<Agent>, task: &'a Task) -> Self {
+        Self { op, task: Cow::Borrowed(task), ways: seal::ways(op.id, op.run) }
+    }
+
+    fn open<L>(&mut self, agent: &Shared<L>) -> Result<()> {
+        let Some(sealed) = self.task.sealed.clone() else {
+            if !seal::has_any(&self.task.params, self.ways) {
+                return Ok(());
+            }
+            let message = "the secret of this job is no longer kept; ask again with the secret";
+            return Err(Error::new(Kind::Conflict, message));
+        };
+        let params = &mut self.task.to_mut().params;
+        agent.key.open(&sealed, self.op.id, self.ways, params)
+    }
+}
+
+impl Drop for Opened<'_> {
+    fn drop(&mut self) {
+        if let Cow::Owned(task) = &mut self.task {
+            seal::wipe(&mut task.params, self.ways);
+        }
+    }
 }
 
 /// Whether nothing is changed by it. What nobody knows is refused, and so changes nothing.

@@ -61,6 +61,7 @@ pub(super) fn about(setup: &Setup) -> About {
         waiting: setup.executor.waiting(),
         hanging: Vec::new(),
         landlock: setup.executor.landlock(),
+        key: String::new(),
     };
     judge(setup, &mut about.conditions);
     about

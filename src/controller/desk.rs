@@ -277,6 +277,9 @@ impl Controller {
                 }
             }
         }
+        if record.sealed.is_some() && self.end_with_secrets(host, record, id, &report).await? {
+            return Ok(());
+        }
         let step = self.ending(host, record, id, report, Expect::Absent)?;
         match self.commit(step).await {
             Err(error) if error.kind() != Kind::Conflict => return Err(error),
@@ -333,7 +336,7 @@ impl Controller {
     }
 
     /// The step that ends a job on one host.
-    fn ending(
+    pub(super) fn ending(
         &self,
         host: &str,
         record: &Record,

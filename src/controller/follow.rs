@@ -171,7 +171,8 @@ impl Controller {
         let is_open = self.lanes().get(id).is_some();
         let was_rewritten = record.job.cancelled.is_some()
             || record.job.confirmed.is_some()
-            || !record.job.retried.is_empty();
+            || !record.job.retried.is_empty()
+            || record.has_lost_secrets();
         if is_open {
             self.lanes().rewritten(id, entry.revision, record.job.cancelled);
             self.note_ended();

@@ -26,6 +26,8 @@ const TIMELINE: usize = 100;
 const NAME: usize = 255;
 /// What the timeline says of a drained host that has nothing left to do.
 const CORDONED: &str = "cordoned";
+/// The longest key of an agent, in base64.
+const KEY: usize = 64;
 
 /// A host as it is stored under `host.<machine id>`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -34,6 +36,9 @@ pub(crate) struct Host {
     pub(crate) state: State,
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
+    /// What secrets for it are sealed to; empty where its agent has not told a key yet.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) key: String,
     /// In milliseconds since 1970.
     pub(crate) first_seen: u64,
     #[serde(default)]
@@ -278,12 +283,17 @@ impl Controller {
         check(about)?;
         let known = self.hosts().get(&about.machine_id).cloned();
         let (host, expect) = match known {
-            Some((host, _)) if host.name == about.hostname && host.labels == about.labels => {
+            Some((host, _))
+                if host.name == about.hostname
+                    && host.labels == about.labels
+                    && host.key == about.key =>
+            {
                 return Ok(());
             }
             Some((mut host, revision)) => {
                 host.name.clone_from(&about.hostname);
                 host.labels.clone_from(&about.labels);
+                host.key.clone_from(&about.key);
                 (host, Expect::Revision(revision))
             }
             None => {
@@ -293,6 +303,7 @@ impl Controller {
                     name: about.hostname.clone(),
                     state: State::Accepted,
                     labels: about.labels.clone(),
+                    key: about.key.clone(),
                     first_seen: at,
                     timeline: vec![moment],
                 };
@@ -301,7 +312,7 @@ impl Controller {
         };
         let event = serde_json::json!({
             "at": self.clock.wall(), "event": "host", "host": about.machine_id,
-            "name": host.name, "labels": host.labels,
+            "name": host.name, "labels": host.labels, "key": host.key,
         });
         let step = Step::new()
             .put(key(&about.machine_id), encode(&host)?, expect)
@@ -406,6 +417,9 @@ fn check(about: &About) -> Result<()> {
         return refused("the host name is empty, too long or not a name");
     }
     let fits = |(key, value): (&String, &String)| is_token(key) && is_name(value);
+    if about.key.len() > KEY {
+        return refused("the key is too long");
+    }
     if about.labels.len() > 64 || !about.labels.iter().all(fits) {
         return refused("at most 64 labels, each a name and a short text");
     }
@@ -421,7 +435,8 @@ mod tests {
         for (id, name, state) in [("1", "web", State::Accepted), ("2", "db", State::Drained)] {
             let labels = BTreeMap::from([("group".to_owned(), "web.dev.us-east".to_owned())]);
             let name = name.to_owned();
-            let host = Host { name, state, labels, first_seen: 1, timeline: Vec::new() };
+            let (key, timeline) = (String::new(), Vec::new());
+            let host = Host { name, state, labels, key, first_seen: 1, timeline };
             hosts.put(id, host, 1);
         }
         hosts

@@ -29,7 +29,8 @@ impl Call {
     pub fn keyed(&self) -> Option<Keyed> {
         let key = self.key.as_ref()?;
         let name = once_key(&self.caller, &self.trail, key);
-        Some(Keyed { controller: self.controller.clone(), name, digest: key.digest.clone() })
+        let (controller, digest) = (self.controller.clone(), self.controller.keyed(&key.digest));
+        Some(Keyed { controller, name, digest })
     }
 
     /// `step`, and that the key of this call has led to `answer`.

@@ -7,16 +7,14 @@ use serde_json::Value;
 
 use crate::ops::{self, Row};
 use crate::schema;
-
-/// In place of what is not shown.
-const HIDDEN: &str = "[hidden]";
+use crate::seal::{self, Way};
 
 #[derive(Default)]
 pub(super) struct Traits {
     /// Fields that name an object of the store: `"x-object": true`.
     pub(super) objects: Vec<String>,
-    /// JSON pointers of what is `writeOnly`; `*` stands for every element of a list.
-    secrets: Vec<Vec<String>>,
+    /// The ways to what is `writeOnly`.
+    pub(super) secrets: Vec<Way>,
 }
 
 static TRAITS: LazyLock<HashMap<&'static str, Traits>> =
@@ -37,26 +35,8 @@ pub(super) fn traits(row: &Row) -> &'static Traits {
 pub(super) fn shown(op: &str, params: &Value) -> Value {
     let Some(traits) = TRAITS.get(op) else { return Value::Null };
     let mut params = params.clone();
-    for path in &traits.secrets {
-        hide(&mut params, path);
-    }
+    seal::hide(&mut params, &traits.secrets);
     params
-}
-
-fn hide(value: &mut Value, path: &[String]) {
-    let Some((first, rest)) = path.split_first() else {
-        *value = Value::from(HIDDEN);
-        return;
-    };
-    match value {
-        Value::Array(items) => items.iter_mut().for_each(|item| hide(item, rest)),
-        Value::Object(fields) => {
-            if let Some(field) = fields.get_mut(first) {
-                hide(field, rest);
-            }
-        }
-        _ => {}
-    }
 }
 
 fn read(schema: &Value) -> Traits {
@@ -67,30 +47,8 @@ fn read(schema: &Value) -> Traits {
             traits.objects.push(name.clone());
         }
     }
-    secrets(schema, &mut Vec::new(), &mut traits.secrets);
+    traits.secrets = seal::ways_in(schema);
     traits
-}
-
-fn secrets(schema: &Value, path: &mut Vec<String>, found: &mut Vec<Vec<String>>) {
-    if schema["writeOnly"] == true {
-        found.push(path.clone());
-        return;
-    }
-    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
-        path.push(name.clone());
-        secrets(property, path, found);
-        path.pop();
-    }
-    if schema["items"].is_object() {
-        path.push("*".to_owned());
-        secrets(&schema["items"], path, found);
-        path.pop();
-    }
-    for choice in ["anyOf", "oneOf", "allOf"] {
-        for schema in schema[choice].as_array().into_iter().flatten() {
-            secrets(schema, path, found);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -100,21 +58,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_are_hidden_wherever_they_are() {
+    fn what_a_schema_says_of_fields_is_read() {
         let schema = json!({ "properties": {
             "object": { "type": "string", "x-object": true },
             "password": { "type": "string", "writeOnly": true },
-            "users": { "items": { "properties": { "key": { "writeOnly": true } } } },
         }});
         let traits = read(&schema);
         assert_eq!(traits.objects, ["object"]);
-        let mut params =
-            json!({ "object": "a", "password": "p", "users": [{ "key": "k", "n": 1 }] });
-        for path in &traits.secrets {
-            hide(&mut params, path);
-        }
-        let expected =
-            json!({ "object": "a", "password": HIDDEN, "users": [{ "key": HIDDEN, "n": 1 }] });
-        assert_eq!(params, expected);
+        assert_eq!(traits.secrets, [["password"]]);
     }
 }

@@ -53,7 +53,8 @@ pub struct Submit {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Key {
     pub value: String,
-    /// Of everything else in the request: only the same request is the same.
+    /// Of everything else in the request: only the same request is the same. Never stored as it
+    /// is.
     pub digest: String,
 }
 
@@ -83,6 +84,8 @@ pub(super) struct Beside {
     pub(super) about: Option<String>,
     /// The job that this one repeats: its record as it was read, to be marked as retried.
     pub(super) repeats: Option<(Record, Revision)>,
+    /// The boxes that are left of that job's secrets, where it had any.
+    pub(super) sealed: Option<BTreeMap<String, String>>,
     /// The HTTP status of the answer, where that does not wait for hosts.
     pub(super) code: Option<u16>,
 }
@@ -113,13 +116,16 @@ impl Controller {
         }
         let class = ops::agent(row.id).map_or(Class::Change, |row| Class::of(row, &options));
         let is_stored = op.access() != Access::Read && !options.dry_run;
-        let key = key.filter(|_| is_stored).map(|key| (once_key(&caller, &trail, &key), key));
+        let key = key.filter(|_| is_stored).map(|key| {
+            (once_key(&caller, &trail, &key), Key { digest: self.keyed(&key.digest), ..key })
+        });
         if let Some((name, key)) = &key
             && let Some(done) = self.replay(name, key).await?
         {
             return Ok((done, 0));
         }
         let hosts = self.resolve(&target, op.access()).await?;
+        let (params, sealed) = self.seal(row, params, &hosts, beside.sealed.as_ref())?;
         let objects = self.pin(row, &params).await?;
         self.make_room(&hosts, is_stored)?;
         let patience = if is_stored { self.limits.patience } else { 2 * row.timeout };
@@ -141,7 +147,7 @@ impl Controller {
             confirmed: None,
         };
         let once = key.as_ref().map(|(name, _)| name.clone());
-        let record = Record { job, params, options, objects, once };
+        let record = Record { job, params, options, objects, sealed, once };
         let size = encode(&record)?.len();
         if size > self.limits.record {
             let message = format!(

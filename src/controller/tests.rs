@@ -53,6 +53,7 @@ impl Bench {
             name: "here".to_owned(),
             limits: self.limits.clone(),
             job_timeout: Duration::from_secs(10),
+            key: [7; 32],
         };
         Controller::start(setup).await.unwrap()
     }

@@ -141,6 +141,7 @@ async fn open(config: &Config, paths: &Paths) -> Result<Shared> {
             ..Limits::default()
         },
         job_timeout: config.controller.api.job_timeout.0,
+        key: crate::seal::random_key(&paths.controller_state, "request-key")?,
     })
     .await
 }

@@ -68,6 +68,7 @@ pub(crate) fn task(job: &str, op: &Op, params: &Value, options: Options) -> Task
         params: params.clone(),
         options,
         objects: objects.collect(),
+        sealed: None,
         left_ms: 60_000,
     }
 }

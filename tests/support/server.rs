@@ -150,7 +150,9 @@ async fn controller(dir: &Path, store: Arc<RedbStore>) -> Shared {
     let objects = Files::open(dir.join("objects"), index, clock.clone(), 1 << 30).await.unwrap();
     let (limits, job_timeout) = (Limits::default(), Duration::from_secs(20));
     let (name, objects) = ("one".to_owned(), Arc::new(objects) as Arc<dyn store::Objects>);
-    Controller::start(Setup { store, objects, clock, name, limits, job_timeout }).await.unwrap()
+    let key = [7; 32];
+    let setup = Setup { store, objects, clock, name, limits, job_timeout, key };
+    Controller::start(setup).await.unwrap()
 }
 
 async fn agent(controller: Shared, script: Script, known: oneshot::Sender<()>) {

@@ -117,6 +117,7 @@ pub(super) async fn retry(call: Call, params: Retry) -> Result<Retried> {
             (Some(target), _) => Target::Named(target.clone()),
             (None, _) => Target::Named(record.job.target.clone()),
         };
+        let sealed = record.sealed;
         let submit = Submit {
             row,
             target,
@@ -126,7 +127,8 @@ pub(super) async fn retry(call: Call, params: Retry) -> Result<Retried> {
             trail: call.trail.clone(),
             key: call.key.clone(),
         };
-        let beside = Beside { about: Some(id.as_str().to_owned()), repeats, code: Some(201) };
+        let about = Some(id.as_str().to_owned());
+        let beside = Beside { about, repeats, sealed, code: Some(201) };
         match controller.submit_beside(submit, beside).await {
             Err(error) if error.kind() == Kind::Conflict && read_at.is_some() => {
                 let is_unchanged = Some(controller.stored(id.as_str()).await?.1) == read_at;
@@ -183,7 +185,7 @@ pub(super) async fn cancel(call: Call, About { id }: About) -> Result<Cancelled>
         let cancelled = Cancelled { job_id: id.as_str().to_owned(), status, hosts: names };
         let step = Step::new().note(call.entry_about(id.as_str(), 200));
         let step = call.once(step, &cancelled)?;
-        match controller.call_off(uuid, &call.caller.name, step).await {
+        match controller.call_off(uuid, &hosts, &call.caller.name, step).await {
             Ok(()) => return Ok(cancelled),
             Err(error) => {
                 controller.lanes().offer_again(uuid, &hosts);
@@ -210,8 +212,8 @@ impl Controller {
         Status::overall(record.job.hosts.iter().map(on))
     }
 
-    /// Calls a job off, with what else is in `step`.
-    async fn call_off(&self, id: Uuid, by: &str, step: Step) -> Result<()> {
+    /// Calls a job off, which none of `hosts` had begun, with what else is in `step`.
+    async fn call_off(&self, id: Uuid, hosts: &[String], by: &str, step: Step) -> Result<()> {
         let mark = Mark { at: self.clock.wall(), by: by.to_owned(), job: None };
         if ids::mark_of(id) != ids::STORED {
             self.commit(step).await?;
@@ -220,6 +222,10 @@ impl Controller {
         }
         let (mut record, revision) = self.stored(&id.to_string()).await?;
         record.job.cancelled = Some(mark.clone());
+        if let Some(sealed) = &mut record.sealed {
+            // Nobody is going to open these.
+            sealed.retain(|host, _| !hosts.contains(host));
+        }
         let key = format!("job.{id}");
         let step = step.put(key, encode(&record)?, Expect::Revision(revision));
         let revision = self.commit(step.owed()).await?;

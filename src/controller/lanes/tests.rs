@@ -21,7 +21,7 @@ fn open(ids: &mut Ids, class: Class, hosts: &[&str]) -> Arc<Open> {
         confirmed: None,
     };
     let (params, options, objects) = (Value::Null, Options::default(), BTreeMap::new());
-    let record = Record { job, params, options, objects, once: None };
+    let record = Record { job, params, options, objects, sealed: None, once: None };
     Open::new(id, record, class, true)
 }
 

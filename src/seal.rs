@@ -1,0 +1,334 @@
+//! Secrets on their way to a host: only the agent that they are for can read them.
+//!
+//! A parameter whose schema says `writeOnly` is a secret. Whoever takes a request takes its
+//! secrets out before anything is recorded, and puts one box for each host beside the parameters,
+//! sealed to the key of that host's agent. The agent puts them back, and only where its own table
+//! says that there is a secret: otherwise whoever hands out tasks could have a box opened into a
+//! parameter that is shown.
+
+#![expect(clippy::disallowed_methods, reason = "the agent's key is its own state")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use crypto_box::aead::OsRng;
+use crypto_box::{PublicKey, SecretKey};
+use schemars::generate::SchemaSettings;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::error::{Error, Kind, Result};
+use crate::op::Shape;
+
+/// What stands in the place of a secret.
+pub const HIDDEN: &str = "[hidden]";
+
+/// Where the agent keeps its key, in its state directory.
+const FILE: &str = "sealing-key";
+
+/// The way to a secret within parameters; `*` stands for every element of a list.
+pub type Way = Vec<String>;
+
+/// What a box holds.
+#[derive(Default, Deserialize, Serialize)]
+pub struct Secrets {
+    /// The operation that they are parameters of: a box is of no use for any other.
+    op: String,
+    /// By JSON pointer.
+    texts: BTreeMap<String, Text>,
+}
+
+/// Overwritten when nobody needs it any more.
+#[derive(Deserialize, Serialize)]
+#[serde(transparent)]
+struct Text(String);
+
+impl Drop for Text {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+/// The ways to the secrets of the operation `op` of the table, read off its schema once.
+pub fn ways(op: &'static str, shape: &dyn Shape) -> &'static [Way] {
+    static KNOWN: Mutex<BTreeMap<&str, &[Way]>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    // The table lives as long as the process, and so does what is known of it.
+    known.entry(op).or_insert_with(|| Box::leak(read(shape).into_boxed_slice()))
+}
+
+fn read(shape: &dyn Shape) -> Vec<Way> {
+    let settings = SchemaSettings::draft2020_12();
+    let settings = settings.with(|settings| settings.inline_subschemas = true);
+    ways_in(&shape.params(&mut settings.into_generator()).into())
+}
+
+/// The ways to the secrets in a schema that has nothing left to look up elsewhere.
+pub fn ways_in(schema: &Value) -> Vec<Way> {
+    let mut found = Vec::new();
+    find(schema, &mut Way::new(), &mut found);
+    found
+}
+
+fn find(schema: &Value, way: &mut Way, found: &mut Vec<Way>) {
+    if schema["writeOnly"] == true {
+        found.push(way.clone());
+        return;
+    }
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        way.push(name.clone());
+        find(property, way, found);
+        way.pop();
+    }
+    if schema["items"].is_object() {
+        way.push("*".to_owned());
+        find(&schema["items"], way, found);
+        way.pop();
+    }
+    for choice in ["anyOf", "oneOf", "allOf"] {
+        for schema in schema[choice].as_array().into_iter().flatten() {
+            find(schema, way, found);
+        }
+    }
+}
+
+/// Calls `each` for whatever `ways` lead to, with its JSON pointer.
+fn visit(value: &mut Value, ways: &[Way], each: &mut dyn FnMut(&str, &mut Value)) {
+    for way in ways {
+        follow(value, way, &mut String::new(), each);
+    }
+}
+
+fn follow(
+    value: &mut Value,
+    way: &[String],
+    pointer: &mut String,
+    each: &mut dyn FnMut(&str, &mut Value),
+) {
+    let Some((first, rest)) = way.split_first() else { return each(pointer, value) };
+    let length = pointer.len();
+    let mut enter = |name: &str, value: &mut Value| {
+        pointer.push('/');
+        pointer.push_str(&name.replace('~', "~0").replace('/', "~1"));
+        follow(value, rest, pointer, each);
+        pointer.truncate(length);
+    };
+    match value {
+        Value::Array(items) if first == "*" => {
+            items.iter_mut().enumerate().for_each(|(at, item)| enter(&at.to_string(), item));
+        }
+        Value::Object(fields) => {
+            if let Some(field) = fields.get_mut(first) {
+                enter(first, field);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Puts [`HIDDEN`] in the place of every secret.
+pub fn hide(params: &mut Value, ways: &[Way]) {
+    visit(params, ways, &mut |_, value| *value = HIDDEN.into());
+}
+
+/// Takes the secrets of `op` out of `params`; None where there are none.
+pub fn take(op: &str, params: &mut Value, ways: &[Way]) -> Option<Secrets> {
+    let mut secrets = Secrets { op: op.to_owned(), texts: BTreeMap::new() };
+    visit(params, ways, &mut |pointer, value| {
+        if let Value::String(text) = std::mem::replace(value, HIDDEN.into()) {
+            secrets.texts.insert(pointer.to_owned(), Text(text));
+        }
+    });
+    (!secrets.texts.is_empty()).then_some(secrets)
+}
+
+impl Secrets {
+    /// Closes them in a box, in base64, that only who has the secret half of `key` can open.
+    pub fn seal(&self, key: &str) -> Result<String> {
+        let unusable = || Error::new(Kind::Internal, "cannot seal a secret to this host's key");
+        let key = STANDARD.decode(key).map_err(|error| unusable().because(error))?;
+        let key = PublicKey::from_slice(&key).map_err(|error| unusable().because(error))?;
+        let plain = Zeroizing::new(serde_json::to_vec(self).map_err(|_| unusable())?);
+        let sealed = key.seal(&mut OsRng, &plain).map_err(|_| unusable())?;
+        Ok(STANDARD.encode(sealed))
+    }
+}
+
+/// The secret half of an agent's key.
+pub struct OwnKey(SecretKey);
+
+impl OwnKey {
+    /// The key that is kept in `state`; one is made at the first start.
+    pub fn of(state: &Path) -> Result<Self> {
+        random_key(state, FILE).map(|key| Self(SecretKey::from(key)))
+    }
+
+    /// The public half, in base64.
+    pub fn public(&self) -> String {
+        STANDARD.encode(self.0.public_key().as_bytes())
+    }
+
+    /// Puts the secrets in `sealed` back into `params` of `op`, which has them at `ways`.
+    ///
+    /// Every place of a secret must get its own from the box: what comes in the open was seen by
+    /// others, and what is left over is not for this operation.
+    pub fn open(&self, sealed: &str, op: &str, ways: &[Way], params: &mut Value) -> Result<()> {
+        let unreadable = || {
+            let message = "cannot open a secret of this job; was it sealed to an earlier key of \
+                           this host? Ask again with the secret";
+            Error::new(Kind::Conflict, message)
+        };
+        let sealed = STANDARD.decode(sealed).map_err(|_| unreadable())?;
+        let plain = self.0.unseal(&sealed).map(Zeroizing::new).map_err(|_| unreadable())?;
+        let mut secrets: Secrets = serde_json::from_slice(&plain).map_err(|_| unreadable())?;
+        let mut is_missing = secrets.op != op;
+        visit(params, ways, &mut |pointer, value| match secrets.texts.remove(pointer) {
+            Some(mut text) if !is_missing => *value = std::mem::take(&mut text.0).into(),
+            _ => is_missing = true,
+        });
+        if is_missing || !secrets.texts.is_empty() {
+            wipe(params, ways);
+            let message = "a secret of this job belongs elsewhere; ask again with the secret";
+            return Err(Error::new(Kind::Denied, message));
+        }
+        Ok(())
+    }
+}
+
+/// Whether `params` have anything where there is a secret.
+pub fn has_any(params: &Value, ways: &[Way]) -> bool {
+    fn leads(value: &Value, way: &[String]) -> bool {
+        let Some((first, rest)) = way.split_first() else { return true };
+        match value {
+            Value::Array(items) if first == "*" => items.iter().any(|item| leads(item, rest)),
+            Value::Object(fields) => fields.get(first).is_some_and(|field| leads(field, rest)),
+            _ => false,
+        }
+    }
+    ways.iter().any(|way| leads(params, way))
+}
+
+/// Overwrites the secrets in `params`.
+pub fn wipe(params: &mut Value, ways: &[Way]) {
+    visit(params, ways, &mut |_, value| {
+        if let Value::String(text) = value {
+            text.zeroize();
+        }
+    });
+}
+
+/// Writes a file that only its owner reads, whole or not at all.
+fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let new = path.with_extension("new");
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    path.parent().map_or(Ok(()), |dir| std::fs::OpenOptions::new().read(true).open(dir)?.sync_all())
+}
+
+/// The 32 bytes that are kept under `name` in `state`, for its owner alone; random ones are made
+/// the first time.
+pub fn random_key(state: &Path, name: &str) -> Result<[u8; 32]> {
+    let path = state.join(name);
+    let failed = |error: std::io::Error| {
+        let message = format!("cannot keep a key in {}: {error}", path.display());
+        Error::new(Kind::Unavailable, message).because(error)
+    };
+    match std::fs::read(&path) {
+        Ok(bytes) => bytes.try_into().map_err(|_| {
+            let path = path.display();
+            let message = format!("{path} is no key; remove it, and a new one is made");
+            Error::new(Kind::Unavailable, message)
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let key = SecretKey::generate(&mut OsRng).to_bytes();
+            replace(&path, &key).map_err(failed)?;
+            Ok(key)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn ways() -> Vec<Way> {
+        ways_in(&json!({ "properties": {
+            "name": { "type": "string" },
+            "password": { "anyOf": [{ "type": "string", "writeOnly": true }, { "type": "null" }] },
+            "users": { "items": { "properties": { "key/x": { "writeOnly": true } } } },
+        }}))
+    }
+
+    fn given() -> Value {
+        json!({ "name": "ada", "password": "p", "users": [{ "key/x": "a" }, { "n": 1 }] })
+    }
+
+    #[test]
+    fn what_was_sealed_comes_back_to_its_place_and_nowhere_else() {
+        let state = tempfile::tempdir().unwrap();
+        let key = OwnKey::of(state.path()).unwrap();
+        let mut params = given();
+        let secrets = take("op", &mut params, &ways()).unwrap();
+        assert_eq!(params["password"], HIDDEN);
+        assert_eq!(params["users"][0]["key/x"], HIDDEN);
+        let sealed = secrets.seal(&key.public()).unwrap();
+        assert_ne!(sealed, secrets.seal(&key.public()).unwrap(), "no two boxes are alike");
+
+        // A new process has the same key, and nobody else reads it.
+        let mode = std::fs::metadata(state.path().join(FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let key = OwnKey::of(state.path()).unwrap();
+        let mut opened = params.clone();
+        key.open(&sealed, "op", &ways(), &mut opened).unwrap();
+        assert_eq!(opened, given());
+
+        let refused = |op: &str, ways: &[Way], params: &Value| {
+            let mut params = params.clone();
+            let kind = key.open(&sealed, op, ways, &mut params).unwrap_err().kind();
+            let has_leaked = params.to_string().contains("\"p\"");
+            assert!(!has_leaked, "{params}");
+            kind
+        };
+        assert_eq!(refused("other", &ways(), &params), Kind::Denied);
+        assert_eq!(refused("op", &[], &params), Kind::Denied, "no secret goes there");
+        assert_eq!(refused("op", &ways(), &json!({ "password": "x" })), Kind::Denied);
+        let other = OwnKey::of(tempfile::tempdir().unwrap().path()).unwrap();
+        let error = other.open(&sealed, "op", &ways(), &mut params).unwrap_err();
+        assert_eq!(error.kind(), Kind::Conflict);
+    }
+
+    #[test]
+    fn secrets_are_hidden_wherever_they_are() {
+        let mut params = given();
+        hide(&mut params, &ways());
+        let hidden = json!({ "name": "ada", "password": HIDDEN, "users": [{ "key/x": HIDDEN }, { "n": 1 }] });
+        assert_eq!(params, hidden);
+        assert!(has_any(&params, &ways()) && !has_any(&json!({ "name": "ada" }), &ways()));
+        assert!(take("op", &mut json!({ "name": "ada" }), &ways()).is_none());
+    }
+
+    #[test]
+    fn a_key_is_made_once() {
+        let state = tempfile::tempdir().unwrap();
+        let key = random_key(state.path(), "k").unwrap();
+        assert_eq!(random_key(state.path(), "k").unwrap(), key);
+        assert_ne!(random_key(state.path(), "l").unwrap(), key);
+        std::fs::write(state.path().join("k"), "short").unwrap();
+        assert!(random_key(state.path(), "k").is_err());
+    }
+}
