@@ -18,6 +18,7 @@ mod files;
 mod job;
 mod output;
 mod run;
+mod secret;
 mod table;
 mod terminal;
 mod text;
@@ -28,6 +29,7 @@ pub use call::{Call, Patience};
 pub use command::command;
 pub use output::{document, page};
 pub use run::run;
+pub use secret::{Secret, Source};
 pub use table::Page;
 
 /// What a person asked for.

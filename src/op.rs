@@ -46,6 +46,8 @@ pub struct Op<R: 'static = Agent> {
     pub command: &'static str,
     /// Flags that are not named like their field: (field, flag).
     pub flags: &'static [(&'static str, &'static str)],
+    /// Flags that set a field to false: (field, flag).
+    pub opposites: &'static [(&'static str, &'static str)],
     /// Fields taken by position in the short form of the command, in order.
     pub args: &'static [&'static str],
     /// What a person's table shows, in order, as (header, pointer into a row); empty: every
@@ -86,6 +88,7 @@ impl<R> Op<R> {
             status: 200,
             command: "",
             flags: &[],
+            opposites: &[],
             args: &[],
             columns: &[],
             rows: Rows::Host,
@@ -98,7 +101,7 @@ impl<R> Op<R> {
     /// The same row with another `run`.
     pub(crate) fn with<S>(&self, run: S) -> Op<S> {
         let Self { id, about, method, path, permission, status, command, flags, .. } = *self;
-        let Self { args, columns, rows, guarded, timeout, .. } = *self;
+        let Self { opposites, args, columns, rows, guarded, timeout, .. } = *self;
         Op {
             id,
             about,
@@ -108,6 +111,7 @@ impl<R> Op<R> {
             status,
             command,
             flags,
+            opposites,
             args,
             columns,
             rows,

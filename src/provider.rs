@@ -27,6 +27,7 @@ pub mod process;
 pub mod service;
 pub mod sysctl;
 pub mod timezone;
+pub mod user;
 
 /// The order is that of the manual and of the command line's help.
 pub static DOMAINS: &[&Domain] = &[
@@ -38,6 +39,7 @@ pub static DOMAINS: &[&Domain] = &[
     &package::DOMAIN,
     &log::DOMAIN,
     &power::DOMAIN,
+    &user::DOMAIN,
     &process::DOMAIN,
     &command::DOMAIN,
     &file::DOMAIN,

@@ -73,6 +73,11 @@ impl Field {
         read(text, self.kind).ok_or_else(|| wrong(text, self.kind))
     }
 
+    /// Whether nobody is to see what it says.
+    pub fn is_secret(&self) -> bool {
+        present(&self.schema)["writeOnly"] == true
+    }
+
     /// Whether it may be left out, which a schema of text need not say with `null`.
     pub fn plain_schema(&self) -> Value {
         let mut schema = self.schema.clone();

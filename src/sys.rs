@@ -1,4 +1,5 @@
-//! What the C library has and no safe crate does. The only `unsafe` there is.
+//! What the C library, and the one for passwords beside it, have and no safe crate does. The only
+//! `unsafe` there is.
 
 #![expect(unsafe_code, reason = "system calls that no safe crate has")]
 
@@ -12,6 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+mod crypt;
+
+pub use crypt::{hash, opens};
 
 /// `<asm-generic/socket.h>`; since Linux 4.13.
 const SO_PEERGROUPS: libc::c_int = libc::SO_PEERGROUPS;

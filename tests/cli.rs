@@ -131,6 +131,7 @@ fn sample(row: &Row, field: &schema::Field) -> String {
         (_, Type::Boolean) => "true".into(),
         (_, Type::Integer) => "7".into(),
         (_, Type::Object) => "a=b".into(),
+        _ if field.is_secret() => "-".into(),
         _ if row.id.starts_with("job.") => "0198f0a0-0000-7000-8000-000000000000".into(),
         _ => "x".into(),
     }
@@ -208,8 +209,13 @@ fn every_operation_has_its_published_words_and_flags() {
                 _ if name == "signal" => "TERM".into(),
                 _ if name == "priority" => "err".into(),
                 _ if name == "content-type" => "raw".into(),
+                _ if name == "password" => "-".into(),
                 _ => "x".into(),
             };
+            // What contradicts another flag is tried by itself.
+            if row.opposites.iter().any(|(_, opposite)| *opposite == name) {
+                continue;
+            }
             words.push(format!("--{name}={value}"));
         }
         let words: Vec<_> = words.iter().map(String::as_str).collect();
@@ -221,12 +227,47 @@ fn every_operation_has_its_published_words_and_flags() {
                 flag["field"].as_str().map_or_else(|| name.replace('-', "_"), str::to_owned);
             assert!(
                 call.params.contains_key(&field)
+                    || call.secrets.iter().any(|secret| secret.field == field)
                     || call.extras.contains_key(name)
                     || name == "pending",
                 "{}: --{name} has no effect",
                 row.command,
             );
         }
+    }
+}
+
+#[test]
+fn an_opposite_says_no() {
+    let update = |flag: &str| parse(&["user", "update", "ada", flag]);
+    let lock = |flag: &str| call(&["user", "update", "ada", flag]).params["lock"].clone();
+    assert_eq!([lock("--lock"), lock("--lock=false")], [Value::Bool(true), Value::Bool(false)]);
+    assert_eq!([lock("--unlock"), lock("--unlock=false")], [Value::Bool(false), Value::Bool(true)]);
+    assert!(update("--lock").is_ok());
+    assert!(parse(&["user", "update", "ada", "--lock", "--unlock"]).is_err());
+}
+
+#[test]
+fn a_secret_is_asked_for_and_never_an_argument() {
+    use osapi::cli::Source;
+
+    let password = |words: &[&str]| {
+        let call = call(&[&["user", "password", "ada"], words].concat());
+        call.secrets.into_iter().map(|secret| (secret.field, secret.source)).collect::<Vec<_>>()
+    };
+    let from = |source| vec![("password".to_owned(), source)];
+    assert_eq!(password(&[]), from(Source::Terminal));
+    assert_eq!(password(&["--password"]), from(Source::Terminal));
+    assert_eq!(password(&["--password", "-"]), from(Source::Stdin));
+    assert_eq!(password(&["--password=-"]), from(Source::Stdin));
+    assert!(call(&["user", "create", "ada"]).secrets.is_empty());
+    assert_eq!(call(&["user", "create", "ada", "--password"]).secrets.len(), 1);
+    for words in [
+        &["user", "password", "ada", "--password", "hunter2"][..],
+        &["client", "node", "user", "create", "--name=ada", "--password=hunter2"],
+    ] {
+        let refused = parse(words).unwrap_err();
+        assert!(refused.contains("stdin") && !refused.contains("hunter2"), "{refused}");
     }
 }
 

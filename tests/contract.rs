@@ -261,6 +261,9 @@ impl Comparison {
                 continue;
             }
             let snake = name.replace('-', "_");
+            if row.opposites.iter().any(|(f, opposite)| flag["field"] == *f && *opposite == name) {
+                continue;
+            }
             let field = flag["field"].as_str().unwrap_or(&snake);
             let known = schema::known(row).fields.iter().find(|known| known.name == field);
             let Some(known) = known else {

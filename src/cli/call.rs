@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use clap::ArgMatches;
 use serde_json::{Map, Value};
 
-use super::command::{chosen, flagged, local, positional};
+use super::command::{chosen, flagged, local, positional, reversed};
+use super::secret::{Secret, Source};
 use super::text::{encoded, raw};
 use super::words;
 use crate::error::{Error, Kind, Result};
@@ -19,6 +20,8 @@ pub struct Call {
     /// What was written where a host goes; empty where the operation has no target.
     pub target: String,
     pub params: Map<String, Value>,
+    /// What is asked for before the call is made, and shown by nobody.
+    pub secrets: Vec<Secret>,
     /// How to carry a change out: dry run, plan, confirm.
     pub options: Map<String, Value>,
     /// Flags of the command line itself, such as `--output` of an export.
@@ -43,8 +46,14 @@ pub enum Patience {
 const DEFAULT_TARGET: &str = "_any";
 
 pub(super) fn read(row: &'static Row, matches: &ArgMatches) -> Result<Call> {
-    let mut params = Map::new();
+    let (mut params, mut secrets) = (Map::new(), Vec::new());
     for field in schema::fields(row) {
+        if field.is_secret() {
+            let given = texts(matches, &flagged(&field.name)).into_iter().next();
+            let source = Source::of(&field.name, given.as_deref(), field.required)?;
+            secrets.extend(source.map(|source| Secret::new(field.name, source)));
+            continue;
+        }
         let place = texts(matches, &positional(&field.name));
         let flags = texts(matches, &flagged(&field.name));
         let was_given = matches
@@ -58,6 +67,11 @@ pub(super) fn read(row: &'static Row, matches: &ArgMatches) -> Result<Call> {
         };
         if let Some(value) = value {
             params.insert(field.name, value);
+        }
+    }
+    for (field, _) in row.opposites {
+        if let Some(text) = texts(matches, &reversed(field)).into_iter().next() {
+            params.insert((*field).to_owned(), Value::from(text != "true"));
         }
     }
     let mut options = Map::new();
@@ -83,6 +97,7 @@ pub(super) fn read(row: &'static Row, matches: &ArgMatches) -> Result<Call> {
         row,
         target: if row.has_target() { target } else { String::new() },
         params,
+        secrets,
         options,
         extras,
         patience: match (is_async, wait) {
@@ -209,6 +224,9 @@ impl Call {
 
     pub fn question(&self) -> Result<Question> {
         let mut params = self.params.clone();
+        for secret in &self.secrets {
+            params.insert(secret.field.clone(), secret.text().into());
+        }
         let mut path = String::new();
         for segment in self.row.path.split('/').skip(1) {
             path.push('/');
@@ -261,6 +279,7 @@ impl std::fmt::Debug for Call {
             .field("row", &self.row.id)
             .field("target", &self.target)
             .field("params", &self.params)
+            .field("secrets", &self.secrets)
             .field("options", &self.options)
             .field("extras", &self.extras)
             .field("patience", &self.patience)
@@ -274,6 +293,7 @@ impl PartialEq for Call {
         self.row.id == other.row.id
             && self.target == other.target
             && self.params == other.params
+            && self.secrets == other.secrets
             && self.options == other.options
             && self.extras == other.extras
             && self.patience == other.patience

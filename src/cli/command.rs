@@ -287,6 +287,11 @@ fn operation(command: Command, row: &'static Row, form: Form, path: &[&str]) -> 
         };
         command = command.arg(arg);
     }
+    for (field, opposite) in row.opposites {
+        let help = format!("The opposite of --{field}");
+        let arg = Arg::new(reversed(field)).long(*opposite).help(help);
+        command = command.arg(boolean(arg).conflicts_with(flagged(field)));
+    }
     for option in schema::options(row) {
         let (id, long) = (chosen(&option.name), option.name.replace('_', "-"));
         let arg = Arg::new(id).value_name(long.to_uppercase()).long(long).help(option.about);
@@ -311,12 +316,16 @@ fn field_flag(row: &Row, field: Field) -> Arg {
     let published = row.flags.iter().find(|(name, _)| *name == field.name);
     let long = published.map_or_else(|| field.name.replace('_', "-"), |(_, flag)| (*flag).into());
     let is_required = is_required(row, &field);
-    let shown = long.to_uppercase();
+    let (shown, is_secret) = (long.to_uppercase(), field.is_secret());
     let arg = Arg::new(flagged(&field.name)).long(long).value_name(shown).help(field.about);
     let arg = match words::default_of(row.id, &field.name) {
         Some(default) => arg.default_value(default),
         None => arg,
     };
+    if is_secret {
+        // What is asked for need not be given, and what is given may not be the secret itself.
+        return arg.num_args(0..=1).default_missing_value("").value_name("-");
+    }
     let arg = if field.choices.is_empty() || field.kind != Type::Text {
         arg
     } else {
@@ -394,6 +403,10 @@ pub(super) fn flagged(field: &str) -> String {
 
 pub(super) fn positional(field: &str) -> String {
     format!("argument {field}")
+}
+
+pub(super) fn reversed(field: &str) -> String {
+    format!("opposite of {field}")
 }
 
 pub(super) fn chosen(option: &str) -> String {

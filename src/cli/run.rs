@@ -54,7 +54,10 @@ async fn carry_out(
         }
         Task::Verify(Some(file)) => audit::verify_export(globals, &file, reach),
         Task::Verify(None) => audit::verify(&session(client()?), reach).await,
-        Task::Call(call) => {
+        Task::Call(mut call) => {
+            for secret in &mut call.secrets {
+                secret.ask()?;
+            }
             let session = session(client()?);
             match call.row.id {
                 "audit.export" => audit::export(&session, &call).await,

@@ -12,9 +12,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
+use self::account::AccountOf;
 use self::hostname::Hostname;
 use self::node::Node;
 use self::package::Package;
+use self::password::PasswordOf;
 use self::sysctl::Sysctl;
 use self::unit::{Active, Enabled};
 use super::hands::{Due, Hands};
@@ -23,15 +25,19 @@ use super::reach::Reach;
 use super::view::View;
 use crate::error::{Error, Kind, Result};
 
+mod account;
 mod hostname;
 mod node;
 mod package;
+mod password;
 mod sysctl;
 mod unit;
 
+pub use account::{Account, Group, account, no_account};
 pub use hostname::hostname;
 pub use node::{directory, file, link, nothing, object};
 pub use package::package;
+pub use password::no_password;
 pub use sysctl::sysctl;
 pub use unit::{active, enabled};
 pub(super) use unit::{stays, told};
@@ -52,6 +58,10 @@ pub enum Cell {
     Package(String),
     /// What the host is called.
     Hostname,
+    /// A user, by name, with everything but the password.
+    Account(String),
+    /// The password of a user, as its hash.
+    Password(String),
 }
 
 /// One kind of cell: how it is read, assigned and shown. Each has a file of its own.
@@ -118,6 +128,8 @@ impl Cell {
             Self::Enabled(unit) => Box::new(Enabled(unit)),
             Self::Package(name) => Box::new(Package(name)),
             Self::Hostname => Box::new(Hostname),
+            Self::Account(name) => Box::new(AccountOf(name)),
+            Self::Password(user) => Box::new(PasswordOf(user)),
         }
     }
 
@@ -175,13 +187,19 @@ pub enum Value {
         /// The name in the running kernel.
         kernel: String,
     },
+    Account(Account),
+    /// The hash of a password, by digest, and whether it is locked.
+    Password {
+        hash: Digest,
+        locked: bool,
+    },
 }
 
 impl Value {
     /// The name of the bytes that belong to this value.
     pub(super) fn content(&self) -> Option<&Digest> {
         match self {
-            Self::File { content, .. } => Some(content),
+            Self::File { content, .. } | Self::Password { hash: content, .. } => Some(content),
             _ => None,
         }
     }
@@ -189,6 +207,7 @@ impl Value {
     pub(super) fn is_private(&self) -> bool {
         match self {
             Self::File { mode: Mode(bits), .. } => bits & 0o004 == 0,
+            Self::Password { .. } => true,
             _ => false,
         }
     }
@@ -197,7 +216,7 @@ impl Value {
     pub fn public(&self) -> Self {
         let mut value = self.clone();
         if self.is_private()
-            && let Self::File { content, .. } = &mut value
+            && let Self::File { content, .. } | Self::Password { hash: content, .. } = &mut value
         {
             *content = Digest::default();
         }

@@ -14,7 +14,6 @@ pub(super) enum Reach {
     Files,
     /// Parameters of the running kernel.
     Kernel,
-    #[cfg_attr(not(test), expect(dead_code, reason = "no kind of cell is about accounts yet"))]
     /// Accounts and groups, which programs keep in several files, and homes anywhere.
     Accounts,
     /// Packages, whose own scripts may do whatever root may.

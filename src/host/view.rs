@@ -283,6 +283,23 @@ impl View {
         self.journal.planned(job)
     }
 
+    /// Whether OSAPI has had to do with `cell`, as far as it remembers; in the job that asks, too.
+    pub fn has_touched(&self, cell: &Cell) -> bool {
+        let is_planned = || {
+            let plan = self.planned(&self.job);
+            plan.is_some_and(|plan| plan.sets().any(|set| set.cell == *cell))
+        };
+        self.record(cell).is_some() || self.is_given_back(cell) || is_planned()
+    }
+
+    /// 32 hexadecimal digits that follow from `parts` and that nobody else can foretell.
+    pub(super) fn keyed(&self, parts: &[&str]) -> Result<String> {
+        let text = serde_json::json!([self.journal.key()?, parts]).to_string();
+        let mut digits = Digest::of(text).as_str().to_owned();
+        digits.truncate(32);
+        Ok(digits)
+    }
+
     /// Whether OSAPI assigned `cell` once and has given it back, as far as it remembers.
     pub fn is_given_back(&self, cell: &Cell) -> bool {
         let is_marked = self.ahead.contains_key(cell) || self.journal.is_given_back(cell);

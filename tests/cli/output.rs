@@ -307,6 +307,7 @@ fn documents_of_jobs_have_the_published_keys() {
         row,
         target: String::new(),
         params: [("limit".to_owned(), json!(5))].into_iter().collect(),
+        secrets: Vec::new(),
         options: serde_json::Map::new(),
         extras: std::collections::BTreeMap::new(),
         patience: osapi::cli::Patience::Usual,

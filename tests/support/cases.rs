@@ -32,6 +32,20 @@ pub(crate) fn cases() -> Vec<(&'static str, Value)> {
         ("node.sysctl.create", swappiness.clone()),
         ("node.sysctl.update", swappiness),
         ("node.sysctl.delete", json!({ "key": "vm.swappiness" })),
+        (
+            "node.user.create",
+            json!({
+                "name": "ada", "groups": ["users", "sudo"], "shell": "/bin/zsh", "password": SECRET,
+            }),
+        ),
+        (
+            "node.user.update",
+            json!({
+                "name": "bob", "shell": "/bin/zsh", "home": "/srv/bob", "groups": [], "lock": true,
+            }),
+        ),
+        ("node.user.delete", json!({ "name": "bob" })),
+        ("node.user.password", json!({ "name": "bob", "password": SECRET })),
         ("file.deploy.execute", deploy("motd", "/etc/motd", "0640")),
         ("file.undeploy.execute", json!({ "path": "/etc/motd" })),
         ("node.service.create", unit("unit")),

@@ -27,6 +27,7 @@ const COMMANDS: &[&str] = &[
     "apt-mark",
     "busctl",
     "chatter",
+    "chpasswd",
     "dpkg",
     "garble",
     "hold-on",
@@ -34,11 +35,15 @@ const COMMANDS: &[&str] = &[
     "journalctl",
     "leave",
     "linger",
+    "mkhomedir_helper",
     "noise",
     "systemctl",
     "systemd-analyze",
     "systemd-run",
     "true",
+    "useradd",
+    "userdel",
+    "usermod",
     "wall",
     "where",
 ];
@@ -46,6 +51,9 @@ const COMMANDS: &[&str] = &[
 /// The one package that every host has.
 const DPKG: &str = "Package: dpkg\nStatus: install ok installed\nArchitecture: amd64\n\
                     Version: 1.22\nEssential: yes\n\n";
+
+/// Of the password `Hello world!`.
+const HASH: &str = "$6$saltstring$svn8UoSVapNtMuq1ukKS4tPQd8iKwSMHWjl/O817G3uBnIFNjnQJuesI68u4OTLiBFdcbYEdFCoEOfaS35inz1";
 
 /// The name that a job gets which the tests call `name`.
 pub(crate) fn job(name: &str) -> String {
@@ -81,8 +89,16 @@ impl TestHost {
         let dir = TempDir::new().unwrap();
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         for (path, text) in [
-            ("etc/passwd", format!("root:x:{uid}:{gid}:root:/root:/bin/bash\n")),
-            ("etc/group", format!("root:x:{gid}:\n")),
+            (
+                "etc/passwd",
+                format!(
+                    "root:x:{uid}:{gid}:root:/root:/bin/bash\nbob:x:1500:1500:Bob:/home/bob:/bin/bash\n"
+                ),
+            ),
+            ("etc/group", format!("root:x:{gid}:\nsudo:x:27:\nusers:x:100:bob\nbob:x:1500:\n")),
+            ("etc/shadow", format!("root:*:19000:0:99999:7:::\nbob:{HASH}:19000:0:99999:7:::\n")),
+            ("bin/bash", String::new()),
+            ("bin/zsh", String::new()),
             ("etc/hostname", "old\n".to_owned()),
             ("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 old.lan old\n".to_owned()),
             ("etc/sysctl.d/README", String::new()),
@@ -114,7 +130,14 @@ impl TestHost {
             let fake = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fakes/host");
             symlink(fake, bin.join(command)).unwrap();
         }
+        let home = dir.path().join("root/home/bob");
+        fs::create_dir_all(&home).unwrap();
+        fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).unwrap();
+        // Only root may give it away, and for others it does not matter.
+        let _ = std::os::unix::fs::chown(&home, Some(1500), Some(1500));
         let executor = executor(dir.path());
+        // The same for every host, so that they can be compared with each other.
+        fs::write(dir.path().join("state/key"), [7; 32]).unwrap();
         Self { executor, dir }
     }
 

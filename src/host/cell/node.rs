@@ -210,7 +210,11 @@ fn put(hands: &Hands, path: &str, now: &Value, to: &Value, blobs: &Blobs) -> std
                 rustix::fs::renameat(&parent, &temporary, &parent, name)?;
             }
         }
-        Value::Text(_) | Value::Package { .. } | Value::Hostname { .. } => {
+        Value::Text(_)
+        | Value::Package { .. }
+        | Value::Hostname { .. }
+        | Value::Account(_)
+        | Value::Password { .. } => {
             return Err(Errno::INVAL.into());
         }
     }
