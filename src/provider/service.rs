@@ -343,6 +343,14 @@ fn disable(host: &View, ByName { name }: &ByName) -> Result<Want> {
     let unit = find(host, name)?;
     match unit.file_state.as_str() {
         "disabled" => {}
+        "enabled" | "enabled-runtime" if unit.id != name.full() && !is_own(&unit.id, name) => {
+            let Unit { id, .. } = &unit;
+            let message = format!(
+                "{} is another name of {id}, which may end with that; disable {id}",
+                name.full()
+            );
+            return Err(Error::new(Kind::Conflict, message));
+        }
         "enabled" | "enabled-runtime" => protected::keep(host, "disable", &unit)?,
         // It does not start at all.
         "masked" | "masked-runtime" => return Ok(Want::new()),
@@ -392,6 +400,11 @@ fn own_unit(name: &UnitName) -> Result<String> {
         return refuse("OSAPI has units of that name itself");
     }
     Ok(unit)
+}
+
+/// Whether this is the unit that is made here under `name`.
+fn is_own(unit: &str, name: &UnitName) -> bool {
+    own_unit(name).is_ok_and(|own| own == unit)
 }
 
 fn path(unit: &str) -> String {

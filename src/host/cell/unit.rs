@@ -82,11 +82,22 @@ impl CellKind for Enabled<'_> {
         match (now.as_str(), to.as_str()) {
             ("enabled-runtime", "disabled") => run(&["disable", "--runtime"]),
             ("disabled", "enabled-runtime") => run(&["enable", "--runtime"]),
-            // What is there for this boot shows again when what is there for every boot is gone.
-            (_, "disabled" | "enabled-runtime") => run(&["disable"]),
+            (_, "enabled-runtime") => run(&["disable"]),
+            (_, "disabled") => {
+                run(&["disable"])?;
+                // What is there for this boot only showed behind what was there for every boot.
+                let left = self.observe(&hands.view)?;
+                let is_left = left == Value::Text("enabled-runtime".to_owned());
+                if is_left { run(&["disable", "--runtime"]) } else { Ok(()) }
+            }
             (_, "enabled") => run(&["enable"]),
             _ => Err(self.cannot_hold(&Value::Text(to.clone()))),
         }
+    }
+
+    /// There may be links in two places.
+    fn is_atomic(&self, _: &Value, _: &Value) -> bool {
+        false
     }
 }
 

@@ -131,7 +131,7 @@ pub(super) fn go_on(host: &View, unit: &Unit) -> Result<()> {
         };
         is_it(&unit.id) || unit.names.iter().any(is_it)
     };
-    let ends = ENDS.iter().find(|(_, stems)| stems.iter().any(|stem| is_named(stem)));
+    let ends = ENDS.iter().find(|(_, stems)| stems.iter().any(is_named));
     match ends {
         Some((ends, _)) => host.guard(format!("cannot start {}: it {ends}", unit.id)),
         None => Ok(()),

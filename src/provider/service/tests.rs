@@ -21,7 +21,7 @@ fn host(units: &[(&str, &str)]) -> Fake {
         fake.put(&format!("/run/units/{unit}"), &text);
     }
     fake.put("/usr/bin/README", "");
-    for command in ["systemctl", "systemd-analyze"] {
+    for command in ["systemctl", "systemd-analyze", "systemd-run"] {
         let at = fake.at(&format!("/usr/bin/{command}"));
         symlink(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fakes/host"), at).unwrap();
     }
@@ -144,6 +144,9 @@ fn what_the_host_runs_on_is_kept_unless_somebody_means_it() {
         assert_eq!(ask(&fake, op, name), Err(Kind::Protected), "{op} {name}");
     }
     assert_eq!(changes(&fake, "stop", "systemd-logind"), Ok(false));
+    let www = format!("{alias}Id=web.service\nUnitFileState=enabled\n");
+    fake.put("/run/units/www.service", &www);
+    assert_eq!(ask(&fake, "disable", "www"), Err(Kind::Conflict), "it is another name");
     let force = crate::job::Options { force: true, ..Default::default() };
     let stop = |name: &str| {
         let params = json!({ "name": name });
