@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use schemars::{Schema, SchemaGenerator};
 use serde_json::Value;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use uuid::Uuid;
 
@@ -153,6 +153,8 @@ pub struct Controller {
     parking: Mutex<HashSet<Uuid>>,
     time: Mutex<Time>,
     tasks: Mutex<Vec<AbortHandle>>,
+    /// Nobody waits for hosts any more, because this process is about to end.
+    is_impatient: watch::Sender<bool>,
 }
 
 impl Controller {
@@ -178,10 +180,16 @@ impl Controller {
             parking: Mutex::default(),
             time: Mutex::default(),
             tasks: Mutex::default(),
+            is_impatient: watch::Sender::new(false),
             clock,
         });
         follow::begin(&controller).await?;
         Ok(controller)
+    }
+
+    /// Has everybody answered who waits for a host, with what there is.
+    pub fn hurry(&self) {
+        self.is_impatient.send_replace(true);
     }
 
     /// Ends the work in the background and makes durable what was still to be noted. Jobs are not

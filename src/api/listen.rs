@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Notify;
 
 use super::Api;
 use super::auth::{Gate, Peer};
@@ -41,7 +42,10 @@ impl Default for Caps {
 
 /// The connections there are.
 #[derive(Default)]
-pub(super) struct Slots(Mutex<HashMap<u32, usize>>);
+pub(super) struct Slots {
+    taken: Mutex<HashMap<u32, usize>>,
+    given_back: Notify,
+}
 
 /// A connection's place, given back when dropped.
 struct Slot {
@@ -50,8 +54,12 @@ struct Slot {
 }
 
 impl Slots {
+    fn taken(&self) -> MutexGuard<'_, HashMap<u32, usize>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn take(&self, uid: u32, caps: Caps) -> bool {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.taken();
         let total: usize = taken.values().sum();
         let kept = if uid == 0 { 0 } else { caps.for_root };
         let own = taken.get(&uid).copied().unwrap_or_default();
@@ -64,17 +72,19 @@ impl Slots {
     }
 
     fn give_back(&self, uid: u32) {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.taken();
         if let Some(count) = taken.get_mut(&uid) {
             *count -= 1;
             if *count == 0 {
                 taken.remove(&uid);
             }
         }
+        drop(taken);
+        self.given_back.notify_one();
     }
 
     pub(super) fn count(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+        self.taken().values().sum()
     }
 }
 
@@ -85,6 +95,13 @@ impl Drop for Slot {
 }
 
 impl Api {
+    /// Returns once nobody is connected any more. Only one may wait for it.
+    pub async fn rest(&self) {
+        while self.slots.count() > 0 {
+            self.slots.given_back.notified().await;
+        }
+    }
+
     /// Accepts connections until the future is dropped.
     pub async fn serve(self: &Arc<Self>, listener: UnixListener, caps: Caps) -> Result<()> {
         loop {

@@ -211,6 +211,13 @@ impl Controller {
         let begun = begun.map(|(id, job, _)| (id, job));
         match (result, begun) {
             (Ok(revision), Some((id, job))) => {
+                let (op, caller) = (&job.op, &made.caller.name);
+                tracing::info!(
+                    OSAPI_JOB_ID = job.id,
+                    OSAPI_OP = op,
+                    OSAPI_CALLER = caller,
+                    "{caller} asked for {op}"
+                );
                 self.come_round(id).await;
                 Ok((Submitted { job, replayed: false }, revision))
             }

@@ -42,7 +42,19 @@ impl Controller {
         let mut so_far = open.so_far.subscribe();
         let over = so_far.wait_for(|so_far| so_far.is_over);
         // Running out of patience is not an error: the caller gets what there is.
-        let is_over = tokio::time::timeout(patience.min(left), over).await.is_ok();
+        let mut impatient = self.is_impatient.subscribe();
+        let is_over = tokio::select! {
+            over = tokio::time::timeout(patience.min(left), over) => over.is_ok(),
+            _ = impatient.wait_for(|impatient| *impatient) => {
+                // What only looks is remembered by nobody else.
+                if !open.is_stored {
+                    let message = "the controller is about to end; ask again";
+                    return Err(Error::new(Kind::Unavailable, message));
+                }
+                let so_far = open.so_far.borrow().clone();
+                return Ok(self.results_of(&open.record.job, &so_far));
+            }
+        };
         if !is_over && left < patience {
             // What a host has begun in time may go on beyond the deadline.
             self.expire();

@@ -37,6 +37,8 @@ const AGAIN_LAST: Duration = Duration::from_secs(10);
 const WELL: Duration = Duration::from_secs(30);
 /// How often closed connections are told of.
 const TELL_CLOSED: Duration = Duration::from_mins(1);
+/// How long whoever waits for the agent may go on waiting once this process is to end.
+const PATIENCE: Duration = Duration::from_secs(8);
 /// How long answers may take to be written once their work is done.
 const LAST_ANSWERS: Duration = Duration::from_millis(200);
 
@@ -105,8 +107,13 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
             let _ = end_child.send(true);
             drop(child.await);
         }
-        // What the agent reported last goes to whoever waits for it.
-        tokio::time::sleep(LAST_ANSWERS).await;
+        // Whoever was accepted is answered, by what the agent reports meanwhile. Others wait where
+        // the service manager holds the socket.
+        let patience = if with_agent { LAST_ANSWERS } else { PATIENCE };
+        if tokio::time::timeout(patience, api.rest()).await.is_err() {
+            controller.hurry();
+            drop(tokio::time::timeout(LAST_ANSWERS, api.rest()).await);
+        }
         answering.abort();
         controller.stop().await;
         tracing::info!("stopped");
