@@ -2,10 +2,11 @@
 
 CARGO ?= cargo
 
-.PHONY: help build run test test-long bench docs lint
+.PHONY: help build run deb vendor test test-long bench docs lint
 
 help:
 	@echo 'make run        build osapi, lay ./osapi into the tree and start it'
+	@echo 'make deb        the package, into target/deb; PROFILE=quick in a third of the time'
 	@echo 'make test       what this machine allows; a tenth of the storms and sweeps'
 	@echo 'make test-long  the same, all of it: 200 kills, every point, 5,000 made-up calls'
 	@echo 'make bench      figures, each beside its limit'
@@ -19,6 +20,16 @@ build:
 
 run: build
 	@exec ./osapi start
+
+# The package. VERSION is one to give it in place of the changelog's.
+deb:
+	@mkdir -p target/deb
+	debian/rules clean binary TO=target/deb PROFILE=$(or $(PROFILE),release) $(if $(VERSION),VERSION=$(VERSION))
+	@ls -l target/deb/*.deb
+
+# The crates, for a build without a network. Not for git.
+vendor:
+	$(CARGO) vendor --locked --quiet vendor > /dev/null
 
 test:
 	tests/run

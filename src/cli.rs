@@ -17,6 +17,7 @@ mod command;
 mod files;
 mod job;
 mod output;
+mod pages;
 mod run;
 mod secret;
 mod table;
@@ -28,6 +29,7 @@ mod words;
 pub use call::{Call, Patience};
 pub use command::command;
 pub use output::{document, page};
+pub use pages::pages;
 pub use run::run;
 pub use secret::{Secret, Source};
 pub use table::Page;
@@ -61,6 +63,8 @@ pub struct Server {
     pub root: Option<PathBuf>,
     /// Which part of which job a hand is there for (`--errand`).
     pub errand: Option<String>,
+    /// Where pages are laid (`--into`).
+    pub into: Option<PathBuf>,
     /// Published flags, without their dashes, that were given and have nothing to act on here; to
     /// be listed once.
     pub without_effect: Vec<String>,
@@ -80,6 +84,10 @@ pub enum ServerCommand {
     SettleAtBoot,
     /// `hand`: do for the agent what its own sandbox keeps it from, then end.
     Hand,
+    /// `deployed`: name what OSAPI has set on this host and not given back.
+    Deployed,
+    /// `pages`: lay manual pages, completions and the reference into a directory.
+    Pages,
     /// `config validate`
     ConfigValidate,
     /// `version`

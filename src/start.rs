@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::agent::{self, Policy};
-use crate::cli::{Reach, Server, ServerCommand};
+use crate::cli::{self, Reach, Server, ServerCommand};
 use crate::clock::Clock;
 use crate::config::{self, Config, Inert, Loaded};
 use crate::error::{Error, Kind, Result};
@@ -30,6 +30,8 @@ pub fn run(server: &Server) -> Result<()> {
         ServerCommand::Settle => settle(server, false),
         ServerCommand::SettleAtBoot => settle(server, true),
         ServerCommand::Hand => hand(server),
+        ServerCommand::Deployed => deployed(server),
+        ServerCommand::Pages => pages(server),
         ServerCommand::ConfigValidate => validate(server),
         ServerCommand::Version => say(&version()),
     }
@@ -50,11 +52,11 @@ pub fn version() -> serde_json::Value {
 }
 
 fn say(value: &serde_json::Value) -> Result<()> {
-    use std::io::Write;
+    print(&format!("{value:#}\n"))
+}
 
-    let text = format!("{value:#}\n");
-    std::io::stdout()
-        .write_all(text.as_bytes())
+fn print(text: &str) -> Result<()> {
+    std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())
         .map_err(|error| Error::new(Kind::Unavailable, format!("cannot write to stdout: {error}")))
 }
 
@@ -134,8 +136,7 @@ fn validate(server: &Server) -> Result<()> {
     for inert in &loaded.inert {
         text.extend([&inert.key, " has no effect: ", inert.why, "\n"]);
     }
-    std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())
-        .map_err(|error| Error::new(Kind::Unavailable, format!("cannot write to stdout: {error}")))
+    print(&text)
 }
 
 /// Brings to an end what an agent left half done: what the alarm and the boot unit run.
@@ -175,6 +176,34 @@ fn hand(server: &Server) -> Result<()> {
     let executor = Executor::new(Root::at(root), &state, UndoBounds::default())?;
     if !executor.hand(job, number)? {
         tracing::info!(OSAPI_JOB_ID = job, "nobody waits for this part of the job any more");
+    }
+    Ok(())
+}
+
+/// One line for each cell: what it is, and the job that set it last.
+fn deployed(server: &Server) -> Result<()> {
+    let config = load(server)?.config;
+    let paths = Paths::of(&config)?;
+    // Where no agent has ever been, none is made up.
+    if !paths.agent_state.exists() {
+        return Ok(());
+    }
+    let records = executor(server, &config, &paths, false)?.view().records();
+    let lines = records.iter().map(|record| format!("{} (job {})\n", record.cell, record.job));
+    print(&lines.collect::<String>())
+}
+
+fn pages(server: &Server) -> Result<()> {
+    let into = server.into.as_deref().unwrap_or_else(|| Path::new("."));
+    let cannot = |error: std::io::Error| {
+        let message = format!("cannot lay pages into {}: {error}", into.display());
+        Error::new(Kind::Unavailable, message).because(error)
+    };
+    for (name, text) in cli::pages().map_err(cannot)? {
+        let path = into.join(name);
+        path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(cannot)?;
+        #[expect(clippy::disallowed_methods, reason = "for whoever builds the package")]
+        std::fs::write(path, text).map_err(cannot)?;
     }
     Ok(())
 }

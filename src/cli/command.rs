@@ -155,6 +155,7 @@ fn subcommand(word: &'static str, node: Node, path: &mut Vec<&'static str>) -> C
                 let arg = Arg::new(flag.name).long(flag.name).value_name("VALUE");
                 let arg = match flag.name {
                     words::AGENT_HOSTNAME => arg.help("What the agent shall call this host"),
+                    words::INTO => arg.help("Where they are laid").required(true),
                     words::ROOT => arg.help("A directory in place of /, for tests").hide(true),
                     _ => arg.hide(true),
                 };
@@ -456,6 +457,10 @@ pub(super) fn invocation(matches: &ArgMatches) -> Result<Invocation, clap::Error
 fn server(globals: Globals, local: &words::Local, matches: &ArgMatches) -> Server {
     let given = |name: &str| matches.get_one::<String>(name).cloned();
     let idle = local.flags.iter().filter(|flag| !flag.has_effect);
+    let path = |name: &str| {
+        let flag = local.flags.iter().find(|flag| flag.name == name);
+        flag.and_then(|_| given(name)).map(Into::into)
+    };
     Server {
         globals,
         command: local.command,
@@ -467,11 +472,8 @@ fn server(globals: Globals, local: &words::Local, matches: &ArgMatches) -> Serve
             ServerCommand::Hand => given(words::ERRAND),
             _ => None,
         },
-        root: local
-            .flags
-            .iter()
-            .find(|flag| flag.name == words::ROOT)
-            .and_then(|_| given(words::ROOT).map(Into::into)),
+        root: path(words::ROOT),
+        into: path(words::INTO),
         without_effect: idle
             .filter(|flag| given(flag.name).is_some())
             .map(|flag| flag.name.to_owned())

@@ -33,6 +33,8 @@ pub(super) const AGENT_HOSTNAME: &str = "agent-hostname";
 pub(super) const ROOT: &str = "root";
 /// What a hand is started for: a job, a dot and a number.
 pub(super) const ERRAND: &str = "errand";
+/// The directory that pages are laid into.
+pub(super) const INTO: &str = "into";
 const AT_ROOT: Flag = Flag { name: ROOT, short: None, has_effect: true };
 
 pub(super) static LOCAL: &[Local] = &[
@@ -79,6 +81,23 @@ pub(super) static LOCAL: &[Local] = &[
         is_hidden: true,
         flags: &[AT_ROOT, Flag { name: ERRAND, short: None, has_effect: true }],
         ..local("hand", "Do what an agent wrote down for its unit", ServerCommand::Hand)
+    },
+    Local {
+        is_hidden: true,
+        ..local(
+            "deployed",
+            "Name what OSAPI has set on this host and not given back",
+            ServerCommand::Deployed,
+        )
+    },
+    Local {
+        is_hidden: true,
+        flags: &[Flag { name: INTO, short: None, has_effect: true }],
+        ..local(
+            "pages",
+            "Lay manual pages, completions and the reference into a directory",
+            ServerCommand::Pages,
+        )
     },
     local("config validate", "Check the configuration file", ServerCommand::ConfigValidate),
     local("version", "Show the version of this program, as JSON", ServerCommand::Version),
