@@ -6,8 +6,6 @@
 //! says that there is a secret: otherwise whoever hands out tasks could have a box opened into a
 //! parameter that is shown.
 
-#![expect(clippy::disallowed_methods, reason = "the agent's key is its own state")]
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -260,6 +258,8 @@ pub fn random_key(state: &Path, name: &str) -> Result<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::disallowed_methods, reason = "spoils a key")]
+
     use std::os::unix::fs::PermissionsExt;
 
     use serde_json::json;

@@ -1,7 +1,7 @@
 //! Secrets that a call needs: asked for at the terminal or read from stdin, never an argument.
 //! Arguments are for everybody on the host to read for as long as the program runs.
 
-#![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "the caller's terminal")]
+#![expect(clippy::disallowed_types, reason = "the caller's terminal")]
 
 use std::fmt;
 use std::fs::File;

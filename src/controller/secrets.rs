@@ -31,8 +31,8 @@ impl Controller {
         kept: Option<&Boxes>,
     ) -> Result<(Value, Option<Boxes>)> {
         if let Some(kept) = kept {
-            let boxed = |host: &String| Some((host.clone(), kept.get(host)?.clone()));
-            let boxes: Option<Boxes> = hosts.iter().map(boxed).collect();
+            let one = |host: &String| Some((host.clone(), kept.get(host)?.clone()));
+            let boxes: Option<Boxes> = hosts.iter().map(one).collect();
             let gone = || {
                 let message = "the secrets of the job are no longer kept, or were sealed for other \
                                hosts; ask again with them instead of repeating it";
@@ -44,7 +44,7 @@ impl Controller {
             return Ok((params, None));
         };
         let known = self.hosts();
-        let boxed = |host: &String| {
+        let one = |host: &String| {
             let key = known.get(host).map(|(host, _)| host.key.as_str()).unwrap_or_default();
             if key.is_empty() {
                 let name = known.name(host);
@@ -54,7 +54,7 @@ impl Controller {
             }
             Ok((host.clone(), secrets.seal(key)?))
         };
-        let boxes = hosts.iter().map(boxed).collect::<Result<_>>()?;
+        let boxes = hosts.iter().map(one).collect::<Result<_>>()?;
         Ok((params, Some(boxes)))
     }
 

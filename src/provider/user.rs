@@ -400,8 +400,9 @@ fn free(
     let text = host.read("/etc/login.defs").unwrap_or_default();
     let setting = |key: &str, default: u32| {
         let mut lines = text.lines().map(str::split_whitespace);
-        let value =
-            lines.find_map(|mut words| words.next().filter(|word| *word == key).and(words.next()));
+        let value = lines.find_map(|mut words| {
+            words.next().filter(|word| *word == key).and_then(|_| words.next())
+        });
         value.and_then(|value| value.parse().ok()).unwrap_or(default)
     };
     let uids = accounts.iter().map(|(_, account)| account.uid);

@@ -9,9 +9,9 @@ use std::io;
 use zeroize::{Zeroize, Zeroizing};
 
 /// `sizeof(struct crypt_data)`, a constant of the library's interface.
-const SCRATCH: usize = 32_768;
+const SCRATCH: c_int = 32_768;
 /// `CRYPT_GENSALT_OUTPUT_SIZE`.
-const SETTING: usize = 192;
+const SETTING: c_int = 192;
 
 #[link(name = "crypt")]
 unsafe extern "C" {
@@ -49,7 +49,7 @@ pub fn opens(secret: &str, hash: &str) -> io::Result<bool> {
 
 /// Hashes `secret` by the strongest method that this host knows. `salt` has 16 bytes or more.
 pub fn hash(secret: &str, salt: &str) -> io::Result<String> {
-    let mut setting: [c_char; SETTING] = [0; SETTING];
+    let mut setting = [0 as c_char; 192];
     let length = c_int::try_from(salt.len()).map_err(io::Error::other)?;
     // SAFETY: `salt` has `length` bytes and `setting` as many as are said; both outlive the call.
     // No prefix asks for the library's own choice.
@@ -60,7 +60,7 @@ pub fn hash(secret: &str, salt: &str) -> io::Result<String> {
             salt.as_ptr().cast(),
             length,
             setting.as_mut_ptr(),
-            SETTING as c_int,
+            SETTING,
         )
     };
     if made.is_null() {
@@ -78,16 +78,11 @@ fn crypt(secret: &str, setting: &CStr) -> io::Result<Zeroizing<String>> {
     if phrase.iter().position(|byte| *byte == 0) != Some(secret.len()) {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
-    let mut data = vec![0_u64; SCRATCH / size_of::<u64>()];
+    let mut data = vec![0_u64; 32_768 / size_of::<u64>()];
     // SAFETY: `phrase` and `setting` end with NUL; `data` is zeroed, as the library asks, and has
     // the size that is said; all of them outlive the call.
     let hash = unsafe {
-        crypt_rn(
-            phrase.as_ptr().cast(),
-            setting.as_ptr(),
-            data.as_mut_ptr().cast(),
-            SCRATCH as c_int,
-        )
+        crypt_rn(phrase.as_ptr().cast(), setting.as_ptr(), data.as_mut_ptr().cast(), SCRATCH)
     };
     let result = if hash.is_null() {
         Err(io::Error::last_os_error())
