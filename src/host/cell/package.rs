@@ -124,8 +124,8 @@ pub(super) fn check_all<'a>(host: &View, sets: impl Iterator<Item = &'a Set>) ->
     if wishes.is_empty() {
         return Ok(());
     }
-    let wished: Vec<&str> = wishes.iter().map(String::as_str).collect();
-    let doings = host.simulate(&wished, true).map_err(|error| match error.kind() {
+    let asked: Vec<&str> = wishes.iter().map(String::as_str).collect();
+    let doings = host.simulate(&asked, true).map_err(|error| match error.kind() {
         Kind::NotFound => {
             let message = format!("no archive has a former version any more: {error}");
             Error::new(Kind::Conflict, message)
@@ -134,7 +134,7 @@ pub(super) fn check_all<'a>(host: &View, sets: impl Iterator<Item = &'a Set>) ->
     })?;
     for (name, version) in doings {
         if packages.iter().all(|(planned, ..)| *planned != name) {
-            let what = version.map_or("removed".to_owned(), |version| format!("given {version}"));
+            let what = version.map_or_else(|| "removed".to_owned(), |v| format!("given {v}"));
             let message = format!(
                 "package {name} would have to be {what} as well, which is no part of this; others \
                  depend on it now"
@@ -240,7 +240,7 @@ impl View {
     /// What apt would make of installing `name`, in that version or in the one it prefers: the
     /// packages that change, and `name` on its own account.
     pub fn install(&self, name: &str, version: Option<&str>) -> Result<Vec<State>> {
-        let wish = version.map_or(name.to_owned(), |version| format!("{name}={version}"));
+        let wish = version.map_or_else(|| name.to_owned(), |v| format!("{name}={v}"));
         let mut states = self.states(&[&wish], name)?;
         let is_it = |state: &State| matches!(&state.cell, Cell::Package(n) if n == name);
         if states.iter().any(is_it) {

@@ -107,7 +107,7 @@ impl View {
                 }
         };
         let newer = self.updates()?.into_values().find(&is_it);
-        let Some(mut found) = newer.map_or_else(|| self.find(STATUS, &is_it), |s| Ok(Some(s)))?
+        let Some(mut found) = newer.map_or_else(|| self.find(STATUS, is_it), |s| Ok(Some(s)))?
         else {
             return Ok(None);
         };
@@ -120,7 +120,7 @@ impl View {
                         matches!(mark.architecture.as_str(), "" | "all") || mark.architecture == n
                     }))
         };
-        let mark = if self.exists(MARKS) { self.find(MARKS, &is_marked)? } else { None };
+        let mark = if self.exists(MARKS) { self.find(MARKS, is_marked)? } else { None };
         found.is_auto = mark.is_some_and(|mark| mark.is_auto);
         Ok(Some(found))
     }
