@@ -49,7 +49,7 @@ pub fn opens(secret: &str, hash: &str) -> io::Result<bool> {
 
 /// Hashes `secret` by the strongest method that this host knows. `salt` has 16 bytes or more.
 pub fn hash(secret: &str, salt: &str) -> io::Result<String> {
-    let mut setting = [0 as c_char; 192];
+    let mut setting: [c_char; 192] = [0; 192];
     let length = c_int::try_from(salt.len()).map_err(io::Error::other)?;
     // SAFETY: `salt` has `length` bytes and `setting` as many as are said; both outlive the call.
     // No prefix asks for the library's own choice.
