@@ -81,6 +81,10 @@ const SWEEPS: &[(&str, fn())] = &[
         "after_a_crash_anywhere_what_units_do_is_finished",
         after_a_crash_anywhere_what_units_do_is_finished,
     ),
+    (
+        "what_a_broken_disk_keeps_from_units_is_finished_or_taken_back",
+        what_a_broken_disk_keeps_from_units_is_finished_or_taken_back,
+    ),
     ("a_program_in_a_unit_never_runs_twice", a_program_in_a_unit_never_runs_twice),
     (
         "a_unit_that_dies_anywhere_leaves_a_step_that_is_taken_back",
@@ -311,12 +315,20 @@ fn after_a_crash_anywhere_an_unconfirmed_job_is_taken_back() {
 }
 
 fn what_a_broken_disk_interrupts_is_finished_or_taken_back() {
+    broken_disk(cases(), host_for);
+}
+
+fn what_a_broken_disk_keeps_from_units_is_finished_or_taken_back() {
+    broken_disk(far_reaching(), unit_host_for);
+}
+
+fn broken_disk(cases: Vec<(&'static str, Value)>, host_for: fn(&str) -> TestHost) {
     for error in [|n| format!("error=ENOSPC:when={n}+"), |n| format!("error=EIO:when={n}")] {
-        for (op, params) in cases() {
+        for (op, params) in &cases {
             let (before, whole) = (host_for(op), host_for(op));
-            whole.run("job", op, &params).unwrap();
-            sweep(DISK, error, (op, &params), &Options::default(), host_for, |host, at| {
-                let is_done = host.run("job", op, &params).is_ok();
+            whole.run("job", op, params).unwrap();
+            sweep(DISK, error, (op, params), &Options::default(), host_for, |host, at| {
+                let is_done = host.run("job", op, params).is_ok();
                 let expected = if is_done { &whole } else { &before };
                 host.assert_is(&expected.snapshot(), at);
                 assert_eq!(managed(&host), managed(expected), "{at}");

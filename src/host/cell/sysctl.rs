@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Write;
 
-use rustix::fs::{Access, AtFlags, OFlags};
+use rustix::fs::{Access, AtFlags, Mode as Permissions, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::{Blobs, Cell, CellKind, State, Value};
@@ -34,10 +34,13 @@ impl CellKind for Sysctl<'_> {
         let refused = |error| failed("set", self, "the right to write /proc/sys", error);
         let path = path(self.0)?;
         let (dir, name) = host.root.parent(&path).map_err(refused)?;
-        // This agent's unit may show it /proc/sys as read-only.
-        let is_open = host.leaves(Reach::Kernel) && !host.is_read_only(&path);
+        let is_writable = |stat: Stat| stat.st_mode & Permissions::WUSR.as_raw_mode() != 0;
+        // This agent's unit may show it /proc/sys as read-only, and has fewer rights.
+        let is_open = host.leaves(Reach::Kernel)
+            && !host.is_read_only(&path)
+            && rustix::fs::statat(&dir, name, AtFlags::empty()).is_ok_and(is_writable);
         match rustix::fs::accessat(dir, name, Access::WRITE_OK, AtFlags::EACCESS) {
-            Err(Errno::ROFS) if is_open => Ok(()),
+            Err(Errno::ROFS | Errno::ACCESS) if is_open => Ok(()),
             Err(Errno::ROFS) => {
                 let message = format!("cannot set {self}: /proc/sys is mounted read-only here");
                 Err(Error::new(Kind::Unsupported, message))
