@@ -13,6 +13,9 @@ use rustix::io;
 
 use crate::error::{Error, Kind, Result};
 
+/// How often the kernel is asked again for what it could not resolve because of a rename.
+const TRIES: usize = 256;
+
 #[derive(Clone, Debug)]
 pub struct Root {
     path: PathBuf,
@@ -81,7 +84,14 @@ impl Root {
         // hostile link under the root cannot lead out of it.
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | more;
         let flags = flags | OFlags::CLOEXEC;
-        rustix::fs::openat2(self.fd()?, path, flags, Mode::empty(), resolve)
+        let fd = self.fd()?;
+        let open = || rustix::fs::openat2(fd, path, flags, Mode::empty(), resolve);
+        // The kernel does not follow `..`, which is in most links to /usr, while anything anywhere
+        // is renamed, as during an upgrade.
+        let mut tries = (0..TRIES).map(|_| open());
+        tries
+            .find(|opened| !matches!(opened, Err(io::Errno::AGAIN)))
+            .unwrap_or(Err(io::Errno::AGAIN))
     }
 
     fn fd(&self) -> io::Result<&OwnedFd> {
@@ -126,5 +136,38 @@ impl Root {
             return Ok(path);
         }
         Err(Error::new(Kind::NotFound, format!("there is no program {name} on this host")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn links_are_followed_while_others_rename() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["etc", "usr"] {
+            std::fs::create_dir(at(name)).unwrap();
+        }
+        std::fs::write(at("usr/release"), "").unwrap();
+        std::fs::write(at("one"), "").unwrap();
+        std::os::unix::fs::symlink("../usr/release", at("etc/release")).unwrap();
+        let (root, is_over) = (Root::at(dir.path()), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    std::fs::rename(at("one"), at("other")).unwrap();
+                    std::fs::rename(at("other"), at("one")).unwrap();
+                }
+            });
+            let opened: Vec<_> = (0..2000)
+                .filter_map(|_| root.open("/etc/release", OFlags::RDONLY).map(drop).err())
+                .collect();
+            is_over.store(true, Ordering::Relaxed);
+            assert!(opened.is_empty(), "{opened:?}");
+        });
     }
 }
