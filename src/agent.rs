@@ -56,7 +56,7 @@ use report::Outbox;
 const LOOKS: usize = 8;
 const ACTS: usize = 4;
 /// How long one question for work may wait.
-const POLL: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_secs(25);
 
 /// What an agent works with.
 pub struct Setup {
