@@ -14,12 +14,15 @@ mod audit;
 mod call;
 mod client;
 mod command;
+mod doctor;
 mod files;
 mod job;
 mod output;
+mod overview;
 mod pages;
 mod run;
 mod secret;
+mod survey;
 mod table;
 mod terminal;
 mod text;
@@ -108,8 +111,19 @@ pub enum Task {
     Call(Call),
     /// `audit verify`: the running controller's chain, or an exported file.
     Verify(Option<PathBuf>),
+    /// What several answers come to.
+    Survey(Survey),
     /// A published verb without a meaning here, and what takes its place.
     Elsewhere(&'static words::Elsewhere),
+}
+
+/// What the command line makes of several answers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Survey {
+    /// `status`: what this host is, whether it is well, what runs, what changed lately.
+    Status,
+    /// `doctor`: what is wrong with this host, and what to do about it.
+    Doctor,
 }
 
 /// Where to ask when the call itself does not say.

@@ -79,7 +79,8 @@ pub(super) async fn verify(session: &Session<'_>, reach: &Reach) -> Result<u8, P
     }
 }
 
-async fn walk(session: &Session<'_>, known: &[link::Head]) -> Result<Verdict, Problem> {
+/// Looks through the log of the running controller.
+pub(super) async fn walk(session: &Session<'_>, known: &[link::Head]) -> Result<Verdict, Problem> {
     let (mut check, mut after, mut last) = (None, 0, 0);
     loop {
         let uri = format!("/api/audit/chain?after={after}&limit={PAGE}");
@@ -262,7 +263,7 @@ fn differs(item: &Value, entry: &Entry, ends: &[End]) -> Option<&'static str> {
 }
 
 /// The heads of the log that agents of this host have kept; None where nobody may read them.
-fn heads(reach: &Reach) -> Option<Vec<link::Head>> {
+pub(super) fn heads(reach: &Reach) -> Option<Vec<link::Head>> {
     let texts: Vec<_> =
         reach.states.iter().filter_map(|state| files::small(&state.join("heads"))).collect();
     let lines = texts.iter().flat_map(|text| text.lines());

@@ -147,6 +147,21 @@ impl Client {
         reply
     }
 
+    /// Where it asks, in this order.
+    pub(super) fn sockets(&self) -> &[PathBuf] {
+        &self.sockets
+    }
+
+    /// The first socket at which somebody listens, and the account that does.
+    pub(super) async fn listener(&self) -> Option<(&Path, u32)> {
+        for socket in &self.sockets {
+            if let Ok(stream) = connect(socket).await {
+                return Some((socket, stream.peer_cred().ok()?.uid()));
+            }
+        }
+        None
+    }
+
     async fn connect(&self) -> Result<UnixStream> {
         let (mut denied, mut doubtful) = (None, None);
         for socket in &self.sockets {

@@ -33,6 +33,7 @@ enum Leaf {
     Local(&'static words::Local),
     Elsewhere(&'static Elsewhere),
     Verify,
+    Survey(&'static words::Surveyed),
 }
 
 #[derive(Default)]
@@ -78,6 +79,9 @@ fn tree() -> Node {
         }
     }
     root.put(&["audit", "verify"], "The record of who asked for what", Leaf::Verify);
+    for survey in words::SURVEYS {
+        root.put(&[survey.word], survey.about, Leaf::Survey(survey));
+    }
     for elsewhere in words::ELSEWHERE {
         root.put(&split(elsewhere.words), elsewhere.words, Leaf::Elsewhere(elsewhere));
     }
@@ -175,6 +179,8 @@ fn subcommand(word: &'static str, node: Node, path: &mut Vec<&'static str>) -> C
                     .hide(true),
             )
         }
+        // Its word is its node's.
+        Some(Leaf::Survey(_)) => command,
         Some(Leaf::Verify) => {
             command.about("Look for edits, gaps and cuts in the record, or in an export of it").arg(
                 Arg::new("file")
@@ -440,6 +446,7 @@ pub(super) fn invocation(matches: &ArgMatches) -> Result<Invocation, clap::Error
     Ok(match found {
         Leaf::Local(local) => Invocation::Server(server(globals, local, leaf)),
         Leaf::Elsewhere(elsewhere) => client(Task::Elsewhere(elsewhere)),
+        Leaf::Survey(survey) => client(Task::Survey(survey.survey)),
         Leaf::Verify => client(Task::Verify(leaf.get_one("file").cloned())),
         Leaf::Row(row, _) => {
             let call = call::read(row, leaf).map_err(|error| {

@@ -62,9 +62,17 @@ pub(super) fn lines(path: &Path, limit: u64) -> Result<impl Iterator<Item = Resu
 
 /// The whole of a small file; None where it cannot be read.
 pub(super) fn small(path: &Path) -> Option<String> {
+    text(path).ok()
+}
+
+/// The beginning of a file, at most 4 MiB. A pipe is not waited for.
+pub(super) fn text(path: &Path) -> std::io::Result<String> {
     let mut text = String::new();
-    File::open(path).ok()?.take(4 << 20).read_to_string(&mut text).ok()?;
-    Some(text)
+    let mut options = OpenOptions::new();
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = options.read(true).custom_flags(flags).open(path)?;
+    file.take(4 << 20).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Where `socket` is, looked through links, if its directory is one that its owner alone can put

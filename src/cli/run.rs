@@ -15,7 +15,7 @@ use super::call::Call;
 use super::client::{Client, Content, Letter, Problem, Reply};
 use super::text::{self, flat};
 use super::wait::Wait;
-use super::{Globals, Reach, Task, audit, files, output, say, terminal};
+use super::{Globals, Reach, Survey, Task, audit, doctor, files, output, overview, say, terminal};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 
@@ -52,6 +52,8 @@ async fn carry_out(
             say(&format!("`osapi {place}{words}` has nothing to do here: {instead}"));
             Ok(1)
         }
+        Task::Survey(Survey::Status) => overview::show(&session(client()?)).await,
+        Task::Survey(Survey::Doctor) => doctor::examine(&session(client()?), reach).await,
         Task::Verify(Some(file)) => audit::verify_export(globals, &file, reach),
         Task::Verify(None) => audit::verify(&session(client()?), reach).await,
         Task::Call(mut call) => {
@@ -69,7 +71,7 @@ async fn carry_out(
 }
 
 pub(super) struct Session<'a> {
-    client: Client,
+    pub(super) client: Client,
     pub(super) globals: &'a Globals,
 }
 

@@ -1,6 +1,6 @@
 //! The words of the command line that are no operation of the table.
 
-use crate::cli::ServerCommand;
+use crate::cli::{ServerCommand, Survey};
 
 /// A command that a process of this machine carries out, without the API.
 pub(super) struct Local {
@@ -101,6 +101,27 @@ pub(super) static LOCAL: &[Local] = &[
     },
     local("config validate", "Check the configuration file", ServerCommand::ConfigValidate),
     local("version", "Show the version of this program, as JSON", ServerCommand::Version),
+];
+
+/// A command that asks for more than one operation tells.
+pub(super) struct Surveyed {
+    pub(super) word: &'static str,
+    pub(super) about: &'static str,
+    pub(super) survey: Survey,
+}
+
+pub(super) static SURVEYS: &[Surveyed] = &[
+    Surveyed {
+        word: "status",
+        about: "Show what this host is, whether it is well, what runs and what changed lately",
+        survey: Survey::Status,
+    },
+    Surveyed {
+        word: "doctor",
+        about: "Look for what is wrong with this host, and say what to do [0: nothing, 1: \
+                warnings, 2: failures]",
+        survey: Survey::Doctor,
+    },
 ];
 
 /// A published command that has no meaning here.

@@ -436,3 +436,71 @@ fn a_log_that_was_rewritten_as_a_whole_does_not_agree_with_the_heads_kept() {
     std::fs::write(controller.path("heads"), head(&other)).unwrap();
     assert_eq!(controller.run(&["audit", "verify"]), 1);
 }
+
+/// What a controller answers that has one agent, one change and nothing wrong.
+fn healthy(asked: &Asked) -> (u16, Value) {
+    let path = asked.line.split(' ').nth(1).unwrap();
+    let job = json!({
+        "id": JOB,
+        "status": "completed",
+        "created": "2026-01-01T00:00:00Z",
+        "changed": true,
+        "operation": { "type": "node.sysctl.update" },
+        "timeline": [{ "event": "submitted", "message": "Submitted by ada" }],
+    });
+    let told = match path.split('?').next().unwrap() {
+        "/api/health" => json!({ "status": "ok" }),
+        "/api/health/ready" => json!({ "status": "ready" }),
+        "/api/health/status" => json!({ "status": "ok", "components": {}, "version": "1" }),
+        "/api/agent" => json!({ "agents": [{ "hostname": "web-1", "state": "Ready" }] }),
+        "/api/version" => json!({ "version": env!("CARGO_PKG_VERSION") }),
+        "/api/node/_any/service" => rows(&json!([{ "hostname": "web-1", "services": [] }])),
+        "/api/node/_any/drift" => rows(&json!([{ "hostname": "web-1", "drift": [] }])),
+        "/api/job" if path.contains("status=") => json!({ "items": [] }),
+        "/api/job" => json!({ "items": [job] }),
+        "/api/audit/chain" => return (403, json!({ "kind": "denied", "detail": "you may not" })),
+        path if path.starts_with("/api/job/") => job,
+        other => panic!("nobody asked for {other}"),
+    };
+    (200, told)
+}
+
+#[test]
+fn the_status_of_a_host_is_asked_for_as_by_any_client() {
+    let controller = Controller::new(|asked, _| healthy(asked));
+    assert_eq!(controller.run(&["status"]), 0);
+    assert!(controller.asked().iter().all(|asked| asked.line.starts_with("GET /api/")));
+    let denied =
+        Controller::new(|_, _| (403, json!({ "kind": "denied", "detail": "you may not" })));
+    assert_eq!(denied.run(&["status", "--json"]), 0);
+    let degraded = Controller::new(|asked, _| match healthy(asked) {
+        (_, told) if asked.line.contains("/health/status") => {
+            (503, json!({ "status": "degraded", "components": told["components"] }))
+        }
+        well => well,
+    });
+    assert_eq!(degraded.run(&["status"]), 19);
+}
+
+#[test]
+fn a_status_without_a_controller_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let sockets = vec![directory.path().join("nobody.sock")];
+    let reach = Reach { sockets, states: vec![directory.path().to_owned()], url: None };
+    assert_eq!(run(&["status"], &reach), 19);
+    assert_eq!(run(&["doctor"], &reach), 2);
+}
+
+#[test]
+fn a_doctor_changes_nothing_and_asks_once() {
+    let controller = Controller::new(|asked, _| healthy(asked));
+    let code = controller.run(&["doctor", "--json"]);
+    // What it finds on this machine is not this test's business.
+    assert!(code <= 2, "{code}");
+    let asked = controller.asked();
+    assert!(asked.iter().all(|asked| asked.line.starts_with("GET /api/")), "{asked:?}");
+    let count = |path: &str| asked.iter().filter(|asked| asked.line.contains(path)).count();
+    for path in ["/health/status ", "/version ", "/node/_any/drift ", "/api/agent "] {
+        assert_eq!(count(path), 1, "{path}");
+    }
+}

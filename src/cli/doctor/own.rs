@@ -1,0 +1,490 @@
+//! OSAPI itself: its controller, its agent, its units, its jobs.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::super::survey::Answer;
+use super::super::text::{age, moment};
+use super::evidence::Need::{Asks, Changes, Listener, Says};
+use super::evidence::{Evidence, Need};
+use super::{Check, Finding, fail, ok, skipped, warn};
+
+const LIVE: Need = Asks("/api/health");
+const READY: Need = Asks("/api/health/ready");
+const HEALTH: Need = Asks("/api/health/status");
+const AGENTS: Need = Asks("/api/agent");
+const VERSION: Need = Asks("/api/version");
+const DRIFT: Need = Asks("/api/node/_any/drift");
+
+/// The units of the package, as the service manager has them.
+const UNITS: &str = "systemctl show --no-pager --property=Id,LoadState,ActiveState,SubState,UnitFileState,Result,NRestarts,NeedDaemonReload,MainPID -- osapi-controller.service osapi-agent.service osapi.socket osapi-settle.service";
+const PACKAGE: &str = "dpkg-query --show --showformat=${db:Status-Status}:${Version} osapi";
+
+const CONTROLLER: &str = "osapi-controller.service";
+const AGENT: &str = "osapi-agent.service";
+
+/// From how many restarts by the service manager on it is worth a look.
+const MANY_RESTARTS: u64 = 3;
+/// A job that has not ended for longer than this, in seconds, is an old one.
+const OLD: u64 = 3600;
+
+const RESTART: &str = "systemctl restart osapi.socket osapi-controller.service\n\
+                       journalctl --unit osapi-controller.service --lines 50";
+const RESTART_AGENT: &str = "systemctl restart osapi-agent.service\n\
+                             journalctl --unit osapi-agent.service --lines 50";
+
+pub(super) static CHECKS: &[Check] = &[
+    Check {
+        id: "controller.answers",
+        title: "The controller answers",
+        needs: &[LIVE],
+        judge: |e| match e.found.get(&LIVE) {
+            Some(Answer::Told(_)) => ok(format!("it does, at {}", e.socket.display())),
+            Some(Answer::Denied(why) | Answer::Missing(why)) => fail(why, RESTART),
+            None => Err(skipped("nobody asked")),
+        },
+    },
+    Check {
+        id: "controller.listener",
+        title: "Whoever listens is the controller",
+        needs: &[Listener],
+        judge: listener,
+    },
+    Check {
+        id: "controller.health",
+        title: "The controller says that it is well",
+        needs: &[HEALTH],
+        judge: health,
+    },
+    Check {
+        id: "caller.rights",
+        title: "This account may see how OSAPI fares",
+        needs: &[HEALTH],
+        judge: |e| match e.found.get(&HEALTH) {
+            Some(Answer::Denied(why)) => warn(
+                why,
+                "sudo osapi doctor    # or give a group of yours a role: controller.groups in \
+                 /etc/osapi/osapi.yaml",
+            ),
+            _ => e.told(HEALTH).and_then(|_| ok("it may")),
+        },
+    },
+    Check {
+        id: "version.agree",
+        title: "Controller and command line are of one version",
+        needs: &[VERSION],
+        judge: |e| {
+            let theirs = e.told(VERSION)?["version"].as_str().unwrap_or_default();
+            let own = env!("CARGO_PKG_VERSION");
+            if theirs == own {
+                return ok(own);
+            }
+            let what = format!("the controller is {theirs}, this is {own}");
+            warn(what, "systemctl restart osapi-controller.service osapi-agent.service")
+        },
+    },
+    Check {
+        id: "version.package",
+        title: "The program is the package's",
+        needs: &[Says(PACKAGE)],
+        judge: package,
+    },
+    Check {
+        id: "version.running",
+        title: "Both processes run the installed program",
+        needs: &[Says(UNITS)],
+        judge: running,
+    },
+    Check {
+        id: "agent.ready",
+        title: "An agent is there to work with",
+        needs: &[READY],
+        judge: |e| {
+            let told = e.told(READY)?;
+            if told["status"] == "ready" {
+                return ok("it is ready");
+            }
+            fail(told["error"].as_str().unwrap_or("it is not ready"), RESTART_AGENT)
+        },
+    },
+    Check {
+        id: "agent.conditions",
+        title: "No host is under pressure",
+        needs: &[AGENTS],
+        judge: conditions,
+    },
+    Check {
+        id: "agent.scheduling",
+        title: "Every host is given work",
+        needs: &[AGENTS],
+        judge: scheduling,
+    },
+    Check {
+        id: "unit.controller",
+        title: "The controller's unit runs",
+        needs: &[Says(UNITS)],
+        judge: |e| unit_runs(e, CONTROLLER),
+    },
+    Check {
+        id: "unit.agent",
+        title: "The agent's unit runs",
+        needs: &[Says(UNITS)],
+        judge: |e| unit_runs(e, AGENT),
+    },
+    Check {
+        id: "unit.socket",
+        title: "The sockets are held by the service manager",
+        needs: &[Says(UNITS)],
+        judge: |e| unit_runs(e, "osapi.socket"),
+    },
+    Check {
+        id: "unit.boot",
+        title: "OSAPI starts at boot",
+        needs: &[Says(UNITS)],
+        judge: |e| {
+            let units = units(e)?;
+            let is_off = |unit: &&BTreeMap<&str, &str>| field(unit, "UnitFileState") == "disabled";
+            let off: Vec<_> = units.values().filter(is_off).map(|unit| field(unit, "Id")).collect();
+            if off.is_empty() {
+                return ok("all of it is enabled");
+            }
+            let off = off.join(" ");
+            warn(format!("disabled: {off}"), format!("systemctl enable {off}"))
+        },
+    },
+    Check {
+        id: "unit.settle",
+        title: "What a crash left was settled at boot",
+        needs: &[Says(UNITS)],
+        judge: |e| {
+            let units = units(e)?;
+            let unit = units.get("osapi-settle.service").ok_or_else(|| skipped("not installed"))?;
+            match field(unit, "Result") {
+                "success" | "" => ok("it was, or there was nothing"),
+                result => fail(
+                    format!("osapi-settle.service ended with {result}"),
+                    "journalctl --boot --unit osapi-settle.service\nsystemctl restart osapi-settle.service",
+                ),
+            }
+        },
+    },
+    Check {
+        id: "unit.restarts",
+        title: "Neither process keeps dying",
+        needs: &[Says(UNITS)],
+        judge: restarts,
+    },
+    Check {
+        id: "unit.reloaded",
+        title: "The service manager has read the units as they are",
+        needs: &[Says(UNITS)],
+        judge: |e| {
+            let units = units(e)?;
+            let stale: Vec<_> = units
+                .values()
+                .filter(|unit| field(unit, "NeedDaemonReload") == "yes")
+                .map(|unit| field(unit, "Id"))
+                .collect();
+            if stale.is_empty() {
+                return ok("it has");
+            }
+            warn(format!("changed since: {}", stale.join(", ")), "systemctl daemon-reload")
+        },
+    },
+    Check { id: "jobs.old", title: "No job hangs", needs: &[Changes], judge: old_jobs },
+    Check {
+        id: "jobs.unconfirmed",
+        title: "No change waits to be confirmed",
+        needs: &[Changes],
+        judge: unconfirmed,
+    },
+    Check {
+        id: "drift",
+        title: "What OSAPI has set is as it was set",
+        needs: &[DRIFT],
+        judge: drift,
+    },
+    Check {
+        id: "audit.whole",
+        title: "The audit log is what was written",
+        needs: &[Need::Audit],
+        judge: |e| {
+            let told = e.told(Need::Audit)?;
+            let faults = items(&told["faults"]);
+            match faults.first().and_then(Value::as_str) {
+                None => ok(format!("{} entries", told["entries"])),
+                Some(first) => fail(
+                    format!("{} faults, the first: {first}", faults.len()),
+                    "osapi audit verify    # and keep a copy: osapi audit export /root/audit.jsonl",
+                ),
+            }
+        },
+    },
+    Check {
+        id: "audit.heads",
+        title: "The audit log agrees with what the agent has kept",
+        needs: &[Need::Audit],
+        judge: |e| {
+            let told = e.told(Need::Audit)?;
+            if told["compared"] != true {
+                return Err(skipped("only root may read what the agent has kept"));
+            }
+            match told["anchored"].as_u64() {
+                Some(places @ 1..) => ok(format!("{places} places agree")),
+                _ => warn(
+                    "the agent has kept nothing that it could be compared with",
+                    "systemctl restart osapi-agent.service",
+                ),
+            }
+        },
+    },
+    Check {
+        id: "objects.room",
+        title: "There is room for uploaded files",
+        needs: &[HEALTH],
+        judge: |e| {
+            let held = items(&e.told(HEALTH)?["object_stores"])
+                .iter()
+                .filter_map(|store| store["size"].as_u64())
+                .sum();
+            let most = e.config()?.config.controller.limits.objects.size.0;
+            let fix = "osapi file list    # then: osapi file delete NAME, or raise \
+                       controller.limits.objects.size";
+            share(held, most, fix)
+        },
+    },
+    Check {
+        id: "groups.exist",
+        title: "The groups that have a role exist",
+        needs: &[Says("getent group")],
+        judge: groups,
+    },
+];
+
+/// How much of a bound is used: from nine tenths on somebody should look.
+pub(super) fn share(held: u64, most: u64, fix: &str) -> Result<Finding, Finding> {
+    let percent = held.saturating_mul(100) / most.max(1);
+    let said = format!("{percent}% of {} MiB", most >> 20);
+    if percent >= 90 { warn(said, fix) } else { ok(said) }
+}
+
+fn items(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value[name].as_str().unwrap_or_default()
+}
+
+fn listener(e: &Evidence) -> Result<Finding, Finding> {
+    let told = e.told(Listener)?;
+    let (path, uid) = (text(told, "path"), told["uid"].as_u64().unwrap_or(u64::MAX));
+    let known = [Some(e.root_uid), Some(e.uid), e.account("osapi")];
+    if known.iter().flatten().any(|known| u64::from(*known) == uid) {
+        return ok(format!("the account {uid} listens at {path}"));
+    }
+    let what = format!("the account {uid}, which is neither yours nor OSAPI's, listens at {path}");
+    fail(what, format!("ss --listening --unix --processes src {path}"))
+}
+
+fn health(e: &Evidence) -> Result<Finding, Finding> {
+    let told = e.told(HEALTH)?;
+    let parts = told["components"].as_object().into_iter().flatten();
+    let wrong = parts.filter_map(|(name, part)| {
+        let error = part["error"].as_str()?;
+        Some(format!("{name}: {error}"))
+    });
+    let wrong: Vec<_> = wrong.collect();
+    if wrong.is_empty() && told["status"] == "ok" {
+        return ok(format!("up {}", text(told, "uptime")));
+    }
+    fail(wrong.join("; "), "journalctl --unit osapi-controller.service --lines 50")
+}
+
+fn package(e: &Evidence) -> Result<Finding, Finding> {
+    let said = e.says(PACKAGE)?;
+    let own = env!("CARGO_PKG_VERSION");
+    match said.trim().split_once(':') {
+        Some(("installed", version)) => {
+            // An epoch goes before it, a revision behind.
+            let upstream = version.split_once(':').map_or(version, |(_, rest)| rest);
+            if upstream.split(['-', '~', '+']).next() == Some(own) {
+                return ok(version);
+            }
+            let what = format!("the package is {version}, this program {own}");
+            warn(what, "apt-get install --reinstall osapi")
+        }
+        Some((state, version)) if state != "not-installed" && !version.is_empty() => {
+            fail(format!("the package {version} is {state}"), "dpkg --configure osapi")
+        }
+        _ => Err(skipped("it was not installed as a package")),
+    }
+}
+
+fn running(e: &Evidence) -> Result<Finding, Finding> {
+    let units = units(e)?;
+    let mut stale = Vec::new();
+    let mut seen = 0;
+    for unit in [CONTROLLER, AGENT].into_iter().filter_map(|name| units.get(name)) {
+        let pid = field(unit, "MainPID");
+        if pid == "0" || pid.is_empty() {
+            continue;
+        }
+        seen += 1;
+        if e.link(format!("/proc/{pid}/exe"))?.to_string_lossy().ends_with(" (deleted)") {
+            stale.push(field(unit, "Id"));
+        }
+    }
+    match (seen, &stale[..]) {
+        (0, _) => Err(skipped("neither process runs")),
+        (_, []) => ok("they do"),
+        (_, stale) => {
+            let what = format!("replaced since it was started: {}", stale.join(", "));
+            warn(what, format!("systemctl restart {}", stale.join(" ")))
+        }
+    }
+}
+
+fn conditions(e: &Evidence) -> Result<Finding, Finding> {
+    let mut hold = Vec::new();
+    for agent in items(&e.told(AGENTS)?["agents"]) {
+        let conditions = items(&agent["conditions"]).iter().filter(|c| c["status"] == true);
+        hold.extend(conditions.map(|condition| {
+            let (kind, why) = (text(condition, "type"), text(condition, "reason"));
+            format!("{}: {kind}: {why}", text(agent, "hostname"))
+        }));
+    }
+    if hold.is_empty() {
+        return ok("none is");
+    }
+    warn(hold.join("; "), "osapi node status    # and `osapi process list`, `osapi disk get`")
+}
+
+fn scheduling(e: &Evidence) -> Result<Finding, Finding> {
+    let agents = items(&e.told(AGENTS)?["agents"]);
+    let idle = agents.iter().filter(|agent| text(agent, "state") != "Ready");
+    let idle: Vec<_> = idle.map(|agent| text(agent, "hostname")).collect();
+    match idle.first() {
+        None => ok("every one is"),
+        Some(first) => {
+            let what = format!("drained: {}", idle.join(", "));
+            warn(what, format!("osapi agent undrain {first}"))
+        }
+    }
+}
+
+/// The units by name, each with what was asked of it.
+fn units(e: &Evidence) -> Result<BTreeMap<&str, BTreeMap<&str, &str>>, Finding> {
+    let said = e.says(UNITS)?;
+    let unit = |block| -> BTreeMap<&str, &str> {
+        str::lines(block).filter_map(|line| line.split_once('=')).collect()
+    };
+    let units = said.split("\n\n").map(unit);
+    let units = units.filter(|unit| !["not-found", ""].contains(&field(unit, "LoadState")));
+    let units: BTreeMap<_, _> = units.map(|unit| (field(&unit, "Id"), unit)).collect();
+    if units.is_empty() { Err(skipped("OSAPI is not run by systemd here")) } else { Ok(units) }
+}
+
+fn field<'a>(unit: &BTreeMap<&str, &'a str>, name: &str) -> &'a str {
+    unit.get(name).copied().unwrap_or_default()
+}
+
+fn unit_runs(e: &Evidence, name: &str) -> Result<Finding, Finding> {
+    let units = units(e)?;
+    let unit = units.get(name).ok_or_else(|| skipped(format!("there is no {name}")))?;
+    let (active, sub) = (field(unit, "ActiveState"), field(unit, "SubState"));
+    let what = format!("{name} is {active} ({sub})");
+    match (field(unit, "LoadState"), active) {
+        ("loaded", "active") => ok(what),
+        ("masked", _) => {
+            let fix = format!("systemctl unmask {name}\nsystemctl start {name}");
+            fail(format!("{name} is masked"), fix)
+        }
+        _ => fail(what, format!("systemctl start {name}\njournalctl --unit {name} --lines 50")),
+    }
+}
+
+fn restarts(e: &Evidence) -> Result<Finding, Finding> {
+    let units = units(e)?;
+    let count = |name| {
+        let unit = units.get(name)?;
+        field(unit, "NRestarts").parse::<u64>().ok().filter(|count| *count >= MANY_RESTARTS)
+    };
+    let dying = [CONTROLLER, AGENT].into_iter().filter_map(|name| Some((name, count(name)?)));
+    let dying: Vec<_> = dying.collect();
+    match dying.first() {
+        None => ok("none was started again more than twice"),
+        Some((name, count)) => warn(
+            format!("{name} was started again {count} times"),
+            format!(
+                "journalctl --unit {name} --lines 100\nsystemctl reset-failed {name}    # counts anew"
+            ),
+        ),
+    }
+}
+
+fn old_jobs(e: &Evidence) -> Result<Finding, Finding> {
+    let open = items(&e.told(Changes)?["unfinished"]);
+    let since =
+        |job: &Value| moment(text(job, "created")).map(|at| e.now.saturating_sub(at) / 1000);
+    let old: Vec<_> = open.iter().filter_map(|job| Some((job, since(job)?))).collect();
+    match old.iter().max_by_key(|(_, since)| *since) {
+        Some((job, since)) if *since > OLD => warn(
+            format!("{} has not ended for {}", text(job, "id"), age(*since)),
+            format!(
+                "osapi job get {0}    # if nobody has begun it: osapi job cancel {0}",
+                text(job, "id")
+            ),
+        ),
+        _ => ok(format!("{} are under way", open.len())),
+    }
+}
+
+fn unconfirmed(e: &Evidence) -> Result<Finding, Finding> {
+    let latest = items(&e.told(Changes)?["latest"]);
+    match latest.iter().find(|job| job["waiting_until"].is_string()) {
+        None => ok("none does"),
+        Some(job) => {
+            let (id, until) = (text(job, "id"), text(job, "waiting_until"));
+            let what = format!("{id} is taken back at {until}, and no other change begins before");
+            warn(what, format!("osapi job confirm {id}    # or: osapi job revert {id}"))
+        }
+    }
+}
+
+fn drift(e: &Evidence) -> Result<Finding, Finding> {
+    let told = e.told(DRIFT)?;
+    let drift = items(&told["drift"]);
+    let Some(first) = drift.first() else { return ok("nobody has changed it") };
+    let cell = cell_of(&first["cell"]);
+    let job = text(first, "job");
+    let what = format!("{} changed by others, the first: {cell}", drift.len());
+    warn(
+        what,
+        format!("osapi drift get\nosapi job get {job}    # says how it was set; do that again"),
+    )
+}
+
+/// What a cell is called; what is at a path goes by the path alone.
+fn cell_of(cell: &Value) -> String {
+    match cell.as_object().and_then(|cell| cell.iter().next()) {
+        Some((kind, Value::String(name))) if kind == "node" => name.clone(),
+        Some((kind, Value::String(name))) => format!("{kind} {name}"),
+        _ => cell.to_string(),
+    }
+}
+
+fn groups(e: &Evidence) -> Result<Finding, Finding> {
+    let controller = &e.config()?.config.controller;
+    let named = controller.groups.keys().chain(&controller.metrics.group);
+    let known: Vec<_> =
+        e.says("getent group")?.lines().filter_map(|line| line.split(':').next()).collect();
+    let missing = named.filter(|group| !known.contains(&group.as_str()));
+    let missing: Vec<_> = missing.map(String::as_str).collect();
+    if missing.is_empty() {
+        return ok("they do");
+    }
+    let what = format!("nobody knows {}", missing.join(", "));
+    warn(what, format!("groupadd {}\nsystemctl reload osapi-controller.service", missing[0]))
+}
