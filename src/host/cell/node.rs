@@ -171,43 +171,55 @@ fn special(path: &str) -> Error {
 fn put(hands: &Hands, path: &str, now: &Value, to: &Value, blobs: &Blobs) -> std::io::Result<()> {
     let (parent, name) = hands.root.parent(path)?;
     let temporary = sweep(hands, &parent, path)?;
+    let made = make(hands, (&parent, name), &temporary, now, to, blobs);
+    if made.is_err() {
+        // It may be what fills the disk.
+        sweep(hands, &parent, path)?;
+    }
+    made?;
+    Ok(rustix::fs::fsync(parent)?)
+}
+
+/// Makes what should be there beside it, complete, and then puts it in its place.
+fn make(
+    hands: &Hands,
+    (parent, name): (&OwnedFd, &OsStr),
+    temporary: &str,
+    now: &Value,
+    to: &Value,
+    blobs: &Blobs,
+) -> std::io::Result<()> {
     match to {
         Value::Absent => {
             let is_dir = matches!(now, Value::Directory { .. });
             let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-            rustix::fs::unlinkat(&parent, name, flags)?;
+            rustix::fs::unlinkat(parent, name, flags)?;
         }
         Value::Link(target) => {
-            rustix::fs::symlinkat(target, &parent, &temporary)?;
-            rustix::fs::renameat(&parent, &temporary, &parent, name)?;
+            rustix::fs::symlinkat(target, parent, temporary)?;
+            rustix::fs::renameat(parent, temporary, parent, name)?;
         }
         Value::File { content, mode, owner } => {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
             let mine = Permissions::RUSR | Permissions::WUSR;
-            let mut file = File::from(rustix::fs::openat(&parent, &temporary, flags, mine)?);
-            let made = hands
-                .fill(&mut file, content, blobs)
-                .and_then(|()| own(hands, &file, *mode, owner))
-                .and_then(|()| file.sync_all())
-                .and_then(|()| Ok(rustix::fs::renameat(&parent, &temporary, &parent, name)?));
-            if made.is_err() {
-                // It may be what fills the disk.
-                sweep(hands, &parent, path)?;
-            }
-            made?;
+            let mut file = File::from(rustix::fs::openat(parent, temporary, flags, mine)?);
+            hands.fill(&mut file, content, blobs)?;
+            own(hands, &file, *mode, owner)?;
+            file.sync_all()?;
+            rustix::fs::renameat(parent, temporary, parent, name)?;
         }
         Value::Directory { mode, owner } => {
             let is_new = !matches!(now, Value::Directory { .. });
             if is_new {
-                rustix::fs::mkdirat(&parent, &temporary, Permissions::RWXU)?;
+                rustix::fs::mkdirat(parent, temporary, Permissions::RWXU)?;
             }
             let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let at = if is_new { OsStr::new(&temporary) } else { name };
-            let dir = File::from(rustix::fs::openat(&parent, at, flags, Permissions::empty())?);
+            let at = if is_new { OsStr::new(temporary) } else { name };
+            let dir = File::from(rustix::fs::openat(parent, at, flags, Permissions::empty())?);
             own(hands, &dir, *mode, owner)?;
             dir.sync_all()?;
             if is_new {
-                rustix::fs::renameat(&parent, &temporary, &parent, name)?;
+                rustix::fs::renameat(parent, temporary, parent, name)?;
             }
         }
         Value::Text(_)
@@ -218,7 +230,7 @@ fn put(hands: &Hands, path: &str, now: &Value, to: &Value, blobs: &Blobs) -> std
             return Err(Errno::INVAL.into());
         }
     }
-    Ok(rustix::fs::fsync(parent)?)
+    Ok(())
 }
 
 fn own(hands: &Hands, file: &File, mode: Mode, owner: &str) -> std::io::Result<()> {
