@@ -30,10 +30,10 @@ fn run(fake: &Fake, verb: &str, params: Json) -> Result<Json, Kind> {
 }
 
 /// What `verb` would assign, on a host where no command is.
-fn wanted(fake: &Fake, verb: &str, params: Json) -> Result<Json, Kind> {
+fn wanted(fake: &Fake, verb: &str, params: &Json) -> Result<Json, Kind> {
     let op = crate::ops::agent(&format!("node.user.{verb}")).unwrap();
     let view = fake.view();
-    let intent = op.run.intend(&view, &params).map_err(|error| error.kind())?;
+    let intent = op.run.intend(&view, params).map_err(|error| error.kind())?;
     let crate::op::Intent::Want(want) = intent else { panic!("{verb} writes") };
     let plan = crate::host::Plan::of(&view, want).map_err(|error| error.kind())?;
     let changes = plan.changes(&view).into_iter();
@@ -83,7 +83,7 @@ fn an_account_nobody_has_is_not_found() {
 #[test]
 fn a_new_account_gets_the_next_number_and_the_hosts_defaults() {
     let account =
-        |params: Json| wanted(&host(), "create", params).unwrap()[0]["to"]["account"].clone();
+        |params: Json| wanted(&host(), "create", &params).unwrap()[0]["to"]["account"].clone();
     let ada = account(json!({ "name": "ada", "groups": ["sudo", "100", "sudo"] }));
     let expected = json!({
         "uid": 1002, "group": "ada", "groups": ["sudo", "users"], "comment": "",
@@ -98,7 +98,7 @@ fn a_new_account_gets_the_next_number_and_the_hosts_defaults() {
 #[test]
 fn what_is_there_is_as_wanted_or_in_the_way() {
     let fake = host();
-    let create = |params: Json| wanted(&fake, "create", params);
+    let create = |params: Json| wanted(&fake, "create", &params);
     assert_eq!(create(json!({ "name": "bob" })), Ok(json!([])));
     assert_eq!(
         create(json!({ "name": "bob", "uid": 1000, "groups": ["docker", "sudo"] })),
@@ -124,14 +124,14 @@ fn what_the_host_does_not_have_is_refused() {
         json!({ "name": "ada", "shell": "/bin" }),
         json!({ "name": "ada", "uid": u32::MAX }),
     ] {
-        assert_eq!(wanted(&host(), "create", params.clone()), Err(Kind::InvalidInput), "{params}");
+        assert_eq!(wanted(&host(), "create", &params), Err(Kind::InvalidInput), "{params}");
     }
 }
 
 #[test]
 fn an_update_changes_what_it_names_and_nothing_else() {
     let fake = host();
-    let update = |params: Json| wanted(&fake, "update", params);
+    let update = |params: Json| wanted(&fake, "update", &params);
     assert_eq!(update(json!({ "name": "bob" })), Err(Kind::InvalidInput));
     assert_eq!(
         update(json!({ "name": "bob", "lock": false, "shell": "/bin/bash" })),
@@ -162,14 +162,14 @@ fn whom_the_host_cannot_do_without_is_protected() {
         ("update", json!({ "name": "bob", "shell": "/usr/sbin/nologin" })),
         ("update", json!({ "name": "root", "shell": "/usr/sbin/nologin" })),
     ] {
-        assert_eq!(wanted(&fake, verb, params.clone()), Err(Kind::Protected), "{verb} {params}");
+        assert_eq!(wanted(&fake, verb, &params), Err(Kind::Protected), "{verb} {params}");
     }
-    assert!(wanted(&fake, "delete", json!({ "name": "eve" })).is_ok(), "she was locked already");
+    assert!(wanted(&fake, "delete", &json!({ "name": "eve" })).is_ok(), "she was locked already");
     // With another who can log in, one may go.
     let shadow = fake.text("/etc/shadow").unwrap().replace("eve:!", "eve:");
     fake.put("/etc/shadow", &shadow);
-    assert!(wanted(&fake, "delete", json!({ "name": "bob" })).is_ok());
-    assert!(wanted(&fake, "update", json!({ "name": "bob", "lock": true })).is_ok());
+    assert!(wanted(&fake, "delete", &json!({ "name": "bob" })).is_ok());
+    assert!(wanted(&fake, "update", &json!({ "name": "bob", "lock": true })).is_ok());
 }
 
 #[test]
@@ -180,8 +180,8 @@ fn a_home_that_would_belong_to_a_new_account_is_not_taken_over() {
     if std::os::unix::fs::chown(&home, Some(1002), Some(1002)).is_err() {
         return;
     }
-    assert_eq!(wanted(&fake, "create", json!({ "name": "ada" })), Err(Kind::Conflict));
-    assert!(wanted(&fake, "create", json!({ "name": "ada", "uid": 1003 })).is_ok());
+    assert_eq!(wanted(&fake, "create", &json!({ "name": "ada" })), Err(Kind::Conflict));
+    assert!(wanted(&fake, "create", &json!({ "name": "ada", "uid": 1003 })).is_ok());
 }
 
 #[test]
@@ -195,15 +195,15 @@ fn a_password_is_planned_alike_and_verified() {
     let plan = |state| crate::host::Plan::of(&view, Want::new().set(state)).unwrap();
     let (one, two) = (plan(one), plan(two));
     assert_eq!(serde_json::to_string(&one).unwrap(), serde_json::to_string(&two).unwrap());
-    assert_eq!(wanted(&fake, "password", params.clone()).unwrap().as_array().unwrap().len(), 1);
+    assert_eq!(wanted(&fake, "password", &params).unwrap().as_array().unwrap().len(), 1);
     let hash = crate::sys::hash("correct horse", "0123456789abcdef").unwrap();
     let shadow = fake.text("/etc/shadow").unwrap().replace("bob:$6$x$y", &format!("bob:{hash}"));
     fake.put("/etc/shadow", &shadow);
-    assert_eq!(wanted(&fake, "password", params), Ok(json!([])));
+    assert_eq!(wanted(&fake, "password", &params), Ok(json!([])));
     // What is locked stays so.
     let shadow = shadow.replace("bob:", "bob:!");
     fake.put("/etc/shadow", &shadow);
-    let other = wanted(&fake, "password", json!({ "name": "bob", "password": "other" })).unwrap();
+    let other = wanted(&fake, "password", &json!({ "name": "bob", "password": "other" })).unwrap();
     assert_eq!(other[0]["to"]["password"]["locked"], true);
 }
 
