@@ -35,4 +35,6 @@ pub mod start;
 pub mod store;
 pub mod sys;
 pub mod telemetry;
+pub mod tls;
+pub mod token;
 pub mod types;

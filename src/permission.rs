@@ -1,6 +1,6 @@
 //! Who may do what: permissions, the roles that bundle them, and the caller that holds them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -102,11 +102,34 @@ impl Role {
     }
 }
 
+/// The roles there are: the built-in ones, and `own` beside or instead of them.
+pub fn roles(
+    own: BTreeMap<String, BTreeSet<Permission>>,
+) -> BTreeMap<String, BTreeSet<Permission>> {
+    let built_in = Role::ALL.map(|role| (role.as_str().to_owned(), role.permissions()));
+    built_in.into_iter().chain(own).collect()
+}
+
+/// What the holder of a token has: just the permissions it names, where it names any, else those
+/// of its roles. What nobody knows gives nothing.
+pub fn held(
+    known: &BTreeMap<String, BTreeSet<Permission>>,
+    roles: &[String],
+    permissions: &[String],
+) -> BTreeSet<Permission> {
+    if permissions.is_empty() {
+        return roles.iter().filter_map(|role| known.get(role)).flatten().copied().collect();
+    }
+    let is_named = |held: &Permission| permissions.iter().any(|name| name == held.as_str());
+    Permission::ALL.iter().copied().filter(is_named).collect()
+}
+
 /// Who is asking, as far as the carrier of the request has made sure of.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Caller {
-    /// The account's name, or `uid 1000` where it has none.
+    /// The account's name, or `uid 1000` where it has none; the subject of a token.
     pub name: String,
+    /// The account, where the caller is a process of the controller's host.
     pub uid: Option<u32>,
     /// Names of roles, for the record.
     pub roles: Vec<String>,
