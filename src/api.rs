@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use self::answer::{Answer, Failure};
-use self::auth::{Gate, Peer};
+use self::auth::{Gate, Peer, Source};
 use self::listen::Slots;
 use self::metrics::Metrics;
 use self::request::{Gathered, Given, Prefer};
@@ -40,6 +40,7 @@ pub mod json;
 mod listen;
 pub mod metrics;
 pub mod openapi;
+mod pages;
 pub mod problem;
 pub mod request;
 mod upload;
@@ -166,7 +167,11 @@ impl Api {
             request::leave(body).await;
         }
         head.answered();
-        dress(answer, &id)
+        let mut response = dress(answer, &id);
+        if let Some(page) = &peer.page {
+            pages::open(&mut response, page);
+        }
+        response
     }
 
     fn exchange(self: &Arc<Self>, request: &Request<Incoming>, peer: &Peer) -> Exchange {
@@ -200,7 +205,12 @@ impl Api {
         peer: &Peer,
         head: &Head,
     ) -> Result<Answer, Failure> {
-        admit(parts, head)?;
+        admit(parts, head, peer)?;
+        if peer.page.is_some() && parts.method == hyper::Method::OPTIONS {
+            // A browser asks whether the page may ask.
+            exchange.is_noted = true;
+            return Ok(pages::preflight());
+        }
         let (place, captured) = self.route(parts)?;
         let row = match place {
             Place::Row(row) => row,
@@ -213,6 +223,9 @@ impl Api {
         };
         exchange.row = Some(row);
         row.id.clone_into(&mut exchange.trail.op);
+        if row.permission.is_some() {
+            self.identified(peer)?;
+        }
         require(&exchange.caller, row.permission, row.id)?;
         let query = request::pairs(parts.uri.query().unwrap_or_default())?;
         if request::asks_for_preview_in_vain(row, &query) {
@@ -311,6 +324,13 @@ impl Api {
         Ok(dress(Answer::json(row.status, &body)?))
     }
 
+    /// Fails where nobody knows who is asking.
+    fn identified(&self, peer: &Peer) -> Result<(), Failure> {
+        let Some(refusal) = peer.refusal else { return Ok(()) };
+        self.metrics.refused_token(refusal);
+        Err(Failure { challenge: Some(refusal.challenge()), ..Failure::from(Error::from(refusal)) })
+    }
+
     async fn submit(&self, submit: Submit, is_recorded: bool) -> Result<Submitted> {
         if !is_recorded {
             return self.controller.submit(submit).await;
@@ -328,6 +348,7 @@ impl Api {
 
     fn show_metrics(&self, exchange: &mut Exchange, peer: &Peer) -> Result<Answer, Failure> {
         if !peer.reads_metrics {
+            self.identified(peer)?;
             require(&exchange.caller, Some(Permission::HealthRead), METRICS)?;
         }
         exchange.is_noted = true;
@@ -430,7 +451,7 @@ fn key(row: &Row, given: &Given, headers: &HeaderMap) -> Result<Option<Key>> {
 }
 
 /// What is refused whatever it is about.
-fn admit(parts: &Parts, head: &Head) -> Result<(), Failure> {
+fn admit(parts: &Parts, head: &Head, peer: &Peer) -> Result<(), Failure> {
     let start = format!("{} {}", parts.method, parts.uri);
     let is_chunked = parts.headers.contains_key(header::TRANSFER_ENCODING);
     if let Some(fault) = head.fault(&start, is_chunked) {
@@ -443,8 +464,14 @@ fn admit(parts: &Parts, head: &Head) -> Result<(), Failure> {
         return Err(Error::new(Kind::TooLarge, message).into());
     }
     // Only a page in a browser says where it comes from, and none has business with a socket.
-    if parts.headers.contains_key(header::ORIGIN) {
-        let message = "requests of web pages are refused on this socket";
+    if parts.headers.contains_key(header::ORIGIN) && peer.page.is_none() {
+        let message = match peer.source {
+            Source::Account { .. } => "requests of web pages are refused on this socket",
+            Source::Address(_) => {
+                "requests of web pages are refused here, but for those that come from one of \
+                 controller.api.security.cors.allow_origins"
+            }
+        };
         return Err(Error::new(Kind::Denied, message).into());
     }
     Ok(())
@@ -455,7 +482,7 @@ fn require(caller: &Caller, permission: Option<Permission>, what: &str) -> Resul
         Some(needed) if !caller.may(permission) => {
             let (name, needed) = (&caller.name, needed.as_str());
             let message = format!(
-                "{what} needs {needed}, which {name} lacks; ask an administrator for a group that \
+                "{what} needs {needed}, which {name} lacks; ask an administrator for a role that \
                  has it"
             );
             Err(Error::new(Kind::Denied, message))

@@ -10,10 +10,13 @@ use std::process::ExitCode;
 
 use clap::ArgMatches;
 
+use crate::config;
+
 mod audit;
 mod call;
 mod client;
 mod command;
+mod connect;
 mod doctor;
 mod files;
 mod job;
@@ -26,6 +29,7 @@ mod survey;
 mod table;
 mod terminal;
 mod text;
+mod token;
 mod wait;
 mod words;
 
@@ -36,12 +40,16 @@ pub use pages::pages;
 pub use run::run;
 pub use secret::{Secret, Source};
 pub use table::Page;
+pub(crate) use text::flat;
+pub use token::{Given, Token};
 
 /// What a person asked for.
 #[derive(Debug)]
 pub enum Invocation {
     /// Something of this machine itself, which `main` has a function for.
     Server(Server),
+    /// To make or judge a token, which takes the signing key.
+    Token(Globals, Token),
     /// Something to ask the API for; [`run`] does it.
     Client(Client),
 }
@@ -62,6 +70,8 @@ pub struct Server {
     pub command: ServerCommand,
     /// What the agent shall call this host (`--agent-hostname`).
     pub hostname: Option<String>,
+    /// Where the API is served on the loopback addresses, too (`--port`).
+    pub port: Option<u16>,
     /// What the agent shall take for `/` (`--root`).
     pub root: Option<PathBuf>,
     /// Which part of which job a hand is there for (`--errand`).
@@ -102,6 +112,8 @@ pub struct Client {
     pub globals: Globals,
     /// `--url` or its environment variable.
     pub url: Option<String>,
+    /// `--cacert`
+    pub cacert: Option<PathBuf>,
     pub task: Task,
 }
 
@@ -126,24 +138,20 @@ pub enum Survey {
     Doctor,
 }
 
-/// Where to ask when the call itself does not say.
+/// Where to ask when the call itself does not say, and how.
 #[derive(Clone, Debug, Default)]
 pub struct Reach {
-    /// `controller.client.url` of the configuration, which goes first where it is a socket's.
+    /// `controller.client.url` of the configuration.
     pub url: Option<String>,
     /// Sockets of a controller, in the order they are tried.
     pub sockets: Vec<PathBuf>,
+    /// The file with the authorities that a server's certificate may come from; else the system's.
+    pub cacert: Option<PathBuf>,
+    /// What is sent over a network.
+    pub token: Option<config::Secret>,
     /// Directories where an agent of this host may keep its state, among it heads of the audit
     /// log.
     pub states: Vec<PathBuf>,
-}
-
-impl Reach {
-    /// Published files name a TCP address here, at which nothing listens; it is passed over, as
-    /// the rest of what has no meaning in them.
-    fn url(&self) -> Option<&str> {
-        self.url.as_deref().filter(|url| url.starts_with("unix:"))
-    }
 }
 
 /// Tells a person something, beside the result.

@@ -12,16 +12,19 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::permission::{Permission, Role};
+use crate::permission::{self, Permission, Role};
+use crate::tls;
 
 mod document;
 mod inert;
 mod read;
+mod secret;
 mod units;
 
 pub use document::{manual, sample};
 pub use inert::Inert;
 pub use read::{Loaded, load, of_environment};
+pub use secret::Secret;
 pub use units::{Size, Span};
 
 /// Where the configuration is unless told otherwise.
@@ -58,6 +61,19 @@ pub struct Controller {
     pub groups: BTreeMap<String, String>,
     pub limits: Limits,
     pub metrics: Metrics,
+    pub tls: Tls,
+}
+
+/// What the API shows to whoever connects over a network. Read again on SIGHUP, for new
+/// connections. Without, it is served on Unix sockets and loopback addresses only.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct Tls {
+    /// The file with the certificate and, behind it, those that lead to its authority, in PEM.
+    pub cert: Option<PathBuf>,
+    /// The file with the certificate's private key, in PEM.
+    pub key: Option<PathBuf>,
 }
 
 /// The command line as a client.
@@ -65,9 +81,24 @@ pub struct Controller {
 #[serde(default)]
 #[schemars(inline)]
 pub struct Client {
-    /// Where the command line finds the API, as `unix:///PATH`. Default: the user's own socket,
-    /// else the system's.
+    /// Where the command line finds the API, as `unix:///PATH` or `https://HOST:PORT`. An address
+    /// of this host, as in `http://localhost:8080`, is asked where no socket answers; other `http`
+    /// ones are passed over, since they would tell the token to the network. Default: the user's
+    /// own socket, else the system's.
     pub url: Option<String>,
+    /// The file with the authorities, in PEM, that a server's certificate may come from. Default:
+    /// those that this host trusts.
+    pub cacert: Option<PathBuf>,
+    pub security: ClientSecurity,
+}
+
+/// How the command line says over a network who asks.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct ClientSecurity {
+    /// The token to send, as `osapi token generate` makes it. Not needed on the socket.
+    pub bearer_token: Option<Secret>,
 }
 
 /// How requests are answered.
@@ -75,6 +106,11 @@ pub struct Client {
 #[serde(default)]
 #[schemars(inline)]
 pub struct Api {
+    /// The port at which the API is served on the loopback addresses, too, to whoever brings a
+    /// token. Where the service manager holds the sockets, its socket units decide that instead.
+    /// Default: none.
+    #[schemars(range(min = 1, max = 65_535))]
+    pub port: Option<u16>,
     /// How long a request waits for what it asked for. The job goes on when the wait runs out.
     pub job_timeout: Span,
     pub security: Security,
@@ -82,7 +118,8 @@ pub struct Api {
 
 impl Default for Api {
     fn default() -> Self {
-        Self { job_timeout: Span(Duration::from_secs(30)), security: Security::default() }
+        let job_timeout = Span(Duration::from_secs(30));
+        Self { port: None, job_timeout, security: Security::default() }
     }
 }
 
@@ -91,8 +128,23 @@ impl Default for Api {
 #[serde(default)]
 #[schemars(inline)]
 pub struct Security {
-    /// Roles of one's own, or in place of the built-in one of the same name.
+    /// What tokens are signed with, as it stands. Whoever has it can make an administrator's; use
+    /// at least 32 characters that nobody can guess. Default: `token.key` in
+    /// `controller.state_dir`, which the controller makes.
+    pub signing_key: Option<Secret>,
+    pub cors: Cors,
+    /// Roles of one's own, by any name, or in place of the built-in one of the same name.
     pub roles: BTreeMap<String, RolePermissions>,
+}
+
+/// Pages in browsers.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct Cors {
+    /// Where pages come from that may ask over a network, such as `https://ops.example.org`; `*`
+    /// is any. Empty: no page may.
+    pub allow_origins: Vec<String>,
 }
 
 /// What a role's members may do.
@@ -293,6 +345,22 @@ impl Default for Undo {
     }
 }
 
+impl Tls {
+    /// None where none are set.
+    pub(crate) fn files(&self) -> Option<tls::Files> {
+        let (cert, key) = (self.cert.clone()?, self.key.clone()?);
+        Some(tls::Files { cert, key })
+    }
+}
+
+impl Security {
+    /// The roles there are.
+    pub(crate) fn all_roles(&self) -> BTreeMap<String, BTreeSet<Permission>> {
+        let own = self.roles.iter().map(|(name, role)| (name.clone(), role.permissions.clone()));
+        permission::roles(own.collect())
+    }
+}
+
 impl Config {
     /// What is wrong beyond the form of single values, each with the key it is about.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
@@ -340,7 +408,28 @@ impl Config {
             let what = what.strip_prefix("agent.policy ").unwrap_or(&what);
             wrong("agent.policy".to_owned(), what.to_owned());
         }
+        for origin in &security.cors.allow_origins {
+            let rest = origin.split_once("://").map(|(_, host)| host);
+            let is_origin = rest.is_some_and(|host| !host.is_empty() && !host.contains('/'));
+            if origin != "*" && (!is_origin || origin.contains(|c: char| !c.is_ascii_graphic())) {
+                let message = format!(
+                    "{origin:?} is not where a page can come from; write as in \
+                     https://ops.example.org, without a path"
+                );
+                wrong("controller.api.security.cors.allow_origins".to_owned(), message);
+            }
+        }
+        let tls = &self.controller.tls;
+        for (key, set, other) in [("cert", &tls.cert, &tls.key), ("key", &tls.key, &tls.cert)] {
+            if set.is_some() && other.is_none() {
+                let message = "a certificate and its key belong together; set both or none";
+                wrong(format!("controller.tls.{key}"), message.to_owned());
+            }
+        }
         for (key, path) in [
+            ("controller.client.cacert", &self.controller.client.cacert),
+            ("controller.tls.cert", &tls.cert),
+            ("controller.tls.key", &tls.key),
             ("controller.socket", &self.controller.socket),
             ("controller.state_dir", &self.controller.state_dir),
             ("agent.socket", &self.agent.socket),

@@ -12,6 +12,10 @@ fn main() -> ExitCode {
             Ok(reach) => cli::run(client, &reach),
             Err(error) => fail(&error),
         },
+        Ok(Invocation::Token(globals, token)) => match start::token(&globals, &token) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        },
         Ok(Invocation::Server(server)) => match start::run(&server) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),

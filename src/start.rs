@@ -9,17 +9,21 @@ use serde_json::json;
 use crate::agent::{self, Policy};
 use crate::cli::{self, Reach, Server, ServerCommand};
 use crate::clock::Clock;
-use crate::config::{self, Config, Inert, Loaded};
+use crate::config::{self, Client, Config, Inert, Loaded, Secret};
 use crate::error::{Error, Kind, Result};
 use crate::host::{Executor, Root, UndoBounds, has_journal};
+use crate::tls;
+use crate::token::Key;
 
 mod agent_process;
 mod controller_process;
 mod listen;
 mod paths;
 mod signals;
+mod token;
 
 pub use paths::Paths;
+pub use token::token;
 
 /// Does what `server` asks for; for the commands that stay, until a signal ends them.
 pub fn run(server: &Server) -> Result<()> {
@@ -64,25 +68,32 @@ fn print(text: &str) -> Result<()> {
 ///
 /// A configuration that a client cannot use is no reason not to ask, unless it was named.
 pub fn reach(file: Option<&Path>) -> Result<Reach> {
-    let loaded = match config::load(file, std::env::vars()) {
+    let config = match config::load(file, std::env::vars()) {
         Err(error) if file.is_some() => return Err(error),
-        loaded => loaded.unwrap_or_default(),
+        Err(_) => config::of_environment(std::env::vars()),
+        Ok(loaded) => loaded.config,
     };
-    let controller = &loaded.config.controller;
-    let url = controller.client.url.clone();
+    let controller = &config.controller;
+    let Client { url, cacert, security } = controller.client.clone();
     let set = controller.socket.clone();
     let system = paths::SYSTEM_RUN.as_ref();
     let sockets = match set {
         Some(socket) => vec![socket],
         None => distinct([paths::run_dir().join(paths::SOCKET), Path::join(system, paths::SOCKET)]),
     };
-    let own = Paths::of(&loaded.config).map(|paths| paths.agent_state);
+    let own = Paths::of(&config).map(|paths| paths.agent_state);
     let system = Path::new(paths::SYSTEM_STATE).join("agent");
     let states = match own {
         Ok(own) => distinct([own, system]),
         Err(_) => vec![system],
     };
-    Ok(Reach { url, sockets, states })
+    Ok(Reach { url, sockets, cacert, token: security.bearer_token, states })
+}
+
+/// What tokens are signed with here: what was configured, else what `kept` finds or makes.
+fn key_of(config: &Config, kept: impl FnOnce() -> Result<Key>) -> Result<Key> {
+    let set = config.controller.api.security.signing_key.as_ref();
+    Secret::set(set).map_or_else(kept, |secret| Ok(Key::new(secret.reveal().as_bytes())))
 }
 
 fn distinct(paths: [PathBuf; 2]) -> Vec<PathBuf> {
@@ -94,6 +105,9 @@ fn distinct(paths: [PathBuf; 2]) -> Vec<PathBuf> {
 fn load(server: &Server) -> Result<Loaded> {
     let mut loaded = config::load(server.globals.file.as_deref(), std::env::vars())?;
     loaded.config.debug |= server.globals.debug;
+    if server.port.is_some() {
+        loaded.config.controller.api.port = server.port;
+    }
     if let Some(hostname) = &server.hostname {
         hostname.clone_into(&mut loaded.config.agent.hostname);
     }
@@ -103,12 +117,7 @@ fn load(server: &Server) -> Result<Loaded> {
 /// Says once what was set and does nothing.
 fn list_without_effect(server: &Server, loaded: &Loaded) {
     for Inert { key, why } in &loaded.inert {
-        if key == "controller.api.port" {
-            // Whoever sets it expects to be able to connect to it.
-            tracing::warn!("{key} is set and has no effect here: {why}");
-        } else {
-            tracing::info!("{key} is set and has no effect here: {why}");
-        }
+        tracing::info!("{key} is set and has no effect here: {why}");
     }
     for flag in &server.without_effect {
         tracing::info!("--{flag} has no effect here");
@@ -120,6 +129,9 @@ fn validate(server: &Server) -> Result<()> {
     let users = [&loaded.config.controller.agent_user, &loaded.config.agent.controller_user];
     for user in users.into_iter().flatten() {
         uid(user)?;
+    }
+    if let Some(files) = loaded.config.controller.tls.files() {
+        tls::check(&files)?;
     }
     let inert = loaded.inert.iter().map(|inert| json!({ "key": inert.key, "why": inert.why }));
     let files = loaded.files.iter().map(|file| file.display().to_string());

@@ -8,6 +8,8 @@
 
 #[path = "support/http.rs"]
 mod http;
+#[path = "end_to_end/network.rs"]
+mod network;
 #[path = "end_to_end/secrets.rs"]
 mod secrets;
 #[path = "support/appliance.rs"]

@@ -12,6 +12,8 @@ use serde_json::{Map, Value, json};
 
 use crate::server::{Config, Reply, Server, as_account, exchange, request};
 
+mod network;
+
 /// An account that nobody has.
 const STRANGER: u32 = 71_234;
 const READERS: u32 = 71_235;

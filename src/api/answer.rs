@@ -30,13 +30,15 @@ pub struct Failure {
     pub goes_on: bool,
     /// The methods there are, where another one was used.
     pub allow: Option<String>,
+    /// How to say who is asking, where nobody knows.
+    pub challenge: Option<&'static str>,
     /// Whether nothing more of this connection can be understood for sure.
     pub is_last: bool,
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, job: None, goes_on: false, allow: None, is_last: false }
+        Self { error, job: None, goes_on: false, allow: None, challenge: None, is_last: false }
     }
 }
 
@@ -64,7 +66,7 @@ impl Answer {
     }
 
     pub fn failure(failure: Failure) -> Self {
-        let Failure { error, job, goes_on, allow, is_last } = failure;
+        let Failure { error, job, goes_on, allow, challenge, is_last } = failure;
         let location = job.as_deref().filter(|_| goes_on).map(location);
         let document = Document::new(error.body(), job);
         let mut answer = Self::bytes(document.status, problem::CONTENT_TYPE, document.bytes());
@@ -73,6 +75,9 @@ impl Answer {
         }
         if let Some(allow) = allow {
             answer = answer.with(header::ALLOW, &allow);
+        }
+        if let Some(challenge) = challenge {
+            answer = answer.with(header::WWW_AUTHENTICATE, challenge);
         }
         if is_last {
             answer = answer.with(header::CONNECTION, "close");

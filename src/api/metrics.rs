@@ -11,6 +11,7 @@ use prometheus::{
 use crate::controller::Figures;
 use crate::error::{Error, Kind, Result};
 use crate::ops;
+use crate::token::Refusal;
 
 /// In seconds: from a read answered out of memory to a command that runs for minutes.
 const BUCKETS: [f64; 12] =
@@ -26,6 +27,8 @@ pub struct Metrics {
     durations: HashMap<&'static str, Histogram>,
     connections: IntGauge,
     refused_connections: IntCounter,
+    failed_handshakes: IntCounter,
+    refused_tokens: IntCounterVec,
 }
 
 impl Metrics {
@@ -54,9 +57,31 @@ impl Metrics {
             "Connections that were turned away because there were too many.",
         )?;
         registry.register(Box::new(refused_connections.clone()))?;
+        let failed_handshakes = IntCounter::new(
+            "osapi_tls_handshakes_failed_total",
+            "Connections that ended before they were encrypted.",
+        )?;
+        registry.register(Box::new(failed_handshakes.clone()))?;
+        let refused_tokens = IntCounterVec::new(
+            Opts::new("osapi_tokens_refused_total", "Requests that needed a token, by why not."),
+            &["reason"],
+        )?;
+        registry.register(Box::new(refused_tokens.clone()))?;
+        for refusal in Refusal::ALL {
+            // So that it is there before it happens.
+            refused_tokens.with_label_values(&[refusal.as_str()]);
+        }
         let ids = ops::all().map(|row| row.id).chain([NO_OP]);
         let durations = ids.map(|id| (id, durations.with_label_values(&[id]))).collect();
-        Ok(Self { registry, requests, durations, connections, refused_connections })
+        Ok(Self {
+            registry,
+            requests,
+            durations,
+            connections,
+            refused_connections,
+            failed_handshakes,
+            refused_tokens,
+        })
     }
 
     /// `op` is the id of a row or [`NO_OP`].
@@ -72,6 +97,14 @@ impl Metrics {
 
     pub fn refused_connection(&self) {
         self.refused_connections.inc();
+    }
+
+    pub fn failed_handshake(&self) {
+        self.failed_handshakes.inc();
+    }
+
+    pub fn refused_token(&self, refusal: Refusal) {
+        self.refused_tokens.with_label_values(&[refusal.as_str()]).inc();
     }
 
     /// Everything in Prometheus' text format, with `figures` as they are now.

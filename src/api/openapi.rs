@@ -12,8 +12,9 @@ use crate::schema::{self, Field, openapi_generator};
 
 const ABOUT: &str = "Reads and changes Linux hosts. On the Unix socket the kernel says who is \
     calling: root is an administrator, members of configured groups have the roles of their \
-    group, and an Authorization header is not looked at. Each operation names the permission it \
-    needs as x-permission.";
+    group, and an Authorization header is not looked at. Over a network whatever has an \
+    x-permission needs a bearer token, as `osapi token generate` makes them. Each operation names \
+    the permission it needs as x-permission.";
 
 /// What can go wrong with any request.
 const ALWAYS: [u16; 8] = [400, 401, 403, 404, 413, 429, 500, 503];
@@ -36,7 +37,15 @@ pub fn document() -> Value {
         "info": { "title": "OSAPI", "version": env!("CARGO_PKG_VERSION"), "description": ABOUT },
         "tags": tags.collect::<Vec<_>>(),
         "paths": paths,
-        "components": { "schemas": generator.take_definitions(true) },
+        "components": {
+            "schemas": generator.take_definitions(true),
+            "securitySchemes": { "bearer": {
+                "type": "http",
+                "scheme": "bearer",
+                "bearerFormat": "JWT",
+                "description": "Over a network; on the Unix socket the kernel says who asks.",
+            } },
+        },
     })
 }
 

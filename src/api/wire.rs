@@ -18,7 +18,6 @@ use tokio::time::Sleep;
 
 use super::problem;
 use crate::error::Kind;
-use crate::link::Stream;
 
 /// Start line and headers, in bytes.
 pub(super) const MOST_HEAD: usize = 32 * 1024;
@@ -27,8 +26,8 @@ const HTTP2: &[u8] = b"PRI * HTTP/2";
 /// How long a peer may take none of its answer.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-pub(super) struct Wire {
-    stream: Stream,
+pub(super) struct Wire<S> {
+    stream: S,
     head: Head,
     /// Said instead of what hyper would say.
     instead: Vec<u8>,
@@ -51,8 +50,8 @@ struct Framing {
     encodings: usize,
 }
 
-impl Wire {
-    pub(super) fn new(stream: Stream) -> (Self, Head) {
+impl<S: AsyncWrite + Unpin> Wire<S> {
+    pub(super) fn new(stream: S) -> (Self, Head) {
         let seen = Seen { bytes: Vec::with_capacity(1024), is_kept: true };
         let head = Head(Arc::new(Mutex::new(seen)));
         (Self { stream, head: head.clone(), instead: Vec::new(), stalled: None }, head)
@@ -67,6 +66,21 @@ impl Wire {
             self.instead.drain(..written);
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// `done`, unless the peer has taken nothing for too long.
+    fn patiently<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        done: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if done.is_ready() {
+            self.stalled = None;
+            return done;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+        ready!(stalled.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -160,7 +174,7 @@ fn replacement(bytes: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-impl AsyncRead for Wire {
+impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -178,7 +192,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -189,23 +203,21 @@ impl AsyncWrite for Wire {
             self.instead = instead;
             return Poll::Ready(Ok(bytes.len()));
         }
-        if let Poll::Ready(result) = Pin::new(&mut self.stream).poll_write(context, bytes) {
-            self.stalled = None;
-            return Poll::Ready(result);
-        }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
-        ready!(stalled.as_mut().poll(context));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.patiently(context, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_instead(context))?;
-        Pin::new(&mut self.stream).poll_flush(context)
+        // What is encrypted waits for the peer here.
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.patiently(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_instead(context))?;
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let shut = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.patiently(context, shut)
     }
 }
 

@@ -1,25 +1,23 @@
-//! Plain HTTP over the controller's socket.
+//! Plain HTTP over a connection to the controller.
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::Frame;
-use hyper::header::LOCATION;
+use hyper::header::{AUTHORIZATION, HeaderValue, LOCATION};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::UnixStream;
+use tokio::io::AsyncReadExt;
 
+use super::connect::{Connection, Places};
 use super::text::flat;
-use super::{Reach, files};
+use crate::config::Secret;
 use crate::error::{Error, ErrorBody, Kind, Result};
 
 /// The largest reply that is read, in bytes: an export of the whole audit log is less.
@@ -27,10 +25,7 @@ const MAX_REPLY: usize = 256 << 20;
 const CHUNK: usize = 64 << 10;
 
 pub(super) struct Client {
-    /// Tried in order; the first that answers is kept.
-    sockets: Vec<PathBuf>,
-    /// Whether they were named for this call. Nobody has to vouch for those.
-    is_named: bool,
+    places: Places,
     /// Whether to tell what is asked, on stderr.
     is_verbose: bool,
 }
@@ -109,25 +104,26 @@ impl From<Reply> for Problem {
 }
 
 impl Client {
-    /// Decides where to ask. What was written for this call decides alone.
-    pub(super) fn new(url: Option<&str>, reach: &Reach, is_verbose: bool) -> Result<Self> {
-        let sockets = match url {
-            Some(url) => vec![socket_of(url)?],
-            None => reach.sockets.clone(),
-        };
-        Ok(Self { sockets, is_named: url.is_some(), is_verbose })
+    pub(super) fn new(places: Places, is_verbose: bool) -> Self {
+        Self { places, is_verbose }
+    }
+
+    /// Where it asks, in this order.
+    pub(super) fn places(&self) -> &Places {
+        &self.places
     }
 
     pub(super) async fn send(&self, letter: Letter) -> Result<Reply> {
-        let stream = self.connect().await?;
+        let Connection { line, host, token } = self.places.connect().await?;
         let begun = Instant::now();
         let what = format!("{} {}", letter.method, letter.uri);
         let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(Line(stream)))
-                .await
-                .map_err(broken)?;
+            hyper::client::conn::http1::handshake(TokioIo::new(line)).await.map_err(broken)?;
         let connection = tokio::spawn(connection);
-        let request = letter.request().await?;
+        let mut request = letter.request(&host).await?;
+        if let Some(token) = token {
+            request.headers_mut().insert(AUTHORIZATION, bearer(&token)?);
+        }
         let answer = async {
             let response = sender.send_request(request).await.map_err(broken)?;
             let (parts, body) = response.into_parts();
@@ -146,135 +142,6 @@ impl Client {
         }
         reply
     }
-
-    /// Where it asks, in this order.
-    pub(super) fn sockets(&self) -> &[PathBuf] {
-        &self.sockets
-    }
-
-    /// The first socket at which somebody listens, and the account that does.
-    pub(super) async fn listener(&self) -> Option<(&Path, u32)> {
-        for socket in &self.sockets {
-            if let Ok(stream) = connect(socket).await {
-                return Some((socket, stream.peer_cred().ok()?.uid()));
-            }
-        }
-        None
-    }
-
-    async fn connect(&self) -> Result<UnixStream> {
-        let (mut denied, mut doubtful) = (None, None);
-        for socket in &self.sockets {
-            match self.connect_to(socket).await {
-                Ok(Some(stream)) => return Ok(stream),
-                Ok(None) => doubtful = Some(socket),
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    denied = Some(socket);
-                }
-                Err(_) => {}
-            }
-        }
-        if let Some(socket) = doubtful {
-            let socket = socket.display();
-            let what = format!(
-                "cannot trust {socket}: somebody who is neither you nor root listens there, in a \
-                 place that not only root chose; if you know who, say so with --url unix://{socket}"
-            );
-            return Err(Error::new(Kind::Denied, what));
-        }
-        if let Some(socket) = denied {
-            let what = format!(
-                "cannot connect to {}: permission denied; sockets of the package are open to \
-                 everybody, those of `osapi start` to the user who ran it",
-                socket.display(),
-            );
-            return Err(Error::new(Kind::Denied, what));
-        }
-        let tried: Vec<_> = self.sockets.iter().map(|path| path.display().to_string()).collect();
-        let what = format!(
-            "cannot reach a controller: nothing listens at {}; start one with `osapi start`, or \
-             say where it is with --url unix:///PATH",
-            tried.join(" or "),
-        );
-        Err(Error::new(Kind::Unavailable, what))
-    }
-
-    /// Connects unless anybody might listen there: it must be the caller's own account, root, or
-    /// whom root has given the place.
-    async fn connect_to(&self, socket: &Path) -> io::Result<Option<UnixStream>> {
-        let stream = connect(socket).await?;
-        let own = rustix::process::geteuid().as_raw();
-        if self.is_named || [0, own].contains(&stream.peer_cred()?.uid()) {
-            return Ok(Some(stream));
-        }
-        match files::kept_for_owner(socket, own) {
-            // Links may have led elsewhere before.
-            Some(resolved) => connect(&resolved).await.map(Some),
-            None => Ok(None),
-        }
-    }
-}
-
-async fn connect(socket: &Path) -> io::Result<UnixStream> {
-    let connected = tokio::time::timeout(Duration::from_secs(10), UnixStream::connect(socket));
-    connected.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-}
-
-/// Where `unix:///PATH` is.
-pub(super) fn socket_of(url: &str) -> Result<PathBuf> {
-    let refuse = |why: &str| {
-        let what = format!("cannot use {}: {why}; write unix:///PATH", flat(url));
-        Err(Error::new(Kind::InvalidInput, what))
-    };
-    match url.split_once("://") {
-        Some(("unix", path)) if path.starts_with('/') => Ok(Path::new(path).to_owned()),
-        Some(("unix", _)) => refuse("the path of a socket begins with /"),
-        Some(("http" | "https", _)) => {
-            refuse("this version is reached through a socket of its own host, not over a network")
-        }
-        _ => refuse("this is no URL that can be asked"),
-    }
-}
-
-/// A connection whose other end may have stopped listening and still have said something: a
-/// controller that refuses a file does so before it has read all of it.
-struct Line(UnixStream);
-
-impl AsyncRead for Line {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Line {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.0).poll_write(context, bytes));
-        Poll::Ready(match written {
-            // Nobody reads on. Where there is no answer either, reading it fails.
-            Err(error) if is_hung_up(&error) => Ok(bytes.len()),
-            written => written,
-        })
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
-    }
-}
-
-fn is_hung_up(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 fn broken(error: hyper::Error) -> Error {
@@ -282,9 +149,19 @@ fn broken(error: hyper::Error) -> Error {
         .because(error)
 }
 
+fn bearer(token: &Secret) -> Result<HeaderValue> {
+    let value = HeaderValue::from_str(&format!("Bearer {}", token.reveal().trim()));
+    let mut value = value.map_err(|_| {
+        let what = "cannot send controller.client.security.bearer_token: it is no token";
+        Error::new(Kind::InvalidInput, what)
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
 impl Letter {
-    async fn request(self) -> Result<Request<UnsyncBoxBody<Bytes, io::Error>>> {
-        let request = Request::builder().method(self.method).uri(self.uri).header("host", "osapi");
+    async fn request(self, host: &str) -> Result<Request<UnsyncBoxBody<Bytes, io::Error>>> {
+        let request = Request::builder().method(self.method).uri(self.uri).header("host", host);
         let request =
             self.headers.into_iter().fold(request, |r, (name, value)| r.header(name, value));
         let whole =

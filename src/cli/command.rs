@@ -10,6 +10,7 @@ use clap::builder::{BoolishValueParser, PossibleValuesParser};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::call;
+use super::token;
 use super::words::{self, ABOUT, Elsewhere, LOCAL};
 use super::{Client, Globals, Invocation, Server, ServerCommand, Task};
 use crate::op::Access;
@@ -31,6 +32,7 @@ enum Form {
 enum Leaf {
     Row(&'static Row, Form),
     Local(&'static words::Local),
+    Token(token::Word),
     Elsewhere(&'static Elsewhere),
     Verify,
     Survey(&'static words::Surveyed),
@@ -71,6 +73,9 @@ fn tree() -> Node {
     let mut root = Node::default();
     for local in LOCAL {
         root.put(&split(local.words), local.about, Leaf::Local(local));
+    }
+    for (words, word) in token::WORDS {
+        root.put(words, "", Leaf::Token(word));
     }
     for chapter in ops::chapters() {
         for row in chapter.rows.iter().filter(|row| !row.command.is_empty()) {
@@ -138,7 +143,7 @@ pub fn command() -> Command {
                 .help("The configuration file")
                 .display_order(902),
         );
-    below(root.arg(url().global(true)), tree(), &mut Vec::new())
+    below(root.arg(url().global(true)).arg(cacert().global(true)), tree(), &mut Vec::new())
 }
 
 fn below(command: Command, node: Node, path: &mut Vec<&'static str>) -> Command {
@@ -160,6 +165,10 @@ fn subcommand(word: &'static str, node: Node, path: &mut Vec<&'static str>) -> C
                 let arg = match flag.name {
                     words::AGENT_HOSTNAME => arg.help("What the agent shall call this host"),
                     words::INTO => arg.help("Where they are laid").required(true),
+                    words::PORT => arg
+                        .help("The port on the loopback addresses [none]")
+                        .value_name("PORT")
+                        .value_parser(clap::value_parser!(u16).range(1..)),
                     words::ROOT => arg.help("A directory in place of /, for tests").hide(true),
                     _ => arg.hide(true),
                 };
@@ -170,6 +179,7 @@ fn subcommand(word: &'static str, node: Node, path: &mut Vec<&'static str>) -> C
             });
             command.about(local.about).hide(local.is_hidden).args(flags)
         }
+        Some(Leaf::Token(word)) => token::command(command, word),
         Some(Leaf::Elsewhere(elsewhere)) => {
             command.about(elsewhere.instead).hide(true).disable_help_flag(true).arg(
                 Arg::new("rest")
@@ -376,6 +386,15 @@ fn url() -> Arg {
         .display_order(800)
 }
 
+fn cacert() -> Arg {
+    Arg::new("cacert")
+        .long("cacert")
+        .value_name("FILE")
+        .value_parser(clap::value_parser!(std::path::PathBuf))
+        .help("The authorities that the certificate at an https URL may come from, in PEM")
+        .display_order(801)
+}
+
 fn target() -> Arg {
     Arg::new("target")
         .long("target")
@@ -441,10 +460,12 @@ pub(super) fn invocation(matches: &ArgMatches) -> Result<Invocation, clap::Error
     })?;
     let client = |task| {
         let url = leaf.try_get_one::<String>("url").ok().flatten().cloned();
-        Invocation::Client(Client { globals: globals.clone(), url, task })
+        let cacert = leaf.try_get_one::<std::path::PathBuf>("cacert").ok().flatten().cloned();
+        Invocation::Client(Client { globals: globals.clone(), url, cacert, task })
     };
     Ok(match found {
         Leaf::Local(local) => Invocation::Server(server(globals, local, leaf)),
+        Leaf::Token(word) => Invocation::Token(globals.clone(), token::task(word, leaf)),
         Leaf::Elsewhere(elsewhere) => client(Task::Elsewhere(elsewhere)),
         Leaf::Survey(survey) => client(Task::Survey(survey.survey)),
         Leaf::Verify => client(Task::Verify(leaf.get_one("file").cloned())),
@@ -463,6 +484,7 @@ pub(super) fn invocation(matches: &ArgMatches) -> Result<Invocation, clap::Error
 
 fn server(globals: Globals, local: &words::Local, matches: &ArgMatches) -> Server {
     let given = |name: &str| matches.get_one::<String>(name).cloned();
+    let has_port = local.flags.iter().any(|flag| flag.name == words::PORT);
     let idle = local.flags.iter().filter(|flag| !flag.has_effect);
     let path = |name: &str| {
         let flag = local.flags.iter().find(|flag| flag.name == name);
@@ -481,6 +503,7 @@ fn server(globals: Globals, local: &words::Local, matches: &ArgMatches) -> Serve
         },
         root: path(words::ROOT),
         into: path(words::INTO),
+        port: has_port.then(|| matches.get_one::<u16>(words::PORT).copied()).flatten(),
         without_effect: idle
             .filter(|flag| given(flag.name).is_some())
             .map(|flag| flag.name.to_owned())

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::call::Call;
 use super::client::{Client, Content, Letter, Problem, Reply};
+use super::connect::Places;
 use super::text::{self, flat};
 use super::wait::Wait;
 use super::{Globals, Reach, Survey, Task, audit, doctor, files, output, overview, say, terminal};
@@ -28,10 +29,13 @@ const SOME_FAILED: u8 = 16;
 
 /// Does what a person asked the API for, and returns the exit status.
 pub fn run(client: super::Client, reach: &Reach) -> ExitCode {
-    let super::Client { globals, url, task } = client;
+    let super::Client { globals, url, cacert, task } = client;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let done = match runtime {
-        Ok(runtime) => runtime.block_on(carry_out(&globals, url.as_deref(), task, reach)),
+        Ok(runtime) => {
+            let places = || Places::new(url.as_deref(), cacert.as_deref(), reach);
+            runtime.block_on(carry_out(&globals, places, task, reach))
+        }
         Err(error) => Err(Error::new(Kind::Internal, "cannot start").because(error).into()),
     };
     ExitCode::from(done.unwrap_or_else(|problem| complain(&problem, &globals)))
@@ -39,12 +43,12 @@ pub fn run(client: super::Client, reach: &Reach) -> ExitCode {
 
 async fn carry_out(
     globals: &Globals,
-    url: Option<&str>,
+    places: impl Fn() -> Result<Places>,
     task: Task,
     reach: &Reach,
 ) -> Result<u8, Problem> {
     let session = |client| Session { client, globals };
-    let client = || Client::new(url.or_else(|| reach.url()), reach, globals.debug);
+    let client = || places().map(|places| Client::new(places, globals.debug));
     match task {
         Task::Elsewhere(elsewhere) => {
             let place = if elsewhere.is_client { "client " } else { "" };
@@ -272,9 +276,10 @@ fn complain(problem: &Problem, globals: &Globals) -> u8 {
     if let Some(id) = &problem.job {
         say(&format!("see `osapi job get {}`", flat(id)));
     }
-    // What a host refused is no matter of roles.
-    let is_hosts = body.kind == Kind::Denied && problem.job.is_some();
-    if let Some(hint) = hint(body.kind).filter(|_| !is_hosts) {
+    // What a host refused is no matter of roles, nor is what never reached the controller.
+    let is_about_caller = problem.job.is_none() && problem.document.is_some();
+    let is_known = matches!(body.kind, Kind::Denied | Kind::Unauthenticated);
+    if let Some(hint) = hint(body.kind).filter(|_| is_about_caller || !is_known) {
         say(hint);
     }
     body.kind.exit()
@@ -284,7 +289,14 @@ fn complain(problem: &Problem, globals: &Globals) -> u8 {
 fn hint(kind: Kind) -> Option<&'static str> {
     match kind {
         Kind::NoPreview => Some("run it without --dry-run; it cannot tell beforehand"),
-        Kind::Denied => Some("roles are given to groups with `controller.groups` in osapi.yaml"),
+        Kind::Denied => Some(
+            "roles are given to groups with `controller.groups` in osapi.yaml, and to tokens when \
+             they are made",
+        ),
+        Kind::Unauthenticated => Some(
+            "the token is read from controller.client.security.bearer_token in osapi.yaml, or \
+             OSAPI_CONTROLLER_CLIENT_SECURITY_BEARER_TOKEN",
+        ),
         Kind::Protected => Some("--force does it all the same"),
         Kind::Stale => Some("look again with --dry-run, then decide"),
         Kind::Interrupted => Some("look at the host before you repeat it"),

@@ -28,6 +28,8 @@ const fn local(words: &'static str, about: &'static str, command: ServerCommand)
 
 pub(super) const AGENT_HOSTNAME: &str = "agent-hostname";
 
+pub(super) const PORT: &str = "port";
+
 /// The host whose files are below this directory instead of `/`. For tests, so that they never
 /// touch the machine they run on.
 pub(super) const ROOT: &str = "root";
@@ -43,7 +45,7 @@ pub(super) static LOCAL: &[Local] = &[
         ..local("start", "Run the controller and the agent of this host", ServerCommand::Start)
     },
     Local {
-        flags: &[Flag { name: "port", short: Some('p'), has_effect: false }],
+        flags: &[Flag { name: PORT, short: Some('p'), has_effect: true }],
         ..local("controller start", "Run the controller alone", ServerCommand::Controller)
     },
     Local {
@@ -140,8 +142,6 @@ const NO_KEYS: &str = "the agent and the controller of one host know each other 
                        word and have no keys; there is no fingerprint to show";
 const NO_ENROLMENT: &str = "the agent of this host is accepted by the kernel's word and needs no \
                             enrolment; `osapi agent list` shows it";
-const NO_TOKENS: &str = "tokens come with TLS; on the socket the kernel says who asks, and \
-                         `controller.groups` in the configuration gives groups their roles";
 const COMPONENTS: &str = "`osapi health status` shows every component at once";
 
 const fn server(words: &'static str, instead: &'static str) -> Elsewhere {
@@ -154,8 +154,6 @@ const fn client(words: &'static str, instead: &'static str) -> Elsewhere {
 
 pub(super) static ELSEWHERE: &[Elsewhere] = &[
     server("nats server start", NO_BROKER),
-    server("token generate", NO_TOKENS),
-    server("token validate", NO_TOKENS),
     client("agent accept", NO_ENROLMENT),
     client("agent reject", NO_ENROLMENT),
     client("agent status", COMPONENTS),
@@ -184,7 +182,7 @@ pub(super) const ABOUT: &[(&str, &str)] = &[
     ("nats", "What became of the broker"),
     ("node", "A host"),
     ("server", "What became of the broker"),
-    ("token", "What became of tokens"),
+    ("token", "Tokens, by which callers are known over a network"),
 ];
 
 /// A flag of the command line itself, which is no parameter of the operation.

@@ -18,8 +18,9 @@ pub fn manual() -> String {
          environment: every key below that holds a value or a list has a variable, lists with \
          commas between their entries. An unknown key is an error. `osapi config validate` says \
          what is wrong, and which keys do nothing.\n\n\
-         On SIGHUP the controller takes over groups, roles and the log level, for open connections \
-         too; the agent takes over its log level. The rest needs a restart.\n\n\
+         On SIGHUP the controller takes over groups, roles, the signing key, origins of pages and \
+         the log level, for open connections too, and certificate and key for new ones; the agent \
+         takes over its log level. The rest needs a restart.\n\n\
          Times are written as `30s`, `5m`, `1h30m`; sizes as a number of bytes or as `64MiB`.\n",
     );
     let (schema, defaults) = (schema(), defaults());

@@ -8,9 +8,7 @@ pub struct Inert {
 }
 
 const BROKER: &str = "a host by itself has no broker";
-const SOCKET: &str = "the API is served on its Unix socket only";
-const PORT: &str = "nothing listens on it: the API is served on its Unix socket only";
-const METRICS: &str = "figures are served at /metrics on the API's socket";
+const METRICS: &str = "figures are served at /metrics wherever the API is";
 const LATER: &str = "this version does not have it";
 const NEVER: &str = "it has no effect";
 
@@ -25,10 +23,6 @@ const KEYS: &[(&str, &str)] = &[
     ("agent.process_conditions", LATER),
     ("agent.queue_group", BROKER),
     ("controller.api.nats", BROKER),
-    ("controller.api.port", PORT),
-    ("controller.api.security.cors", SOCKET),
-    ("controller.api.security.signing_key", SOCKET),
-    ("controller.client.security", SOCKET),
     ("controller.metrics.enabled", METRICS),
     ("controller.metrics.host", METRICS),
     ("controller.metrics.port", METRICS),

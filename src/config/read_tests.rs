@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::Secret;
 
 fn read(text: &str) -> Result<Loaded> {
     with_env(text, &[])
@@ -93,16 +94,46 @@ fn wrong_values_are_named_all_at_once() {
 fn files_in_the_wild_start_unchanged() {
     let loaded = read(WILD).unwrap();
     let keys: Vec<_> = loaded.inert.iter().map(|inert| inert.key.as_str()).collect();
-    for key in ["controller.api.port", "nats.server", "agent.consumer", "telemetry"] {
+    for key in ["nats.server", "agent.consumer", "telemetry"] {
         assert!(keys.contains(&key), "{key} in {keys:?}");
     }
+    let controller = &loaded.config.controller;
+    assert_eq!(controller.api.port, Some(8080));
+    assert_eq!(controller.api.security.cors.allow_origins, ["http://localhost:3001"]);
+    let key = controller.api.security.signing_key.as_ref().map(Secret::reveal);
+    assert_eq!(key, Some("0123456789abcdef"));
     assert_eq!(loaded.config.agent.labels["group"], "web.dev.us-east");
     assert_eq!(loaded.config.controller.api.security.roles["ops"].permissions.len(), 2);
     let env = [("OSAPI_CONTROLLER_API_PORT", "80"), ("OSAPI_NATS_SERVER_STORE_DIR", "/x")];
-    let keys = with_env("", &env).unwrap().inert;
-    assert_eq!(keys.len(), 2, "{keys:?}");
-    let port = keys.iter().find(|inert| inert.key == "controller.api.port").unwrap();
-    assert!(port.why.contains("nothing listens"), "{}", port.why);
+    let loaded = with_env("", &env).unwrap();
+    assert_eq!(loaded.inert.len(), 1, "{:?}", loaded.inert);
+    assert_eq!(loaded.config.controller.api.port, Some(80));
+}
+
+#[test]
+fn what_a_listener_needs_is_judged() {
+    for (text, told) in [
+        ("controller: { api: { port: 0 } }", "0 is not between 1 and 65535"),
+        ("controller: { tls: { cert: /a } }", "belong together"),
+        ("controller: { tls: { key: /a } }", "controller.tls.key"),
+        ("controller: { tls: { cert: a, key: /b } }", "a is relative"),
+        ("controller: { api: { security: { cors: { allow_origins: [ops] } } } }", "as in https"),
+        (
+            "controller: { api: { security: { cors: { allow_origins: ['http://a/b'] } } } }",
+            "without a path",
+        ),
+    ] {
+        let told_of = problems(text);
+        assert!(told_of.contains(told), "{told} in {told_of}");
+    }
+    let any = "controller: { api: { security: { cors: { allow_origins: '*' } } } }";
+    assert!(read(any).is_ok());
+    // What is secret is in no message.
+    let long = format!(
+        "controller: {{ api: {{ security: {{ signing_key: {} }} }} }}",
+        "canary".repeat(2000)
+    );
+    assert!(!problems(&long).contains("canary"));
 }
 
 #[test]

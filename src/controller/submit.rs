@@ -357,7 +357,8 @@ pub(super) fn reused() -> Error {
 
 pub(super) fn once_key(caller: &Caller, trail: &Trail, key: &Key) -> String {
     let mut hash = Sha256::new();
-    let who = caller.uid.map_or_else(|| caller.name.clone(), |uid| format!("uid {uid}"));
+    let who =
+        caller.uid.map_or_else(|| format!("subject {}", caller.name), |uid| format!("uid {uid}"));
     for part in [&who, &trail.method, &trail.path, &key.value] {
         hash.update(part.len().to_be_bytes());
         hash.update(part);

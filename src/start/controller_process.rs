@@ -1,6 +1,7 @@
 //! The controller as a process, and under `osapi start` the agent as its child.
 
 use std::ffi::OsString;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,19 +14,20 @@ use tokio::sync::watch::{Receiver, channel};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::agent_process::PARENT;
-use super::listen::{Bound, inherited, listen};
+use super::listen::{Bound, for_network, inherited, listen, loopback};
 use super::signals::{Health, Reloading, Signals, Wish, is_listened_to, notify, runtime, tell};
-use super::{Paths, own_uid, paths, uid};
+use super::{Paths, key_of, own_uid, paths, uid};
 use crate::api::{Access, Api, Caps};
 use crate::cli::Server;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Secret};
 use crate::controller::{Controller, Limits, Setup, Shared};
 use crate::error::{Error, Kind, Result};
 use crate::store::Bounds;
 use crate::store::objects::Files;
 use crate::store::redb::RedbStore;
-use crate::{link, telemetry};
+use crate::token::Key;
+use crate::{link, telemetry, tls};
 
 /// How many connections agents may have. One needs six.
 const AGENT_CONNECTIONS: usize = 64;
@@ -37,6 +39,8 @@ const AGAIN_LAST: Duration = Duration::from_secs(10);
 const WELL: Duration = Duration::from_secs(30);
 /// How often closed connections are told of.
 const TELL_CLOSED: Duration = Duration::from_mins(1);
+/// A signing key of fewer bytes can be found out.
+const LEAST_KEY: usize = 32;
 /// How long whoever waits for the agent may go on waiting once this process is to end.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// How long answers may take to be written once their work is done.
@@ -58,16 +62,26 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
     runtime()?.block_on(async {
         let mut signals = Signals::new()?;
         let mut passed = inherited()?;
-        let api_socket = listen(&paths.socket, &mut passed)?;
-        let agent_socket = listen(&paths.agent_socket, &mut passed)?;
-        for (path, _) in passed {
+        let is_activated = !passed.sockets.is_empty();
+        let api_socket = listen(&paths.socket, &mut passed.sockets)?;
+        let agent_socket = listen(&paths.agent_socket, &mut passed.sockets)?;
+        let tls = config.controller.tls.files().map(|files| tls::Server::new(&files));
+        let tls = tls.transpose()?.map(Arc::new);
+        let network = network(&config, passed.network, is_activated, tls.is_some())?;
+        for (path, _) in passed.sockets {
             tracing::warn!("the inherited socket {} is none of ours, and not used", path.display());
         }
         let controller = open(&config, &paths).await?;
-        let access = access(&config, with_agent);
+        let access = access(&config, &paths, with_agent)?;
         let api = Api::new(controller.clone(), access, config.controller.api.job_timeout.0)?;
         let answering = tokio::spawn(answer_agents(agent_socket, controller.clone(), agent_uid));
-        let serving = tokio::spawn(serve(api.clone(), api_socket));
+        let mut serving = tokio::task::JoinSet::new();
+        serving.spawn(serve(api.clone(), api_socket));
+        for (address, listener) in network {
+            let scheme = if tls.is_some() { "https" } else { "http" };
+            tracing::info!("listening at {scheme}://{address}, to whoever brings a token");
+            serving.spawn(serve_network(api.clone(), listener, tls.clone()));
+        }
         let (end_child, ended) = channel(false);
         let (give_up, mut defeat) = mpsc::channel(1);
         let child = with_agent.then(|| {
@@ -91,7 +105,11 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
                 Wish::Reload => {
                     let _reloading = Reloading::begin();
                     match super::load(server) {
-                        Ok(new) => reload(&config, &new.config, with_agent, &volume, &api).await,
+                        Ok(new) => {
+                            let running =
+                                Running { with_agent, paths: &paths, tls: tls.as_deref() };
+                            reload(&config, &new.config, &running, &volume, &api).await;
+                        }
                         Err(error) => tracing::error!("the old configuration stays: {error}"),
                     }
                 }
@@ -100,7 +118,7 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
 
         notify(&[NotifyState::Stopping]);
         tracing::info!("stopping: nothing new is accepted");
-        serving.abort();
+        serving.abort_all();
         api.stop();
         if let Some(child) = child {
             // Where nobody hears it, the agent has ended.
@@ -154,14 +172,55 @@ async fn open(config: &Config, paths: &Paths) -> Result<Shared> {
 }
 
 /// `own_is_admin` is so under `osapi start`, whose user the host belongs to.
-fn access(config: &Config, own_is_admin: bool) -> Access {
+fn access(config: &Config, paths: &Paths, own_is_admin: bool) -> Result<Access> {
     let controller = &config.controller;
-    let roles = controller.api.security.roles.iter();
-    Access {
+    let security = &controller.api.security;
+    let origins = security.cors.allow_origins.iter();
+    Ok(Access {
         groups: controller.groups.clone(),
-        roles: roles.map(|(name, role)| (name.clone(), role.permissions.clone())).collect(),
+        roles: security.all_roles(),
         own_is_admin,
         metrics_group: controller.metrics.group.clone(),
+        key: Some(key_of(config, || Key::kept_or_made(&paths.controller_state))?),
+        origins: origins.cloned().collect(),
+    })
+}
+
+/// Where the API is served beside its socket. The service manager's socket units decide that where
+/// there are any.
+fn network(
+    config: &Config,
+    passed: Vec<TcpListener>,
+    is_activated: bool,
+    is_encrypted: bool,
+) -> Result<Vec<(SocketAddr, tokio::net::TcpListener)>> {
+    let mut listeners = passed;
+    match config.controller.api.port {
+        // Whoever sets it expects to be able to connect to it.
+        Some(port) if is_activated => tracing::warn!(
+            "controller.api.port is set to {port} and has no effect here: the socket units decide; \
+             `systemctl enable --now osapi-tls.socket` opens a port"
+        ),
+        Some(port) => listeners.extend(loopback(port)?),
+        None => {}
+    }
+    let key = Secret::set(config.controller.api.security.signing_key.as_ref());
+    if key.is_some_and(|key| key.reveal().len() < LEAST_KEY) && !listeners.is_empty() {
+        tracing::warn!(
+            "controller.api.security.signing_key is shorter than {LEAST_KEY} characters; whoever \
+             guesses it makes tokens for anything"
+        );
+    }
+    listeners.into_iter().map(|listener| for_network(listener, is_encrypted)).collect()
+}
+
+async fn serve_network(
+    api: Arc<Api>,
+    listener: tokio::net::TcpListener,
+    tls: Option<Arc<tls::Server>>,
+) {
+    if let Err(error) = api.serve_network(listener, Caps::default(), tls).await {
+        tracing::error!(%error, "the API is no longer served over the network");
     }
 }
 
@@ -356,24 +415,46 @@ fn greet(paths: &Paths) {
     notify(&[NotifyState::Ready]);
 }
 
+/// What a running controller is, as far as a new configuration may change it.
+struct Running<'a> {
+    with_agent: bool,
+    paths: &'a Paths,
+    tls: Option<&'a tls::Server>,
+}
+
 /// Takes over what may change while the process runs, and names what may not.
 async fn reload(
     old: &Config,
     new: &Config,
-    with_agent: bool,
+    running: &Running<'_>,
     volume: &telemetry::Volume,
     api: &Api,
 ) {
     volume.set(new.debug);
-    if let Err(error) = api.allow(access(new, with_agent)).await {
-        tracing::error!("the old groups and roles stay: {error}");
+    if let Some((tls, files)) = running.tls.zip(new.controller.tls.files()) {
+        match tls.reload(&files) {
+            Ok(()) => tracing::info!("new connections see the certificate that there is now"),
+            Err(error) => tracing::error!("the old certificate stays: {error}"),
+        }
+    }
+    let access = access(new, running.paths, running.with_agent);
+    let allowed = match access {
+        Ok(access) => api.allow(access).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = allowed {
+        tracing::error!("the old groups, roles and key stay: {error}");
         return;
     }
     let mut rest = new.clone();
     rest.debug = old.debug;
-    rest.controller.groups.clone_from(&old.controller.groups);
-    rest.controller.metrics.group.clone_from(&old.controller.metrics.group);
-    rest.controller.api.security.clone_from(&old.controller.api.security);
+    let controller = &mut rest.controller;
+    controller.groups.clone_from(&old.controller.groups);
+    controller.metrics.group.clone_from(&old.controller.metrics.group);
+    controller.api.security.clone_from(&old.controller.api.security);
+    if running.tls.is_some() && new.controller.tls.files().is_some() {
+        controller.tls.clone_from(&old.controller.tls);
+    }
     if rest == *old {
         tracing::info!("took the log level, groups and roles from the configuration");
     } else {

@@ -3,12 +3,15 @@
 #![expect(clippy::disallowed_types, reason = "its own sockets")]
 
 use std::fs::{File, Permissions};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
+use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::error::{Error, Kind, Result};
 
@@ -35,24 +38,93 @@ impl Drop for Own {
     }
 }
 
-/// The sockets the service manager has handed over, by the path that each is bound to.
-pub(super) fn inherited() -> Result<Vec<(PathBuf, UnixListener)>> {
+/// What the service manager has handed over.
+#[derive(Default)]
+pub(super) struct Inherited {
+    /// By the path that each is bound to.
+    pub(super) sockets: Vec<(PathBuf, UnixListener)>,
+    /// Those that are connected to over a network.
+    pub(super) network: Vec<TcpListener>,
+}
+
+/// The sockets that the service manager has handed over.
+pub(super) fn inherited() -> Result<Inherited> {
     let passed = crate::sys::inherited().map_err(|error| {
         Error::new(Kind::Unavailable, format!("cannot take inherited sockets: {error}"))
     })?;
-    let mut sockets = Vec::new();
+    Ok(sorted(passed))
+}
+
+fn sorted(passed: Vec<OwnedFd>) -> Inherited {
+    let mut inherited = Inherited::default();
     for socket in passed {
+        if is_network(&socket).unwrap_or(false) {
+            inherited.network.push(TcpListener::from(socket));
+            continue;
+        }
         let listener = UnixListener::from(socket);
         let address = listener.local_addr().ok();
         let path = address.as_ref().and_then(|address| address.as_pathname());
         match path {
-            Some(path) => sockets.push((path.to_owned(), listener)),
+            Some(path) => inherited.sockets.push((path.to_owned(), listener)),
             None => tracing::warn!(
-                "an inherited descriptor is not a Unix socket with a path, and not used"
+                "an inherited descriptor is neither a Unix socket with a path nor listens on TCP, \
+                 and not used"
             ),
         }
     }
-    Ok(sockets)
+    inherited
+}
+
+fn is_network(socket: &OwnedFd) -> rustix::io::Result<bool> {
+    let families = [AddressFamily::INET, AddressFamily::INET6];
+    Ok(families.contains(&sockopt::socket_domain(socket)?)
+        && sockopt::socket_type(socket)? == SocketType::STREAM
+        && sockopt::socket_acceptconn(socket)?)
+}
+
+/// Listens to whoever is on this host and brings a token.
+pub(super) fn loopback(port: u16) -> Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for address in [IpAddr::V4(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+        let address = SocketAddr::new(address, port);
+        match TcpListener::bind(address) {
+            Ok(listener) => listeners.push(listener),
+            // A host without IPv6. Where somebody else is, tokens must not go there.
+            Err(error) if address.is_ipv6() && error.kind() != ErrorKind::AddrInUse => {}
+            Err(error) => {
+                let message = format!(
+                    "cannot listen at {address}: {error}; take another controller.api.port or \
+                     leave it out"
+                );
+                return Err(Error::new(Kind::Unavailable, message));
+            }
+        }
+    }
+    Ok(listeners)
+}
+
+/// Makes `listener` ready to be served, and says where it listens. Without a certificate that is
+/// refused where others than this host could connect.
+pub(super) fn for_network(
+    listener: TcpListener,
+    is_encrypted: bool,
+) -> Result<(SocketAddr, tokio::net::TcpListener)> {
+    let cannot = |error: &std::io::Error| {
+        Error::new(Kind::Unavailable, format!("cannot listen on TCP: {error}"))
+    };
+    let address = listener.local_addr().map_err(|error| cannot(&error))?;
+    if !is_encrypted && !address.ip().to_canonical().is_loopback() {
+        let message = format!(
+            "cannot listen at {address} without a certificate: what is said there, tokens among \
+             it, would be readable on the way; set controller.tls.cert and controller.tls.key, or \
+             listen at a loopback address"
+        );
+        return Err(Error::new(Kind::Denied, message));
+    }
+    listener.set_nonblocking(true).map_err(|error| cannot(&error))?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| cannot(&error))?;
+    Ok((address, listener))
 }
 
 /// Listens at `path`, to anybody: on the socket that was inherited for it, or on a new one.
@@ -124,6 +196,39 @@ fn cannot(path: &Path, error: &std::io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn without_a_certificate_only_this_host_may_connect() {
+        for (bound, is_refused) in
+            [("127.0.0.1:0", false), ("127.8.9.1:0", false), ("0.0.0.0:0", true)]
+        {
+            let listener = || TcpListener::bind(bound).unwrap();
+            let (plain, encrypted) =
+                (for_network(listener(), false), for_network(listener(), true));
+            assert_eq!(plain.is_err(), is_refused, "{bound}");
+            assert!(encrypted.is_ok());
+            if let Err(error) = plain {
+                assert!(error.to_string().contains("controller.tls.cert"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_inherited_is_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("one");
+        let connected = UnixStream::pair().unwrap().0;
+        let passed: [OwnedFd; 4] = [
+            TcpListener::bind("127.0.0.1:0").unwrap().into(),
+            std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+            UnixListener::bind(&path).unwrap().into(),
+            connected.into(),
+        ];
+        let inherited = sorted(passed.into());
+        assert_eq!(inherited.network.len(), 1);
+        let paths: Vec<_> = inherited.sockets.iter().map(|(path, _)| path).collect();
+        assert_eq!(paths, [&path]);
+    }
 
     #[tokio::test]
     async fn a_stale_socket_is_replaced_and_one_in_use_is_not() {

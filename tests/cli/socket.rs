@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use osapi::cli::{self, Invocation, Reach};
 use osapi::clock::Clock;
+use osapi::error::Kind;
 use osapi::store::audit::{Entry, Note};
 use osapi::store::redb::RedbStore;
 use osapi::store::{Bounds, Order, Step, Store};
@@ -70,7 +71,8 @@ impl Controller {
             self.directory.path().join("nobody.sock"),
             self.directory.path().join("osapi.sock"),
         ];
-        Reach { sockets, states: vec![self.directory.path().to_owned()], url: None }
+        let states = vec![self.directory.path().to_owned()];
+        Reach { sockets, states, ..Reach::default() }
     }
 
     fn run(&self, words: &[&str]) -> u8 {
@@ -208,7 +210,16 @@ fn nobody_who_answers_is_an_exit_status_too() {
     let sockets = vec![directory.path().join("none.sock")];
     let reach = Reach { sockets, ..Reach::default() };
     assert_eq!(run(&["os", "get"], &reach), 19);
-    assert_eq!(run(&["os", "get", "--url", "http://localhost:8080"], &reach), 10);
+    for (url, exit) in [
+        ("ftp://localhost", Kind::InvalidInput),
+        ("https://localhost/api", Kind::InvalidInput),
+        // Neither token nor question is told to a network.
+        ("http://192.0.2.1:8080", Kind::Denied),
+        // Nobody listens at the port for whoever multiplexes ports.
+        ("http://localhost:1", Kind::Unavailable),
+    ] {
+        assert_eq!(run(&["os", "get", "--url", url], &reach), exit.exit(), "{url}");
+    }
 }
 
 #[test]
@@ -486,7 +497,8 @@ fn the_status_of_a_host_is_asked_for_as_by_any_client() {
 fn a_status_without_a_controller_says_so() {
     let directory = tempfile::tempdir().unwrap();
     let sockets = vec![directory.path().join("nobody.sock")];
-    let reach = Reach { sockets, states: vec![directory.path().to_owned()], url: None };
+    let states = vec![directory.path().to_owned()];
+    let reach = Reach { sockets, states, ..Reach::default() };
     assert_eq!(run(&["status"], &reach), 19);
     assert_eq!(run(&["doctor"], &reach), 2);
 }

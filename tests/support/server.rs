@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -19,10 +20,11 @@ use osapi::link::{About, Answer, Ask, Class, Desk, Next};
 use osapi::store::objects::Files;
 use osapi::store::redb::RedbStore;
 use osapi::store::{self, Bounds, Order, Store};
+use osapi::tls;
 use rustix::fs::{Gid, Uid};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
 
 use crate::answers;
@@ -34,6 +36,8 @@ pub(crate) type Script = fn(&Task) -> Option<Result<Value>>;
 pub(crate) struct Server {
     pub(crate) dir: TempDir,
     pub(crate) api: Arc<Api>,
+    /// Where it is served to whoever brings a token.
+    pub(crate) address: SocketAddr,
     store: Arc<RedbStore>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -45,13 +49,16 @@ pub(crate) struct Config {
     pub(crate) caps: Caps,
     pub(crate) patience: Duration,
     pub(crate) script: Script,
+    /// What is shown at the address; without, nothing is encrypted there.
+    pub(crate) tls: Option<Arc<tls::Server>>,
 }
 
 impl Default for Config {
     fn default() -> Self {
         let access = Access { own_is_admin: true, ..Access::default() };
         let patience = Duration::from_secs(20);
-        Self { access, caps: Caps::default(), patience, script: |_| Some(Ok(json!({}))) }
+        let script: Script = |_| Some(Ok(json!({})));
+        Self { access, caps: Caps::default(), patience, script, tls: None }
     }
 }
 
@@ -76,21 +83,25 @@ impl Server {
                 let listener = UnixListener::bind(&socket).unwrap();
                 let open = std::fs::Permissions::from_mode(0o666);
                 std::fs::set_permissions(&socket, open).unwrap();
-                let Config { access, caps, patience, script } = config;
+                let Config { access, caps, patience, script, tls } = config;
                 let api = Api::new(controller.clone(), access, patience).unwrap();
                 let served = api.clone();
                 let serving = tokio::spawn(async move { served.serve(listener, caps).await });
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let address = listener.local_addr().unwrap();
+                let served = api.clone();
+                tokio::spawn(async move { served.serve_network(listener, caps, tls).await });
                 let (known, is_known) = oneshot::channel();
                 tokio::spawn(agent(controller.clone(), script, known));
                 is_known.await.unwrap();
-                ready.send(api).unwrap();
+                ready.send((api, address)).unwrap();
                 let _ = stopped.await;
                 serving.abort();
                 controller.stop().await;
             });
         });
-        let api = is_ready.recv().unwrap();
-        Self { dir, api, store, stop: Some(stop), thread: Some(thread) }
+        let (api, address) = is_ready.recv().unwrap();
+        Self { dir, api, address, store, stop: Some(stop), thread: Some(thread) }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -211,8 +222,19 @@ pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: 
 
 /// Sends `request` as it is and reads until the other end hangs up.
 pub(crate) fn exchange(socket: &Path, request: &[u8]) -> Vec<u8> {
-    let mut stream = UnixStream::connect(socket).unwrap();
+    let stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+    talk(stream, request)
+}
+
+/// The same over a network.
+pub(crate) fn call(address: SocketAddr, request: &[u8]) -> Vec<u8> {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+    talk(stream, request)
+}
+
+fn talk(mut stream: impl Read + Write, request: &[u8]) -> Vec<u8> {
     // A server that refuses early does not read the rest.
     let _ = stream.write_all(request);
     let mut answer = Vec::new();

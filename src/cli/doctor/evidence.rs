@@ -83,7 +83,7 @@ impl Evidence {
         let agent_state = agent_state.cloned().unwrap_or_default();
         let set =
             config.as_ref().ok().and_then(|config| config.config.controller.state_dir.clone());
-        let sockets = session.client.sockets();
+        let sockets: Vec<_> = session.client.places().sockets().collect();
         let socket = sockets.iter().find(|socket| socket.exists()).or_else(|| sockets.last());
         Self {
             root: root.to_owned(),
@@ -91,7 +91,7 @@ impl Evidence {
             root_uid: 0,
             now: Clock::default().wall(),
             config,
-            socket: socket.cloned().unwrap_or_default(),
+            socket: socket.map(|socket| (*socket).to_owned()).unwrap_or_default(),
             controller_state: set.unwrap_or_else(|| agent_state.with_file_name("controller")),
             agent_state,
             found,
@@ -218,10 +218,12 @@ impl Need {
             Self::Says(line) => said(root, line).await,
             Self::Changes => session.changes(LIMIT).await,
             Self::Room => room(root).await,
-            Self::Listener => match tokio::time::timeout(LIMIT, session.client.listener()).await {
-                Ok(Some((path, uid))) => Answer::Told(json!({ "path": path, "uid": uid })),
-                _ => Answer::Missing("nobody listens".to_owned()),
-            },
+            Self::Listener => {
+                match tokio::time::timeout(LIMIT, session.client.places().listener()).await {
+                    Ok(Some((path, uid))) => Answer::Told(json!({ "path": path, "uid": uid })),
+                    _ => Answer::Missing("nobody listens".to_owned()),
+                }
+            }
             Self::Audit => walk(session, reach).await,
         }
     }
