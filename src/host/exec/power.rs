@@ -170,6 +170,10 @@ impl Executor {
     pub fn arrive(&self) -> Result<Vec<(String, Outcome)>> {
         let mut arrived = Vec::new();
         for job in self.core.journal.open_jobs()? {
+            // What this boot is at work on has its own turn, perhaps for long.
+            if !matches!(self.power_of(&job)?, Some((_, true))) {
+                continue;
+            }
             let _turn = self.core.journal.lock(&job)?;
             if let Some((power, true)) = self.power_of(&job)? {
                 let outcome = Outcome::Done { result: power.answer() };

@@ -6,7 +6,7 @@
 use crate::error::Result;
 use crate::host::{Unit, View};
 
-/// OSAPI's own units. Names that begin like those of its jobs are its own as well.
+/// OSAPI's own units. Names that begin like those of its jobs' are its own as well.
 const OWN: &[&str] = &[
     "osapi-agent.service",
     "osapi-controller.service",
@@ -16,7 +16,7 @@ const OWN: &[&str] = &[
     "osapi.slice",
     "osapi.socket",
 ];
-const OWN_PREFIXES: &[&str] = &["osapi-alarm-", "osapi-job-"];
+const JOB_PREFIXES: &[&str] = &["osapi-alarm-", "osapi-job-", "osapi-power-"];
 
 /// What others cannot do without, and what is lost with it.
 const NEEDED: &[(&str, &[&str])] = &[
@@ -105,7 +105,12 @@ const ENDS: &[(&str, &[&str])] = &[
 
 /// Whether OSAPI has a unit of this full name, or gives such names to its jobs.
 pub(super) fn is_osapi(unit: &str) -> bool {
-    OWN.contains(&unit) || OWN_PREFIXES.iter().any(|prefix| unit.starts_with(prefix))
+    OWN.contains(&unit) || is_job(unit)
+}
+
+/// Whether it acts for one of OSAPI's jobs, to which other permissions belong.
+fn is_job(unit: &str) -> bool {
+    JOB_PREFIXES.iter().any(|prefix| unit.starts_with(prefix))
 }
 
 /// Refuses to do `what` to a unit that the host runs on, unless it is forced.
@@ -131,6 +136,9 @@ pub(super) fn go_on(host: &View, unit: &Unit) -> Result<()> {
         };
         is_it(&unit.id) || unit.names.iter().any(is_it)
     };
+    if is_job(&unit.id) {
+        return host.guard(format!("cannot start {}: it belongs to a job", unit.id));
+    }
     let ends = ENDS.iter().find(|(_, stems)| stems.iter().any(is_named));
     match ends {
         Some((ends, _)) => host.guard(format!("cannot start {}: it {ends}", unit.id)),

@@ -128,6 +128,8 @@ fn what_the_host_runs_on_is_kept_unless_somebody_means_it() {
         ("dbus.service", up),
         ("-.mount", up),
         ("reboot.target", PLAIN),
+        ("osapi-power-j.timer", "ActiveState=active"),
+        ("osapi-power-j.service", PLAIN),
         ("systemd-logind.service", PLAIN),
     ]);
     let alias = "LoadState=loaded\nFragmentPath=/lib/x\nActiveState=active\n";
@@ -140,6 +142,8 @@ fn what_the_host_runs_on_is_kept_unless_somebody_means_it() {
         ("stop", "bus"),
         ("stop", "-.mount"),
         ("start", "reboot.target"),
+        ("stop", "osapi-power-j.timer"),
+        ("start", "osapi-power-j.service"),
     ] {
         assert_eq!(ask(&fake, op, name), Err(Kind::Protected), "{op} {name}");
     }
