@@ -96,14 +96,15 @@ impl TryFrom<String> for AccountName {
     }
 }
 
-/// The name of a unit of systemd, as systemd.unit(5) has it; without the suffix of its kind it is
-/// that of a service.
+/// The name of a unit of systemd, as systemd.unit(5) has it, that cannot be taken for an option:
+/// it begins with `-` only where it stands for `/`, as in `-.mount`. Without the suffix of its kind
+/// it is that of a service.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
 #[serde(try_from = "String")]
 #[schemars(extend(
     "minLength" = 1,
     "maxLength" = 247,
-    "pattern" = r"^[A-Za-z0-9:_.\\-][A-Za-z0-9:_.@\\-]*$",
+    "pattern" = r"^(-\.|[A-Za-z0-9:_.\\])[A-Za-z0-9:_.@\\-]*$",
     "examples" = ["nginx"],
 ))]
 pub struct UnitName(String);
@@ -150,6 +151,7 @@ impl TryFrom<String> for UnitName {
         // Room for the suffix is left.
         let is_name = (1..=247).contains(&name.len())
             && !name.starts_with('@')
+            && (!name.starts_with('-') || name.starts_with("-."))
             && name.bytes().all(is_letter);
         is_name.then_some(Self(name)).ok_or("name: not the name of a systemd unit")
     }
@@ -392,6 +394,9 @@ mod tests {
             assert_eq!(UnitName::try_from(name.to_owned()).unwrap().full(), full);
         }
         for name in ["", "@", "@a", "a b", "a/b", "../a", "a\n", "a\0", "ü", "a;b", "$a", "*"] {
+            assert!(!takes::<UnitName>(name), "{name:?}");
+        }
+        for name in ["-", "-rf", "--now", "-rf.service"] {
             assert!(!takes::<UnitName>(name), "{name:?}");
         }
         assert!(takes::<UnitName>(&"a".repeat(247)) && !takes::<UnitName>(&"a".repeat(248)));
