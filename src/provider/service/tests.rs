@@ -61,7 +61,7 @@ fn a_unit_is_found_by_its_name_and_then_by_that_of_one_made_here() {
     for op in ["start", "stop", "enable", "disable", "restart"] {
         assert_eq!(ask(&fake, op, "nothing"), Err(Kind::NotFound), "{op}");
         assert_eq!(ask(&fake, op, "getty@"), Err(Kind::InvalidInput), "{op}");
-        assert_eq!(ask(&fake, op, "--now"), Err(Kind::NotFound), "{op}");
+        assert_eq!(ask(&fake, op, "--now"), Err(Kind::InvalidInput), "{op}");
     }
 }
 
