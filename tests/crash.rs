@@ -77,6 +77,7 @@ const SWEEPS: &[(&str, fn())] = &[
         what_a_broken_disk_interrupts_is_finished_or_taken_back,
     ),
     ("a_program_never_runs_twice", a_program_never_runs_twice),
+    ("a_service_is_never_restarted_twice", a_service_is_never_restarted_twice),
     (
         "after_a_crash_anywhere_what_units_do_is_finished",
         after_a_crash_anywhere_what_units_do_is_finished,
@@ -371,6 +372,35 @@ fn a_program_never_runs_twice() {
             Err(error) => {
                 assert_eq!(error.kind(), Kind::Interrupted, "{at}: {error}");
                 assert!(runs <= 1, "{at}");
+            }
+        }
+    });
+}
+
+fn a_service_is_never_restarted_twice() {
+    const UNIT: &str = "/run/units/nginx.service";
+    fn host_with_a_run(op: &str) -> TestHost {
+        let host = host_for(op);
+        let runs = "LoadState=loaded\nActiveState=active\nUnitFileState=enabled\n";
+        let about = "InvocationID=first\nFragmentPath=/lib/systemd/system/nginx.service\n";
+        host.write(UNIT, &format!("{runs}{about}"));
+        host
+    }
+    let (op, params) = ("node.service.restart", json!({ "name": "nginx" }));
+    sweep(CALLS, killed, (op, &params), &Options::default(), host_with_a_run, |host, at| {
+        let result = host.run("job", op, &params);
+        let restarts = || {
+            let calls = host.calls();
+            calls.iter().filter(|call| call.starts_with("systemctl restart")).count()
+        };
+        match result {
+            Ok(_) => {
+                assert_eq!(restarts(), 1, "{at}");
+                assert!(host.read(UNIT).contains("InvocationID=second"), "{at}");
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::Interrupted, "{at}: {error}");
+                assert!(restarts() <= 1, "{at}");
             }
         }
     });
