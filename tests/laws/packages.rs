@@ -65,6 +65,30 @@ fn what_is_not_there_needs_no_removal() {
 }
 
 #[test]
+fn what_apt_takes_for_a_pattern_is_no_package() {
+    let host = TestHost::new();
+    let pattern = json!({ "name": "he.lo" });
+    let is_refused = |host: &TestHost, op: &str| {
+        let error = host.preview(op, &pattern).unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound, "{op}: {error}");
+        assert!(error.to_string().contains("he.lo"), "{error}");
+        assert_eq!(host.run(op, op, &pattern).unwrap_err().kind(), Kind::NotFound, "{op}");
+    };
+    is_refused(&host, INSTALL);
+    is_refused(&host, REMOVE);
+    leave(&host, "libhello", "ok installed");
+    leave(&host, "hello", "ok installed");
+    let before = host.snapshot();
+    is_refused(&host, INSTALL);
+    is_refused(&host, REMOVE);
+    // Nor is what begins the name of one.
+    let error = host.run("begins", REMOVE, &json!({ "name": "hell" })).unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound, "{error}");
+    host.assert_is(&before, "");
+    assert!(host.calls().is_empty());
+}
+
+#[test]
 fn what_dpkg_has_begun_is_finished_first() {
     let host = TestHost::new();
     leave(&host, "libhello", "ok half-configured");

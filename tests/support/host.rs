@@ -23,6 +23,7 @@ pub(crate) struct TestHost {
 
 const COMMANDS: &[&str] = &[
     "announce",
+    "apt-cache",
     "apt-get",
     "apt-mark",
     "busctl",

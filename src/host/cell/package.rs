@@ -236,14 +236,30 @@ fn explained(error: Error) -> Error {
     Error::new(error.kind(), format!("{said}{remedy}")).because(error)
 }
 
+fn is_of(state: &State, name: &str) -> bool {
+    matches!(&state.cell, Cell::Package(of) if of == name)
+}
+
+fn unknown(name: &str) -> Error {
+    let message = format!(
+        "there is no package {name}; apt knows what its index names: refresh that with `apt-get \
+         update`"
+    );
+    Error::new(Kind::NotFound, message)
+}
+
 impl View {
     /// What apt would make of installing `name`, in that version or in the one it prefers: the
     /// packages that change, and `name` on its own account.
     pub fn install(&self, name: &str, version: Option<&str>) -> Result<Vec<State>> {
         let wish = version.map_or_else(|| name.to_owned(), |v| format!("{name}={v}"));
-        let mut states = self.states(&[&wish], name)?;
-        let is_it = |state: &State| matches!(&state.cell, Cell::Package(n) if n == name);
-        if states.iter().any(is_it) {
+        let states = self.states(&[&wish], name);
+        // A name that is not one, apt takes for a pattern, and may fail for what that matches.
+        if states.is_err() && !self.is_package(name)? {
+            return Err(unknown(name));
+        }
+        let mut states = states?;
+        if states.iter().any(|state| is_of(state, name)) {
             return Ok(states);
         }
         match self.value(&Cell::Package(name.to_owned()))? {
@@ -263,9 +279,24 @@ impl View {
         }
     }
 
-    /// What apt would make of removing `name`: that, and what needs it.
+    /// What apt would make of removing `name`: that, and what needs it. apt is not asked about
+    /// what is not installed: it would take that for a pattern, or for whatever provides it.
     pub fn remove(&self, name: &str) -> Result<Vec<State>> {
-        self.states(&[&format!("{name}-")], name)
+        if self.value(&Cell::Package(name.to_owned()))? == Value::Absent {
+            let is_known = self.is_package(name)?;
+            return if is_known { Ok(Vec::new()) } else { Err(unknown(name)) };
+        }
+        let states = self.states(&[&format!("{name}-")], name)?;
+        if states.iter().any(|state| is_of(state, name)) {
+            return Ok(states);
+        }
+        let message = format!("apt would not remove {name}, and does not say why");
+        Err(Error::new(Kind::HostFailed, message))
+    }
+
+    /// Whether dpkg or apt know a package that is called exactly so.
+    fn is_package(&self, name: &str) -> Result<bool> {
+        Ok(self.package(name)?.is_some() || self.is_in_archives(name)?)
     }
 
     fn states(&self, wishes: &[&str], asked: &str) -> Result<Vec<State>> {

@@ -64,6 +64,20 @@ const SIMULATE_EXACTLY: Query = simulate!("--no-install-recommends");
 /// The same, and what is there already would be installed once more.
 const SIMULATE_AGAIN: Query = simulate!("--no-install-recommends", "--reinstall");
 
+/// The packages whose names begin so: the only question about names to apt in which it takes none
+/// for a pattern.
+const NAMES: Query = Query {
+    program: "apt-cache",
+    args: &[
+        "--quiet",
+        "--option=Dir::Cache::pkgcache=",
+        "--option=Dir::Cache::srcpkgcache=",
+        "pkgnames",
+        "--",
+    ],
+    limit: Duration::from_secs(25),
+};
+
 const UPGRADABLE: Query = Query {
     program: "apt",
     args: &[
@@ -169,6 +183,25 @@ impl View {
         }
         let doings = done.stdout.lines().filter_map(dpkg::simulated);
         Ok(doings.map(|(name, to)| (name.to_owned(), to.map(str::to_owned))).collect())
+    }
+
+    /// Whether apt knows a package that is called exactly as `name` says, whatever
+    /// architecture stands behind it.
+    pub(in crate::host) fn is_in_archives(&self, name: &str) -> Result<bool> {
+        let bare = name.split_once(':').map_or(name, |(bare, _)| bare);
+        // However many more there are whose names only begin so.
+        let done = self.query_start(NAMES, &[bare])?;
+        if done.exit_code != 0 {
+            return Err(refused(&done));
+        }
+        if done.stdout.lines().any(|line| line == bare) {
+            return Ok(true);
+        }
+        if done.truncated {
+            let message = format!("apt knows too many packages whose names begin with {bare}");
+            return Err(Error::new(Kind::TooLarge, message));
+        }
+        Ok(false)
     }
 
     /// Which of `packages`, each with the version that is installed, could not be installed again:

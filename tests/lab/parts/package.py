@@ -147,6 +147,12 @@ def changes():
 
 
 def guarded():
+    before = installed()
+    for pattern in ["osapi-la.", "osapi-l.b", "ba.h", "dpk.+", "a.+b"]:
+        for verb in ["install", "remove"]:
+            status, answer = osapi("package", verb, pattern)
+            check(status == (10 if pattern.endswith(".") else 13), f"{verb} {pattern}: a pattern is no package", (status, answer))
+    check(installed() == before, "and nothing that it matches is touched")
     for name in ["dpkg", "bash"]:
         status, answer = osapi("package", "remove", name)
         check(status == 15 and kind(answer) == "protected", f"{name} is not removed by accident", (status, answer))
