@@ -16,8 +16,8 @@ use crate::error::Kind;
 
 /// How many lines of a list are shown.
 const SHOWN: usize = 8;
-/// Longer than anything else: every file that OSAPI has put in place is read.
-const DRIFT_LIMIT: Duration = Duration::from_secs(10);
+/// For what the host itself is asked: it may be busy, and reads every file that OSAPI has set.
+const HOST_LIMIT: Duration = Duration::from_secs(10);
 
 /// What was asked, by the name under which it is missed.
 struct Answers {
@@ -32,9 +32,9 @@ pub(super) async fn show(session: &Session<'_>) -> Result<u8, Problem> {
     let (health, agents, services, jobs, drift) = tokio::join!(
         session.hear("/api/health/status", LIMIT),
         session.hear("/api/agent", LIMIT),
-        session.hear("/api/node/_any/service", LIMIT),
+        session.hear("/api/node/_any/service", HOST_LIMIT),
         session.changes(LIMIT),
-        session.hear("/api/node/_any/drift", DRIFT_LIMIT),
+        session.hear("/api/node/_any/drift", HOST_LIMIT),
     );
     let alive = match health {
         Answer::Missing(_) => session.hear("/api/health", LIMIT).await,
@@ -174,7 +174,8 @@ fn page(document: &Value, page: Page) -> String {
     }
     first.extend(text(&host["uptime"]).map(|uptime| format!("up {uptime}")));
     let name = text(&host["hostname"]).unwrap_or_default();
-    let mut page_text = format!("\n  {name}  {}\n", first.join(", "));
+    let about = format!("{name}  {}", first.join(", "));
+    let mut page_text = format!("\n  {}\n", about.trim_end());
     let osapi = &document["osapi"];
     let controller = match (text(&osapi["controller"]), text(&osapi["uptime"])) {
         (Some(version), Some(uptime)) => format!(", controller {version} up {uptime}"),
@@ -195,7 +196,10 @@ fn page(document: &Value, page: Page) -> String {
     for problem in problems {
         _ = writeln!(page_text, "    {}", flat(problem.as_str().unwrap_or_default()));
     }
-    lines(&mut page_text, document, page);
+    let rest = lines(document, page);
+    if !rest.is_empty() {
+        _ = write!(page_text, "\n{rest}");
+    }
     for missing in list(&document["not_shown"]) {
         let part = |name: &str| flat(missing[name].as_str().unwrap_or_default());
         _ = writeln!(page_text, "  Not shown: {}: {}", part("what"), part("why"));
@@ -215,8 +219,8 @@ fn coloured(word: &str, colour: Colour, page: Page) -> String {
 }
 
 /// What runs, what waits, what changed.
-fn lines(text: &mut String, document: &Value, page: Page) {
-    text.push('\n');
+fn lines(document: &Value, page: Page) -> String {
+    let mut text = String::new();
     if let Some(failed) = document["failed_services"].as_array() {
         let names: Vec<_> = failed.iter().filter_map(Value::as_str).map(flat).collect();
         let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
@@ -235,8 +239,9 @@ fn lines(text: &mut String, document: &Value, page: Page) {
             part("id")
         );
     }
-    jobs(text, "Not finished", &document["unfinished"], page);
-    jobs(text, "Changed lately", &document["changes"], page);
+    jobs(&mut text, "Not finished", &document["unfinished"], page);
+    jobs(&mut text, "Changed lately", &document["changes"], page);
+    text
 }
 
 fn jobs(text: &mut String, title: &str, jobs: &Value, page: Page) {

@@ -66,6 +66,9 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
+    /// Whether the controller answers at all.
+    pub(super) const ALIVE: Need = Need::Asks("/api/health");
+
     /// Asks for everything that `checks` need, once and at the same time.
     pub(super) async fn gather(
         session: &Session<'_>,
@@ -75,7 +78,14 @@ impl Evidence {
         let root = Path::new("/");
         let needs: BTreeSet<Need> = checks.flat_map(|check| check.needs).copied().collect();
         let meet = |need: Need| async move { (need, need.meet(session, reach, root).await) };
-        let found = join_all(needs.into_iter().map(meet)).await.into_iter().collect();
+        let mut found: BTreeMap<_, _> =
+            join_all(needs.into_iter().map(meet)).await.into_iter().collect();
+        if let Some(Answer::Missing(_)) = found.get(&Self::ALIVE) {
+            // Why, one check tells.
+            for (_, answer) in found.iter_mut().filter(|(need, _)| need.is_of_api()) {
+                *answer = Answer::Missing("the controller does not answer".to_owned());
+            }
+        }
         let file = session.globals.file.as_deref();
         let config = config::load(file, std::env::vars()).map_err(|error| error.to_string());
         let states = &reach.states;
@@ -211,6 +221,14 @@ fn mounts(text: &str) -> Vec<Mount> {
 }
 
 impl Need {
+    fn is_of_api(self) -> bool {
+        match self {
+            Self::Asks(_) => self != Evidence::ALIVE,
+            Self::Changes | Self::Audit => true,
+            Self::Says(_) | Self::Listener | Self::Room => false,
+        }
+    }
+
     async fn meet(self, session: &Session<'_>, reach: &Reach, root: &Path) -> Answer {
         match self {
             Self::Asks(uri) if uri.contains("/node/") => session.hear(uri, LONG_LIMIT).await,

@@ -450,7 +450,9 @@ fn full(e: &Evidence, all: &str, left: &str, what: &str, look: &str) -> Result<F
         let left = room[left].as_u64()?;
         Some((100 - left.min(all).saturating_mul(100) / all, at))
     });
-    let (percent, at) = used.max().ok_or_else(|| skipped("no file system tells"))?;
+    // One file system may be seen at several places, of which the first is its own.
+    let used = used.max_by_key(|(percent, at)| (*percent, std::cmp::Reverse(at.len())));
+    let (percent, at) = used.ok_or_else(|| skipped("no file system tells"))?;
     let said = format!("{percent}% of the {what} of {at} is used");
     let fix = format!("{look} {at}");
     match percent {

@@ -10,7 +10,7 @@ use super::evidence::Need::{Asks, Changes, Listener, Says};
 use super::evidence::{Evidence, Need};
 use super::{Check, Finding, fail, ok, skipped, warn};
 
-const LIVE: Need = Asks("/api/health");
+const LIVE: Need = Evidence::ALIVE;
 const READY: Need = Asks("/api/health/ready");
 const HEALTH: Need = Asks("/api/health/status");
 const AGENTS: Need = Asks("/api/agent");
