@@ -78,6 +78,7 @@ const SWEEPS: &[(&str, fn())] = &[
     ),
     ("a_program_never_runs_twice", a_program_never_runs_twice),
     ("a_service_is_never_restarted_twice", a_service_is_never_restarted_twice),
+    ("a_host_is_never_told_twice_to_go_down", a_host_is_never_told_twice_to_go_down),
     (
         "after_a_crash_anywhere_what_units_do_is_finished",
         after_a_crash_anywhere_what_units_do_is_finished,
@@ -401,6 +402,30 @@ fn a_service_is_never_restarted_twice() {
             Err(error) => {
                 assert_eq!(error.kind(), Kind::Interrupted, "{at}: {error}");
                 assert!(restarts() <= 1, "{at}");
+            }
+        }
+    });
+}
+
+fn a_host_is_never_told_twice_to_go_down() {
+    /// It refuses, which is how the job ends in the boot in which it was asked.
+    fn host_that_stays_up(op: &str) -> TestHost {
+        let host = managed_host_for(op);
+        std::fs::write(host.dir().join("unit-state"), "failed").unwrap();
+        host
+    }
+    let (op, params) = ("node.power.reboot", json!({}));
+    sweep(CALLS, killed, (op, &params), &Options::default(), host_that_stays_up, |host, at| {
+        // Something took it down with the agent.
+        host.write("/proc/sys/kernel/random/boot_id", "second\n");
+        let host = host.restart();
+        let result = host.run("job", op, &params);
+        let asked = host.calls().iter().filter(|call| call.starts_with("systemd-run ")).count();
+        match result {
+            Ok(_) => assert!(asked <= 1, "{at}: {asked}"),
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::HostFailed, "{at}: {error}");
+                assert_eq!(asked, 1, "{at}");
             }
         }
     });
