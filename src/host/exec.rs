@@ -441,8 +441,16 @@ impl Executor {
         At { boot: self.boot(), uptime: uptime() }
     }
 
+    /// Names this boot: that of the kernel, and the moment at which init was started, for a
+    /// container boots while the kernel that it shares goes on.
     fn boot(&self) -> String {
-        self.view().read("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+        let host = self.view();
+        let kernel = host.read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let init = host.read("/proc/1/stat").ok();
+        match init.as_deref().and_then(group::began) {
+            Some(began) => format!("{} {began}", kernel.trim()),
+            None => kernel.trim().to_owned(),
+        }
     }
 
     fn is_booting(&self) -> bool {

@@ -70,6 +70,20 @@ fn a_reboot_is_asked_for_once_and_answered_by_another_boot() {
 }
 
 #[test]
+fn a_container_that_boots_is_told_by_its_init() {
+    let host = TestHost::with_service_manager();
+    let init = |began: u32| format!("1 (some) thing) S{} {began} 0\n", " 0".repeat(18));
+    std::fs::create_dir_all(host.path("/proc/1")).unwrap();
+    host.write("/proc/1/stat", &init(4711));
+    begin(&host, "job", &json!({}));
+    let host = host.restart();
+    assert_eq!(host.executor.arrive().unwrap(), [], "this is the boot it was asked in");
+    // The kernel is that of the machine, which goes on.
+    host.write("/proc/1/stat", &init(4812));
+    assert_eq!(host.executor.arrive().unwrap().len(), 1);
+}
+
+#[test]
 fn a_boot_answers_also_what_is_not_delivered_again() {
     let host = TestHost::with_service_manager();
     begin(&host, "job", &json!({}));

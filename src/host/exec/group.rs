@@ -79,8 +79,17 @@ pub(super) fn started(pid: i32) -> Option<u64> {
 fn stat(pid: i32) -> Option<(i32, u64)> {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);
-    let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    Some((fields.get(2)?.parse().ok()?, fields.get(19)?.parse().ok()?))
+    Some((field(&stat, 2)?.parse().ok()?, began(&stat)?))
+}
+
+/// When a process started, of the line that the kernel has about it.
+pub(super) fn began(stat: &str) -> Option<u64> {
+    field(stat, 19)?.parse().ok()
+}
+
+/// A field of that line after the name of the program, which may be made of anything.
+fn field(stat: &str, at: usize) -> Option<&str> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(at)
 }
 
 /// Ends what is left of the group that an earlier agent started for `job`.
