@@ -1,6 +1,7 @@
 """Accounts and passwords, for real: useradd, usermod, userdel and chpasswd of the distribution."""
 
 import base64
+import re
 import secrets
 import time
 from pathlib import Path
@@ -18,7 +19,8 @@ def lines(table, *names):
 def seen(*names):
     """What the host's own tables and homes say of accounts."""
     def look():
-        groups = [line for line in Path("/etc/group").read_text().splitlines()]
+        # In whatever order members are.
+        groups = [sorted(re.split("[:,]", line)) for line in Path("/etc/group").read_text().splitlines()]
         homes = {name: Path(f"/home/{name}").exists() for name in names}
         return [lines("/etc/passwd", *names), lines("/etc/shadow", *names), sorted(groups), homes]
     return look
@@ -49,6 +51,11 @@ status, made = osapi("user", "create", "ada", "--groups", "users,sudo", "--shell
 check(status == 0 and out("id", "-Gn", "ada").split()[0] == "ada", "its own group goes first", made)
 check("sudo" in out("id", "-Gn", "ada").split(), "it is in its groups", out("id", "ada"))
 check(Path("/home/ada/.bashrc").exists(), "its home has what new ones get")
+
+# Another administrator, or much of what follows would lock everybody out.
+status, answer = osapi("user", "create", "grace", "--groups", "sudo", "--shell", "/bin/bash")
+check(status == 0, "another administrator", answer)
+osapi("user", "password", "grace", "--password", "-", stdin=secrets.token_urlsafe(18) + "\n")
 
 # Passwords: canaries, given by a pipe.
 canary, second = "Kanarie-" + secrets.token_urlsafe(18), "Zweiter-" + secrets.token_urlsafe(18)
@@ -115,6 +122,8 @@ osapi("user", "delete", "daemon2")
 
 # Whom the host cannot do without.
 osapi("user", "update", "ada", "--groups", "sudo")
+status, answer = osapi("user", "delete", "grace")
+check(status == 0, "one of two administrators may be removed", answer)
 for words, text in [
     (["delete", "root"], "root is not removed"),
     (["delete", "osapi"], "the controller's account is not removed"),
