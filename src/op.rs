@@ -58,6 +58,8 @@ pub struct Op<R: 'static = Agent> {
     /// It refuses what would take from under a host what it runs on, as
     /// [`View::guard`](crate::host::View::guard) says, unless it is called with `force`.
     pub guarded: bool,
+    /// Its job ends in another boot of the host.
+    pub ends_boot: bool,
     /// How long one attempt may run on a host.
     pub timeout: Duration,
     pub run: R,
@@ -93,6 +95,7 @@ impl<R> Op<R> {
             columns: &[],
             rows: Rows::Host,
             guarded: false,
+            ends_boot: false,
             timeout: Duration::from_secs(30),
             run,
         }
@@ -101,7 +104,7 @@ impl<R> Op<R> {
     /// The same row with another `run`.
     pub(crate) fn with<S>(&self, run: S) -> Op<S> {
         let Self { id, about, method, path, permission, status, command, flags, .. } = *self;
-        let Self { opposites, args, columns, rows, guarded, timeout, .. } = *self;
+        let Self { opposites, args, columns, rows, guarded, ends_boot, timeout, .. } = *self;
         Op {
             id,
             about,
@@ -116,6 +119,7 @@ impl<R> Op<R> {
             columns,
             rows,
             guarded,
+            ends_boot,
             timeout,
             run,
         }

@@ -38,7 +38,10 @@ const LONGEST_LINE: u64 = 64 << 20;
 /// Writes the whole log to the file named by `--output`.
 pub(super) async fn export(session: &Session<'_>, call: &Call) -> Result<u8, Problem> {
     let path = Path::new(call.extras.get("output").map_or("", String::as_str));
-    let Some(reply) = Wait::value(session, call).await? else { return Ok(super::run::DETACHED) };
+    let reply = match Wait::value(session, call).await? {
+        Ok(reply) => reply,
+        Err(status) => return Ok(status),
+    };
     let items = reply["items"].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut lines: Vec<Vec<u8>> = items.iter().map(|item| item.to_string().into()).collect();
     let chain = chain_of(&reply);

@@ -22,8 +22,6 @@ use crate::error::{Error, Kind, Result};
 
 /// The longest that an answer may take which nobody waits for on purpose.
 const LONGEST: Duration = Duration::from_mins(11);
-/// What shells say of a command that Ctrl-C has ended.
-pub(super) const DETACHED: u8 = 130;
 /// Some of several hosts failed.
 const SOME_FAILED: u8 = 16;
 
@@ -95,7 +93,10 @@ impl Session<'_> {
     }
 
     async fn call(&self, call: &Call) -> Result<u8, Problem> {
-        let Some(reply) = Wait::new(self, call).answer().await? else { return Ok(DETACHED) };
+        let reply = match Wait::new(self, call).answer().await? {
+            Ok(reply) => reply,
+            Err(status) => return Ok(status),
+        };
         if reply.status == StatusCode::NO_CONTENT || reply.bytes.is_empty() {
             return self.tell_deletion(call);
         }

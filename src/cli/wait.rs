@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use hyper::Method;
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 
 use super::call::{Call, Patience};
@@ -35,6 +36,10 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// How often a job that is waited for is asked how far it is, and how long that may take.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 const TELL_WITHIN: Duration = Duration::from_secs(1);
+
+/// What shells say of a command that Ctrl-C has ended, and of one that was told to end.
+const DETACHED: u8 = 130;
+const ENDED: u8 = 143;
 
 pub(super) struct Wait<'a> {
     session: &'a Session<'a>,
@@ -65,9 +70,12 @@ impl<'a> Wait<'a> {
         }
     }
 
-    /// The answer, or None where Ctrl-C has ended the waiting.
-    pub(super) async fn answer(&self) -> Result<Option<Reply>, Problem> {
+    /// The answer, or how to exit where a signal has ended the waiting.
+    pub(super) async fn answer(&self) -> Result<std::result::Result<Reply, u8>, Problem> {
         let mut progress = Progress::new();
+        let mut told_to_end = signal(SignalKind::terminate()).map_err(|error| {
+            Error::new(Kind::Internal, "cannot wait for signals").because(error)
+        })?;
         let (mut told, mut asked) = (None, Instant::now());
         let asking = self.ask();
         tokio::pin!(asking);
@@ -75,12 +83,16 @@ impl<'a> Wait<'a> {
             tokio::select! {
                 answer = &mut asking => {
                     progress.clear();
-                    return answer.map(Some);
+                    return answer.map(Ok);
                 }
                 _ = tokio::signal::ctrl_c() => {
                     progress.clear();
                     self.detach();
-                    return Ok(None);
+                    return Ok(Err(DETACHED));
+                }
+                _ = told_to_end.recv() => {
+                    progress.clear();
+                    return Ok(Err(self.end()));
                 }
                 () = tokio::time::sleep(Progress::PACE) => {
                     // Nobody is asked for what nobody sees.
@@ -95,7 +107,8 @@ impl<'a> Wait<'a> {
     }
 
     async fn ask(&self) -> Result<Reply, Problem> {
-        let mut slice = FIRST;
+        // A host that goes down does so before somebody would notice that it takes long.
+        let mut slice = if self.ends_with_the_host() { 0 } else { FIRST };
         let mut away: Option<Instant> = None;
         loop {
             let letter = self.letter(slice.min(self.left().as_millis().div_ceil(1000)))?;
@@ -127,15 +140,58 @@ impl<'a> Wait<'a> {
                 }
                 // A controller that is being started again has not forgotten the job.
                 Kind::Unavailable
-                    if job.is_some() && away.is_none_or(|since| since.elapsed() < AWAY) =>
+                    if job.is_some()
+                        && away.is_none_or(|since| since.elapsed() < self.longest_away()) =>
                 {
                     if away.is_none() {
-                        say("the controller is away; the job goes on, and so does the waiting");
+                        self.tell_away();
                         away = Some(Instant::now());
                     }
                     tokio::time::sleep(PAUSE).await;
                 }
                 _ => return Err(about(problem, job)),
+            }
+        }
+    }
+
+    /// Whether what is waited for takes the controller down, if that is on the same host.
+    fn ends_with_the_host(&self) -> bool {
+        self.call.row.ends_boot
+    }
+
+    /// How long a controller may be away; a host takes its time to be up again.
+    fn longest_away(&self) -> Duration {
+        if self.ends_with_the_host() { self.patience } else { AWAY }
+    }
+
+    fn tell_away(&self) {
+        match self.job.borrow().as_ref() {
+            Some(id) if self.ends_with_the_host() => {
+                let id = flat(id);
+                say(&format!(
+                    "the controller is away, as it is when its host goes down; job {id} ends when \
+                     the host is up again, and `osapi job get {id}` shows it then"
+                ));
+            }
+            _ => say("the controller is away; the job goes on, and so does the waiting"),
+        }
+    }
+
+    /// Says what happens to the job when this program is told to end, and gives its exit status:
+    /// a host that goes down does what it was asked for.
+    fn end(&self) -> u8 {
+        match self.job.borrow().as_ref() {
+            Some(id) if self.ends_with_the_host() => {
+                let id = flat(id);
+                say(&format!(
+                    "told to end, as everything is when the host goes down; `osapi job get {id}` \
+                     shows the job when it is up again"
+                ));
+                0
+            }
+            _ => {
+                self.detach();
+                ENDED
             }
         }
     }
@@ -217,8 +273,10 @@ impl Wait<'_> {
     pub(super) async fn value(
         session: &Session<'_>,
         call: &Call,
-    ) -> Result<Option<Value>, Problem> {
-        let reply = Wait::new(session, call).answer().await?;
-        reply.map(|reply| reply.json()).transpose().map_err(Into::into)
+    ) -> Result<std::result::Result<Value, u8>, Problem> {
+        match Wait::new(session, call).answer().await? {
+            Ok(reply) => Ok(Ok(reply.json()?)),
+            Err(status) => Ok(Err(status)),
+        }
     }
 }

@@ -46,6 +46,7 @@ const POWER: Op = Op {
     permission: Some(Permission::PowerExecute),
     columns: &[("ACTION", "/action"), ("DELAY", "/delay")],
     guarded: true,
+    ends_boot: true,
     ..Op::COMMON
 };
 

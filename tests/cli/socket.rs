@@ -174,6 +174,45 @@ fn a_controller_that_stays_away_is_not_waited_for_any_longer_than_was_said() {
     accept.join().unwrap();
 }
 
+/// Runs `words`, which are to wait for a job, tells the program to end while it does, and gives its
+/// exit status, what it said, and how long it wanted to wait at first.
+fn told_to_end(words: &[&str]) -> (Option<i32>, String, String) {
+    let (waits, waiting) = std::sync::mpsc::channel();
+    let (_end, ends) = std::sync::mpsc::channel::<()>();
+    let controller = Controller::new(move |_, number| {
+        if number > 0 {
+            let _ = waits.send(());
+            let _ = ends.recv();
+        }
+        (202, json!({ "job_id": JOB, "results": [], "pending": true }))
+    });
+    let url = format!("unix://{}", controller.path("osapi.sock"));
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_osapi"));
+    program.args(words).args(["--url", &url]).stderr(std::process::Stdio::piped());
+    let child = program.spawn().unwrap();
+    waiting.recv().unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let prefer = controller.asked()[0].header("prefer").unwrap().to_owned();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap(), prefer)
+}
+
+#[test]
+fn whoever_is_told_to_end_says_where_the_job_is_to_be_seen() {
+    let (status, said, prefer) = told_to_end(&["power", "reboot"]);
+    assert_eq!(
+        (status, &*prefer),
+        (Some(0), "wait=0"),
+        "a host that goes down does what it should"
+    );
+    assert!(said.contains("the host goes down"), "{said}");
+    assert!(said.contains(&format!("osapi job get {JOB}")), "{said}");
+    let (status, said, prefer) = told_to_end(&["sysctl", "update", "k", "1"]);
+    assert_eq!((status, &*prefer), (Some(143), "wait=1"));
+    assert!(said.contains(&format!("osapi job get {JOB}")), "{said}");
+}
+
 #[test]
 fn a_dry_run_leaves_nothing_to_wait_for() {
     let controller = Controller::new(|_, _| (200, rows(&json!([]))));
