@@ -28,8 +28,8 @@ mod prune;
 
 pub use amends::Amendment;
 pub(super) use contents::inline;
-pub(super) use errand::{Answer, Errand, Part};
-use errand::{End, Handed, UNIT};
+pub(super) use errand::{Answer, Errand, Met, Part};
+use errand::{End, Handed};
 pub use prune::Bounds;
 
 /// What changes wait for, so that there is one at a time. No job can be called so.
@@ -352,9 +352,8 @@ impl Journal {
     }
 
     fn drop_locks(&self, job: &str) {
-        for name in [job, &format!("{job}{UNIT}")] {
-            let _ = fs::remove_file(self.dir.join("locks").join(name));
-        }
+        let _ = fs::remove_file(self.dir.join("locks").join(job));
+        self.drop_units(job);
     }
 
     /// Makes a change permanent that waits for this, because the job `by` says so. Says whether

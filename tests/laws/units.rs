@@ -159,3 +159,44 @@ fn locks_of_units_are_not_left_behind() {
     let names: Vec<_> = locks.map(|lock| lock.file_name().into_string().unwrap()).collect();
     assert!(names.iter().all(|name| name.starts_with('.')), "{names:?}");
 }
+
+#[test]
+fn what_a_killed_hand_left_running_holds_up_nobody_for_ever() {
+    for leaves in [false, true] {
+        let host = TestHost::with_units();
+        let params = json!({ "key": "vm.swappiness", "value": "10" });
+        host.run("template", "node.sysctl.create", &params).unwrap();
+        host.undo("undo", "template").unwrap();
+        let text = std::fs::read_to_string(host.entry("done", "template")).unwrap();
+        let handed = text.split("{\"answered\"").next().unwrap();
+        // As long ago as that.
+        let lines = handed.lines().filter(|line| !line.is_empty());
+        let mut lines: Vec<serde_json::Value> =
+            lines.map(|line| serde_json::from_str(line).unwrap()).collect();
+        lines.last_mut().unwrap()["handed"]["due"] = json!(0);
+        let lines: Vec<_> = lines.iter().map(|line| format!("\n{line}\n")).collect();
+        std::fs::write(host.entry("open", "job"), lines.concat()).unwrap();
+        let id = job("job");
+        let lock = host.state("locks").join(format!("{id}.1.unit"));
+        let orphan = std::fs::File::create(lock).unwrap();
+        orphan.lock().unwrap();
+        let kill = format!("systemctl kill --signal=KILL -- osapi-job-{id}.1.service");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while leaves && !host.calls().contains(&kill) {
+                    std::thread::yield_now();
+                }
+                if leaves {
+                    orphan.unlock().unwrap();
+                }
+            });
+            assert_eq!(host.executor.settle().unwrap(), [id.clone()]);
+        });
+        assert!(host.calls().contains(&kill), "{:?}", host.calls());
+        // The step was taken by another unit, with a lock of its own.
+        assert_eq!(host.read("/proc/sys/vm/swappiness"), "10\n");
+        let starts = starts(&host);
+        let last = starts.last().unwrap();
+        assert!(last.ends_with(&format!(" --errand={id}.2")), "{last}");
+    }
+}

@@ -64,7 +64,7 @@ impl Executor {
         let mut entry = self.core.journal.load(job)?;
         if entry.is_handed() && entry.planned.as_ref().is_some_and(|it| it.work.is_plan()) {
             // Its unit goes on without the agent that had it started.
-            self.core.journal.rejoin(job)?;
+            self.rejoin(job)?;
             entry = self.core.journal.load(job)?;
         }
         let Some(planned) = &entry.planned else {

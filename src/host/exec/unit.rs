@@ -8,7 +8,7 @@
 //! for after a restart, is the journal's business.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::act::interrupted;
 use super::{Executor, group};
@@ -16,7 +16,7 @@ use crate::error::{Error, Kind, Result};
 use crate::host::cell::{Blobs, Value};
 use crate::host::command::{self, Done};
 use crate::host::hands::{Due, Hands};
-use crate::host::journal::{Answer, Event, Journal, Part, Turn, Work};
+use crate::host::journal::{Answer, Event, Journal, Met, Part, Turn, Work};
 use crate::host::plan::Step;
 use crate::host::reach::Reach;
 use crate::host::want::{Act, Run};
@@ -27,6 +27,11 @@ const COMMANDS: u32 = 4;
 const GRACE: Duration = Duration::from_secs(10);
 /// How long it may take to end once it is told to.
 const STOP: Duration = Duration::from_secs(5);
+/// How long what is killed has to be gone, and how often that is looked at.
+const KILLED: Duration = Duration::from_secs(2);
+const PACE: Duration = Duration::from_millis(50);
+/// How long the service manager may take to kill it.
+const KILLING: Duration = Duration::from_secs(30);
 /// How often an answer is written that the disk does not take, and how long after one another.
 const ATTEMPTS: u32 = 30;
 const AGAIN: Duration = Duration::from_secs(1);
@@ -100,7 +105,55 @@ impl Executor {
     /// Waits for the unit of an act that an earlier agent had started.
     pub(super) fn rejoin_act(&self, job: &str) -> Result<Option<Answer>> {
         let _away = self.core.gate.away();
-        self.core.journal.rejoin(job)
+        self.rejoin(job)
+    }
+
+    /// Waits until no unit is at work for `job` and sees to it that none begins. Returns what the
+    /// last one answered, where it lived to answer.
+    ///
+    /// Whoever was to answer may be gone, and what it had started go on: that has as long as the
+    /// unit has. Then all of the unit is killed, and what left it is not waited for any more.
+    pub(super) fn rejoin(&self, job: &str) -> Result<Option<Answer>> {
+        let mut killed = None::<Instant>;
+        loop {
+            let (number, due) = match self.core.journal.meet(job)? {
+                Met::Over(answer) => return Ok(answer),
+                Met::AtWork { number, due } => (number, due),
+            };
+            match killed {
+                None if awake() >= due => {
+                    self.kill(&unit(job, number));
+                    killed = Some(Instant::now());
+                }
+                Some(since) if since.elapsed() >= KILLED => {
+                    let unit = unit(job, number);
+                    tracing::warn!(
+                        OSAPI_JOB_ID = job,
+                        "going on without {unit}, of which something that was started and has \
+                         left it is still there"
+                    );
+                    return self.core.journal.revoke(job, number);
+                }
+                _ => std::thread::sleep(PACE),
+            }
+        }
+    }
+
+    /// Has the service manager kill all that is in a unit.
+    fn kill(&self, unit: &str) {
+        let unit = format!("{unit}.service");
+        tracing::warn!("killing {unit}, which has not ended in time");
+        let args = ["kill", "--signal=KILL", "--", &unit];
+        let killed = self.core.root.command("systemctl").and_then(|path| {
+            let mut command = std::process::Command::new(&path);
+            command.args(args).env_clear().envs(command::ENVIRONMENT);
+            let child =
+                command::spawn(&mut command, false, None).map_err(command::cannot_run(&path))?;
+            command::follow(child, &path, &[], KILLING)?.success("systemctl")
+        });
+        if let Err(error) = killed {
+            tracing::warn!("cannot kill {unit}: {error}");
+        }
     }
 
     fn hand_over(
@@ -111,10 +164,12 @@ impl Executor {
         limit: Duration,
         bound: Duration,
     ) -> Result<Came> {
-        let number = self.core.journal.hand(job, part, limit)?;
+        let patience = bound.saturating_add(GRACE + STOP + GRACE);
+        let due = awake().saturating_add(patience.as_secs());
+        let number = self.core.journal.hand(job, part, limit, due)?;
         let launched = self.launch(job, number, reach, bound.saturating_add(GRACE));
         // However the service manager tells it, or fails to.
-        Ok(match (self.core.journal.rejoin(job)?, launched) {
+        Ok(match (self.rejoin(job)?, launched) {
             (Some(answer), _) => Came::Answer(answer),
             (None, Err(error)) => Came::Lost(error),
             (None, Ok(())) => {
@@ -162,7 +217,7 @@ impl Executor {
     /// Says whether anybody waited for that.
     pub fn hand(&self, job: &str, number: u32) -> Result<bool> {
         let journal = &self.core.journal;
-        let turn = journal.unit(job)?;
+        let turn = journal.unit(job, number)?;
         let entry = journal.load(job)?;
         let (Some(errand), Some(planned)) = (entry.errand(number), &entry.planned) else {
             return Ok(false);
@@ -206,6 +261,11 @@ fn steps_of(hands: &Hands, steps: &[Step], now: &[Option<Value>], blobs: &Blobs)
 /// Refuses to become the hand of an agent that keeps no journal in `state`.
 pub fn has_journal(state: &std::path::Path) -> Result<()> {
     Journal::must_exist(state)
+}
+
+/// Seconds since this boot, without those that the host slept: as the service manager counts.
+fn awake() -> u64 {
+    rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec.unsigned_abs()
 }
 
 /// The name of the unit, without its suffix.

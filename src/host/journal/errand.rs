@@ -1,10 +1,11 @@
 //! What is given to units of the service manager to do, and what came of it.
 //!
 //! An agent writes an errand down and has a unit started that knows nothing but the job and the
-//! errand's number. Whoever acts in that unit has the job's second lock from before it looks here
+//! errand's number. Whoever acts in that unit has the errand's lock from before it looks here
 //! until it has written its answer, and so have the programs that it starts. So whoever gets that
 //! lock finds an answer, or knows that there will be none, and revokes the errand: a unit that
-//! starts later than that does nothing.
+//! starts later than that does nothing. What somebody has left running without an answer may keep
+//! that lock, which is why every errand has its own: the next one is not held up.
 
 use std::time::Duration;
 
@@ -16,8 +17,8 @@ use super::super::plan::Step;
 use super::{Entry, Event, Journal, Turn};
 use crate::error::{Error, ErrorBody, Kind, Result};
 
-/// What follows a job's name in that of its second lock.
-pub(super) const UNIT: &str = ".unit";
+/// What follows job and number in the name of an errand's lock.
+const UNIT: &str = ".unit";
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(in crate::host) struct Errand {
@@ -26,6 +27,9 @@ pub(in crate::host) struct Errand {
     pub(in crate::host) part: Part,
     /// How long one command of it may last.
     pub(in crate::host) limit: Duration,
+    /// Seconds on this boot's clock, without those that the host slept, by which its unit and all
+    /// that is in it have ended, or are ended.
+    pub(in crate::host) due: u64,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -76,6 +80,23 @@ pub(in crate::host) enum End {
     Revoked,
 }
 
+/// What became of an errand, as far as whoever looks can tell.
+pub(in crate::host) enum Met {
+    /// Nobody is at work for it, and nobody will be. What was answered, where anything was.
+    Over(Option<Answer>),
+    /// Somebody has its lock.
+    AtWork { number: u32, due: u64 },
+}
+
+impl End {
+    fn answer(self) -> Option<Answer> {
+        match self {
+            Self::Answered(answer) => Some(answer),
+            Self::Revoked => None,
+        }
+    }
+}
+
 impl Entry {
     /// Whether a unit may be at work, or still begin.
     pub(in crate::host) fn is_handed(&self) -> bool {
@@ -96,31 +117,58 @@ impl Entry {
 }
 
 impl Journal {
-    /// Waits for its turn to act for `job` in a unit, or to look what became of that.
-    pub(in crate::host) fn unit(&self, job: &str) -> Result<Turn> {
+    /// Waits for its turn to do the errand of that number.
+    pub(in crate::host) fn unit(&self, job: &str, number: u32) -> Result<Turn> {
         Self::check(job)?;
-        self.lock(&format!("{job}{UNIT}"))
+        self.lock(&lock_of(job, number))
     }
 
-    /// Writes down what the next unit of `job` is to do, and says by which number.
-    pub(in crate::host) fn hand(&self, job: &str, part: Part, limit: Duration) -> Result<u32> {
+    /// Writes down what the next unit of `job` is to do, by when, and says by which number.
+    pub(in crate::host) fn hand(
+        &self,
+        job: &str,
+        part: Part,
+        limit: Duration,
+        due: u64,
+    ) -> Result<u32> {
         let last = self.load(job)?.handed.map_or(0, |handed| handed.errand.number);
         let number = last.saturating_add(1);
-        self.write(job, &Event::Handed(Box::new(Errand { number, part, limit })))?;
+        self.write(job, &Event::Handed(Box::new(Errand { number, part, limit, due })))?;
         Ok(number)
     }
 
-    /// Waits until no unit is at work for `job` and sees to it that none begins. Returns what the
-    /// last one answered, where it lived to answer.
-    pub(in crate::host) fn rejoin(&self, job: &str) -> Result<Option<Answer>> {
-        let _unit = self.unit(job)?;
-        let Some(Handed { errand, end }) = self.load(job)?.handed else { return Ok(None) };
-        match end {
-            Some(End::Answered(answer)) => Ok(Some(answer)),
-            Some(End::Revoked) => Ok(None),
-            None => {
-                self.write(job, &Event::Revoked { number: errand.number })?;
-                Ok(None)
+    /// Looks whether a unit is at work for `job`. If none is, sees to it that none begins.
+    pub(in crate::host) fn meet(&self, job: &str) -> Result<Met> {
+        let Some(Handed { errand, end }) = self.load(job)?.handed else {
+            return Ok(Met::Over(None));
+        };
+        let Errand { number, due, .. } = errand;
+        if let Some(end) = end {
+            return Ok(Met::Over(end.answer()));
+        }
+        match self.try_lock(&lock_of(job, number))? {
+            Some(_unit) => self.revoke(job, number).map(Met::Over),
+            None => Ok(Met::AtWork { number, due }),
+        }
+    }
+
+    /// Sees to it that whoever has the errand of that number, or comes to do it, comes too late.
+    /// Returns the answer where there is one already.
+    pub(in crate::host) fn revoke(&self, job: &str, number: u32) -> Result<Option<Answer>> {
+        if self.load(job)?.errand(number).is_some() {
+            self.write(job, &Event::Revoked { number })?;
+        }
+        // Of two ends the first one counts.
+        Ok(self.load(job)?.handed.and_then(|handed| handed.end).and_then(End::answer))
+    }
+
+    /// Removes the locks of the errands of `job`.
+    pub(super) fn drop_units(&self, job: &str) {
+        let locks = self.dir.join("locks");
+        for lock in std::fs::read_dir(&locks).into_iter().flatten().flatten() {
+            let name = lock.file_name();
+            if name.to_str().is_some_and(|name| job_of(name) == job && name != job) {
+                let _ = std::fs::remove_file(locks.join(name));
             }
         }
     }
@@ -133,4 +181,13 @@ impl Journal {
         let message = format!("there is no journal of an agent in {}", dir.display());
         Err(Error::new(Kind::NotFound, message))
     }
+}
+
+fn lock_of(job: &str, number: u32) -> String {
+    format!("{job}.{number}{UNIT}")
+}
+
+/// The job to which the lock of that name belongs; no job's name has a dot.
+pub(super) fn job_of(lock: &str) -> &str {
+    lock.split_once('.').map_or(lock, |(job, _)| job)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, DirEntry};
 use std::time::Duration;
 
-use super::errand::UNIT;
+use super::errand::job_of;
 use super::managed::GIVEN_BACK;
 use super::{At, HOST, Journal, failed};
 use crate::error::Result;
@@ -201,9 +201,4 @@ impl Journal {
         }
         Ok(found)
     }
-}
-
-/// The job whose lock is called `name`.
-fn job_of(name: &str) -> &str {
-    name.strip_suffix(UNIT).unwrap_or(name)
 }
