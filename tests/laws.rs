@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::support::cases::{SECRET, cases, deploy, find, host_for};
 use crate::support::host::{TestHost, job, task};
 
+mod accounts;
 mod acts;
 mod confirm;
 mod files;

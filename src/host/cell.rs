@@ -88,6 +88,17 @@ pub(super) trait CellKind: fmt::Display {
     /// Makes the cell hold `to`; `now` is what it holds, and `blobs` has small contents.
     fn assign(&self, hands: &Hands, now: &Value, to: &Value, blobs: &Blobs) -> Result<()>;
 
+    /// The same for a kind that has to know more: what the plan found, and which way it goes.
+    fn take(&self, hands: &Hands, due: &Due, blobs: &Blobs) -> Result<()> {
+        self.assign(hands, &due.now, &due.set.to, blobs)
+    }
+
+    /// What stays, as the host is now, where `from` is taken back to `to`: because it is others',
+    /// or cannot be told from what is.
+    fn stays(&self, _: &View, _from: &Value, _to: &Value) -> Option<String> {
+        None
+    }
+
     /// Removes what an interrupted assignment may have left beside the cell.
     fn sweep(&self, _: &Hands) {}
 

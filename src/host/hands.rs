@@ -45,7 +45,7 @@ impl Hands<'_> {
                 kind.sweep(self);
                 return Ok(());
             }
-            return kind.assign(self, now, &set.to, blobs);
+            return kind.take(self, &dues[0], blobs);
         }
         if dues.is_empty() { Ok(()) } else { cell::assign_all(self, dues) }
     }

@@ -56,6 +56,9 @@ pub(super) struct Set {
     pub(super) origin: Value,
     /// Whether nobody else is supposed to change the cell.
     pub(super) owned: bool,
+    /// Whether it takes something back, and so leaves alone what others have put there since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) is_back: bool,
     /// The job whose value this covers, in either direction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) was: Option<String>,
@@ -76,6 +79,7 @@ impl Plan {
                     let now = host.after(&plan);
                     let (from, to) = (now.value(&cell)?, now.owned(to)?);
                     let known = host.record(&cell);
+                    let is_back = matches!(claim, Claim::Was(..) | Claim::Back);
                     let was = match &claim {
                         Claim::Was(former) => match Standing::of(host, &cell, &former.job) {
                             Standing::Gone => continue,
@@ -89,7 +93,8 @@ impl Plan {
                         if claim == Claim::Back
                             && let Some(Record { origin, owned, .. }) = known
                         {
-                            plan.steps.push(Step::Set(Set { cell, from, to, origin, owned, was }));
+                            let set = Set { cell, from, to, origin, owned, is_back, was };
+                            plan.steps.push(Step::Set(set));
                         }
                         continue;
                     }
@@ -111,7 +116,11 @@ impl Plan {
                     let origin = former.or_else(|| Some(&known.as_ref()?.origin));
                     let origin = origin.unwrap_or(&from).clone();
                     plan.blobs.extend(known.into_iter().flat_map(|record| record.blobs));
-                    plan.steps.push(Step::Set(Set { cell, from, to, origin, owned, was }));
+                    if is_back {
+                        plan.leaves.extend(cell.kind().stays(&now, &from, &to));
+                    }
+                    let set = Set { cell, from, to, origin, owned, is_back, was };
+                    plan.steps.push(Step::Set(set));
                     stirred = true;
                 }
                 Wish::Then(refresh) => {
@@ -265,7 +274,7 @@ impl Step {
         match self {
             Self::Set(set) => {
                 let (from, to) = (set.to.clone(), set.from.clone());
-                Self::Set(Set { from, to, ..set.clone() })
+                Self::Set(Set { from, to, is_back: true, ..set.clone() })
             }
             Self::Refresh(_) => self.clone(),
         }

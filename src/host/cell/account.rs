@@ -9,9 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Blobs, Cell, CellKind, State, Value};
 use crate::error::{Error, Kind, Result};
-use crate::host::hands::Hands;
+use crate::host::hands::{Due, Hands};
 use crate::host::reach::Reach;
 use crate::host::view::View;
+
+mod home;
 
 pub(super) const USERS: &str = "/etc/passwd";
 const GROUPS: &str = "/etc/group";
@@ -56,13 +58,22 @@ impl CellKind for AccountOf<'_> {
         read(host, self.0, &fields, &host.groups()?).map(Value::Account)
     }
 
-    fn assign(&self, hands: &Hands, now: &Value, to: &Value, _: &Blobs) -> Result<()> {
-        match (now, to) {
-            (Value::Absent, Value::Account(to)) => self.add(hands, to),
-            (Value::Account(now), Value::Account(to)) => self.modify(hands, now, to),
-            (Value::Account(now), Value::Absent) => self.remove(hands, now),
-            _ => Err(self.cannot_hold(to)),
+    fn check(&self, host: &View, from: &Value, to: &Value) -> Result<()> {
+        match (from, to) {
+            (Value::Account(from), Value::Account(to)) if home::moves(from, to) => {
+                home::admit(host, self.0, from, to)
+            }
+            _ => Ok(()),
         }
+    }
+
+    /// For whoever does not know what a plan found: nothing of others is removed or made.
+    fn assign(&self, hands: &Hands, now: &Value, to: &Value, _: &Blobs) -> Result<()> {
+        self.bring(hands, now, now, to, true)
+    }
+
+    fn take(&self, hands: &Hands, Due { set, now }: &Due, _: &Blobs) -> Result<()> {
+        self.bring(hands, &set.from, now, &set.to, set.is_back)
     }
 
     fn reach(&self, _: &Value) -> Reach {
@@ -74,14 +85,26 @@ impl CellKind for AccountOf<'_> {
         false
     }
 
+    fn stays(&self, host: &View, from: &Value, to: &Value) -> Option<String> {
+        let Value::Account(from) = from else { return None };
+        let stays = match to {
+            Value::Account(to) => home::moves(from, to) && host.is_directory(&to.home),
+            _ => false,
+        };
+        (stays && home::is_owned(host, from)).then(|| {
+            let (name, home) = (self.0, &from.home);
+            format!("the home of {name} in {home}, where others may have put something")
+        })
+    }
+
     fn residue(&self, from: &Value, to: &Value) -> Option<String> {
         let name = self.0;
         match (from, to) {
-            (Value::Account(Account { home, has_home, .. }), Value::Absent) => Some(if *has_home {
-                format!("the files of {name} in {home}, its mail and its password's age are gone")
-            } else {
-                format!("the mail of {name} and its password's age are gone")
-            }),
+            (Value::Account(Account { home, has_home: true, .. }), Value::Absent) => Some(format!(
+                "its files in {home} and its mail, as far as they are removed with {name}, and \
+                 its password's age are gone"
+            )),
+            (Value::Account(_), Value::Absent) => Some(format!("the age of {name}'s password")),
             _ => None,
         }
     }
@@ -99,8 +122,31 @@ impl AccountOf<'_> {
         hands.run("useradd", &[&args.concat()[..], &["--", self.0]].concat(), &[])
     }
 
+    /// `found` is what the plan found, and `now` what there is.
+    fn bring(
+        &self,
+        hands: &Hands,
+        found: &Value,
+        now: &Value,
+        to: &Value,
+        is_back: bool,
+    ) -> Result<()> {
+        match (now, to) {
+            (Value::Absent, Value::Account(to)) => self.add(hands, to),
+            (Value::Account(now), Value::Account(to)) => match found {
+                Value::Account(found) if home::moves(found, to) => {
+                    self.relocate(hands, found, now, to, is_back)
+                }
+                Value::Account(_) => self.modify(hands, now, to, &[]),
+                _ => self.complete(hands, now, to),
+            },
+            (Value::Account(now), Value::Absent) => self.remove(hands, now),
+            _ => Err(self.cannot_hold(to)),
+        }
+    }
+
     /// Only what differs is said: the tool refuses some of it for whoever is logged in.
-    fn modify(&self, hands: &Hands, now: &Account, to: &Account) -> Result<()> {
+    fn modify(&self, hands: &Hands, now: &Account, to: &Account, more: &[&str]) -> Result<()> {
         let (uid, groups) = (to.uid.to_string(), to.groups.join(","));
         let mut args = Vec::new();
         for (is_other, option, value) in [
@@ -115,24 +161,62 @@ impl AccountOf<'_> {
                 args.extend([option, value.as_str()]);
             }
         }
-        if now.home != to.home && now.has_home && !hands.view.is_directory(&to.home) {
-            args.push("--move-home");
+        args.extend(more);
+        if args.is_empty() {
+            return Ok(());
         }
-        if !args.is_empty() {
-            hands.run("usermod", &[&args[..], &["--", self.0]].concat(), &[])?;
+        hands.run("usermod", &[&args[..], &["--", self.0]].concat(), &[])
+    }
+
+    /// Modifies an account whose home moves, wherever an earlier process was stopped. Where the
+    /// files cannot be moved back, the account is brought back without: its cell shows that.
+    fn relocate(
+        &self,
+        hands: &Hands,
+        found: &Account,
+        now: &Account,
+        to: &Account,
+        is_back: bool,
+    ) -> Result<()> {
+        let is_moved = !hands.view.is_directory(&found.home) && hands.view.is_directory(&to.home);
+        let admitted = if is_moved { Ok(()) } else { home::admit(&hands.view, self.0, found, to) };
+        match admitted {
+            Ok(()) if is_moved => self.modify(hands, now, to, &[]),
+            Ok(()) => {
+                let mut now = now.clone();
+                if now.home == to.home {
+                    // The table has it already, and then the tool does not move the files.
+                    hands.run("usermod", &["--home", &found.home, "--", self.0], &[])?;
+                    now.home.clone_from(&found.home);
+                }
+                self.modify(hands, &now, to, &["--move-home"])
+            }
+            Err(error) if is_back => {
+                tracing::warn!(%error, "the home of {} is not moved back", self.0);
+                self.modify(hands, now, to, &[])
+            }
+            Err(error) => Err(error),
         }
+    }
+
+    /// Goes on with an account that is being made. It is there before its home, from which a
+    /// crash may have cut it off.
+    fn complete(&self, hands: &Hands, now: &Account, to: &Account) -> Result<()> {
+        self.modify(hands, now, to, &[])?;
         if to.has_home && !hands.view.is_directory(&to.home) {
-            // The account was there before its home, which a crash has cut off.
             hands.run("mkhomedir_helper", &[self.0, "0077"], &[])?;
         }
         Ok(())
     }
 
+    /// Removes the account, and its home if that is its own.
     fn remove(&self, hands: &Hands, now: &Account) -> Result<()> {
-        let home: &[&str] = if now.has_home { &["--remove"] } else { &[] };
+        let view = &hands.view;
+        let goes = now.has_home && home::own(view, self.0, now).is_ok();
+        let home: &[&str] = if goes { &["--remove"] } else { &[] };
         let removed = hands.run("userdel", &[home, &["--", self.0]].concat(), &[]);
         // It leaves a home alone that belongs to somebody else, and calls that a failure.
-        if removed.is_err() && hands.view.entry(USERS, 0, self.0)?.is_none() {
+        if removed.is_err() && view.entry(USERS, 0, self.0)?.is_none() {
             return Ok(());
         }
         removed

@@ -228,6 +228,8 @@ impl Executor {
             let now = view.value(&set.cell).ok();
             now.as_ref() != Some(&set.to) && (!pass.rebooted || set.cell.kind().is_persistent())
         };
+        let stays = |set: &Set| set.cell.kind().stays(&view, &set.from, &set.to);
+        left.extend(inverse.sets().filter_map(stays));
         let mut off: Vec<_> = inverse.sets().filter(is_off).map(|set| set.cell.clone()).collect();
         off.dedup();
         (off, left)

@@ -1,6 +1,7 @@
 """Accounts and passwords, for real: useradd, usermod, userdel and chpasswd of the distribution."""
 
 import base64
+import os
 import re
 import secrets
 import time
@@ -103,6 +104,12 @@ check(status == 0 and may_log_in("ada", second), "unlocked it opens again", answ
 Path("/home/ada/letter").write_text("dear")
 cycle("user", "update", "ada", "--home", "/srv/ada", "--shell", "/bin/sh", "--groups", "users",
       observe=lambda: [seen("ada")(), Path("/srv/ada/letter").exists()])
+before = [os.lstat("/bin").st_mode, os.stat("/bin").st_uid, lines("/etc/passwd", "bin", "sync")]
+for name in ("bin", "sync", "sys", "root"):
+    status, answer = osapi("user", "update", name, "--home", "/srv/moved")
+    check(status == 15 and "not moved" in str(answer), f"the home of {name} stays where it is", (status, answer))
+check(before == [os.lstat("/bin").st_mode, os.stat("/bin").st_uid, lines("/etc/passwd", "bin", "sync")],
+      "nothing of the system was touched")
 status, answer = http("PUT", "/node/_any/user/ada", {"groups": []})
 check(status == 200 and out("id", "-Gn", "ada") == "ada", "no groups are none", answer)
 for words, text in [
