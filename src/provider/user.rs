@@ -296,8 +296,7 @@ fn update(host: &View, params: &Update) -> Result<Want> {
     if let Some(groups) = groups {
         wanted.groups = joined(host, groups, &now.group)?;
     }
-    let is_to_be_locked = *lock == Some(true) && host.is_locked(name) != Some(true);
-    guard(host, name, &now, (!is_to_be_locked).then_some(&wanted))?;
+    guard(host, name, &now, Some(&wanted), *lock == Some(true))?;
     let mut want = Want::new().set(account(name, wanted));
     if let Some(locked) = *lock {
         match host.password_locked(name, locked)? {
@@ -319,7 +318,7 @@ fn delete(host: &View, params: &ByName) -> Result<Want> {
     let Some(now) = host.account(name)? else {
         return if host.has_touched(&cell) { Ok(Want::new()) } else { Err(unknown(name)) };
     };
-    guard(host, name, &now, None)?;
+    guard(host, name, &now, None, false)?;
     // First, so that an undo has it.
     Ok(Want::new().set(no_password(name)).set(no_account(name)))
 }
@@ -459,32 +458,45 @@ fn program(host: &View, Place(path): &Place) -> Result<String> {
 }
 
 /// Refuses to lock anybody out whom the host or OSAPI cannot do without, unless it is forced.
-/// `wanted` is what becomes of an account that stays and is not locked.
-fn guard(host: &View, name: &str, now: &Account, wanted: Option<&Account>) -> Result<()> {
+/// `wanted` is what becomes of an account that stays.
+fn guard(
+    host: &View,
+    name: &str,
+    now: &Account,
+    wanted: Option<&Account>,
+    lock: bool,
+) -> Result<()> {
     let refused = |why: &str| host.guard(format!("{name} {why} and is neither removed nor locked"));
-    let logs_in = wanted.is_some_and(may_log_in);
+    let has_password = |name: &str| host.is_locked(name) != Some(true);
+    let is_to_be_locked = lock && has_password(name);
+    let logs_in = wanted.is_some_and(may_log_in) && !is_to_be_locked;
     if !logs_in && may_log_in(now) && now.uid == 0 {
         return refused("is root");
     }
-    if wanted.is_none() && (name == CONTROLLER || now.uid == rustix::process::geteuid().as_raw()) {
+    let stays = wanted.is_some() && !is_to_be_locked;
+    if !stays && (name == CONTROLLER || now.uid == rustix::process::geteuid().as_raw()) {
         return refused("is an account of OSAPI itself");
     }
-    let remains = wanted.is_some_and(|wanted| is_administrator(host, name, wanted));
-    if remains || !is_administrator(host, name, now) {
+    if !is_administrator(now) {
         return Ok(());
     }
-    let mut accounts = host.accounts()?.into_iter();
-    if accounts.any(|(other, account)| other != name && is_administrator(host, &other, &account)) {
+    let remains = wanted.is_some_and(is_administrator);
+    if remains && !is_to_be_locked {
         return Ok(());
     }
-    refused("is the last administrator of this host")
+    let accounts = host.accounts()?;
+    let mut others = accounts.iter().filter(|(other, it)| other != name && is_administrator(it));
+    // Most log in with a key, and their passwords are locked. Only where a password is taken away
+    // does it matter who else has one.
+    let is_another_left = others.any(|(other, _)| !remains || has_password(other));
+    if is_another_left { Ok(()) } else { refused("is the last administrator of this host") }
 }
 
 /// Whether somebody can log in to it and become root; root itself does not count.
-fn is_administrator(host: &View, name: &str, account: &Account) -> bool {
+fn is_administrator(account: &Account) -> bool {
     let groups = account.groups.iter().chain([&account.group]);
     let is_member = groups.into_iter().any(|group| ADMINISTRATORS.contains(&group.as_str()));
-    account.uid != 0 && is_member && may_log_in(account) && host.is_locked(name) != Some(true)
+    account.uid != 0 && is_member && may_log_in(account)
 }
 
 fn may_log_in(account: &Account) -> bool {

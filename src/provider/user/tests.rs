@@ -156,20 +156,44 @@ fn whom_the_host_cannot_do_without_is_protected() {
     for (verb, params) in [
         ("delete", json!({ "name": "root" })),
         ("delete", json!({ "name": "osapi" })),
-        ("delete", json!({ "name": "bob" })),
         ("update", json!({ "name": "bob", "lock": true })),
-        ("update", json!({ "name": "bob", "groups": ["docker"] })),
-        ("update", json!({ "name": "bob", "shell": "/usr/sbin/nologin" })),
         ("update", json!({ "name": "root", "shell": "/usr/sbin/nologin" })),
     ] {
         assert_eq!(wanted(&fake, verb, &params), Err(Kind::Protected), "{verb} {params}");
     }
-    assert!(wanted(&fake, "delete", &json!({ "name": "eve" })).is_ok(), "she was locked already");
-    // With another who can log in, one may go.
+    // With another who has a password, one may lose it.
     let shadow = fake.text("/etc/shadow").unwrap().replace("eve:!", "eve:");
     fake.put("/etc/shadow", &shadow);
-    assert!(wanted(&fake, "delete", &json!({ "name": "bob" })).is_ok());
     assert!(wanted(&fake, "update", &json!({ "name": "bob", "lock": true })).is_ok());
+}
+
+/// On most hosts of a cloud nobody has a password.
+#[test]
+fn the_last_administrator_is_protected_whether_the_password_is_locked_or_not() {
+    let ways = |name: &str| {
+        [
+            ("delete", json!({ "name": name })),
+            ("update", json!({ "name": name, "groups": ["docker"] })),
+            ("update", json!({ "name": name, "shell": "/usr/sbin/nologin" })),
+        ]
+    };
+    let fake = host();
+    // There are two who may log in with their keys.
+    for (verb, params) in ways("bob").iter().chain(&ways("eve")) {
+        assert!(wanted(&fake, verb, params).is_ok(), "{verb} {params}");
+    }
+    let group = fake.text("/etc/group").unwrap();
+    for (name, members) in [("bob", "bob"), ("eve", "eve")] {
+        fake.put(
+            "/etc/group",
+            &group.replace("sudo:x:27:bob,eve", &format!("sudo:x:27:{members}")),
+        );
+        for (verb, params) in ways(name) {
+            assert_eq!(wanted(&fake, verb, &params), Err(Kind::Protected), "{verb} {params}");
+        }
+    }
+    let lock = json!({ "name": "eve", "lock": true });
+    assert!(wanted(&fake, "update", &lock).is_ok(), "she was locked already");
 }
 
 #[test]

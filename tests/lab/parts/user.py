@@ -139,6 +139,10 @@ for words, text in [
 ]:
     status, answer = osapi("user", *words)
     check(status == 15 and "force" in str(answer), text, (status, answer))
+sh("passwd", "--lock", "ada")
+status, answer = osapi("user", "delete", "ada")
+check(status == 15 and "force" in str(answer), "with a locked password it is the last one all the same", (status, answer))
+sh("passwd", "--unlock", "ada")
 status, answer = osapi("user", "delete", "ada", "--force", "--dry-run")
 check(status == 0 and any("/home/ada" in left for left in result(answer).get("residue", [])),
       "what an undo could not bring back is told before", answer)
