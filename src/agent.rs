@@ -6,7 +6,7 @@
 //!
 //! Each class of work has connections and threads of its own: changes happen one after the other,
 //! and so do verdicts on changes, which must not wait for anything else; acts and what only looks
-//! have a few workers each. A worker that is free asks for work itself, so
+//! have a few workers each; what has no end has a thread for as long as it goes on. A worker that is free asks for work itself, so
 //! a task goes from the socket to the thread that does it and on to the socket without being
 //! passed on; and where all are busy nothing more of that class is asked for, which leaves the
 //! rest where it can still be called off.
@@ -28,6 +28,7 @@ use crate::seal::OwnKey;
 
 mod carry;
 mod fetch;
+mod follow;
 mod heads;
 mod lane;
 mod link;
@@ -143,6 +144,8 @@ impl<L: Link + 'static> Agent<L> {
             let acts = acts.clone();
             shared.spawn("acts", move |agent| acts.work(&agent))?;
         }
+        let (link, pulse) = ((shared.links)(), shared.pulses.of("follows", 1));
+        shared.spawn("follows", move |agent| follow::work(&agent, link, &pulse))?;
         shared.spawn("reports", |agent| agent.lasting.send_always(&agent))?;
         shared.spawn("presence", |agent| presence::tell(&agent))?;
         shared.spawn("news", |agent| news::tell(&agent))?;

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
@@ -22,6 +21,7 @@ use uuid::Uuid;
 
 use self::answer::{Answer, Failure};
 use self::auth::{Gate, Peer, Source};
+use self::body::Body;
 use self::listen::Slots;
 use self::metrics::Metrics;
 use self::request::{Gathered, Given, Prefer};
@@ -36,6 +36,7 @@ use crate::permission::{Caller, Permission};
 
 pub mod answer;
 pub mod auth;
+mod body;
 pub mod json;
 mod listen;
 pub mod metrics;
@@ -43,6 +44,7 @@ pub mod openapi;
 mod pages;
 pub mod problem;
 pub mod request;
+mod stream;
 mod upload;
 mod wire;
 
@@ -152,7 +154,7 @@ impl Api {
         request: Request<Incoming>,
         peer: Peer,
         head: Head,
-    ) -> Response<Full<Bytes>> {
+    ) -> Response<Body> {
         let id = request::request_id(request.headers()).unwrap_or(&exchange.trail.id).to_owned();
         let (parts, body) = request.into_parts();
         let mut body = Some(body);
@@ -247,6 +249,9 @@ impl Api {
         } else {
             request::no_body(body).await?;
         }
+        if row.is_endless() {
+            stream::take_place(&mut gathered, &parts.headers);
+        }
         let given = gathered.finish()?;
         match row.run {
             Run::Agent(_) => self.ask_hosts(exchange, row, given, &parts.headers).await,
@@ -288,6 +293,9 @@ impl Api {
         };
         let (caller, trail) = (exchange.caller.clone(), exchange.trail.clone());
         let submit = Submit { row, target, params, options, caller, trail, key };
+        if row.is_endless() {
+            return self.listen(submit).await;
+        }
         let Submitted { job, replayed } = self.submit(submit, is_recorded).await?;
         exchange.is_noted = is_recorded && !replayed;
         let dress = |answer: Answer| {
@@ -506,10 +514,10 @@ fn log(failure: &Failure, exchange: &Exchange) {
     }
 }
 
-fn dress(answer: Answer, id: &str) -> Response<Full<Bytes>> {
+fn dress(answer: Answer, id: &str) -> Response<Body> {
     let status = answer.status();
     let Answer { content_type, headers, body, .. } = answer;
-    let mut response = Response::new(Full::new(body));
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     let headers = response.headers_mut();

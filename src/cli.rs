@@ -19,6 +19,7 @@ mod command;
 mod connect;
 mod doctor;
 mod files;
+mod follow;
 mod job;
 mod output;
 mod overview;

@@ -24,6 +24,7 @@ use self::hosts::Hosts;
 use self::ids::Ids;
 use self::index::Index;
 use self::lanes::Lanes;
+use self::listen::Listeners;
 use self::notes::Notes;
 use self::retention::Time;
 use crate::clock::Clock;
@@ -44,6 +45,7 @@ mod ids;
 mod index;
 pub mod job;
 mod lanes;
+mod listen;
 mod notes;
 mod once;
 mod retention;
@@ -58,6 +60,7 @@ mod wait;
 
 pub use desk::AgentDesk;
 pub use figures::Figures;
+pub use listen::Heard;
 pub use notes::Trail;
 pub use status::Status;
 pub use submit::{Key, Submit, Submitted, Target};
@@ -147,6 +150,7 @@ pub struct Controller {
     index: Mutex<Index>,
     notes: Mutex<Notes>,
     counted: Mutex<Counted>,
+    listeners: Mutex<Listeners>,
     /// The index has become complete.
     indexed: Notify,
     /// Jobs that are on their way to be parked.
@@ -176,6 +180,7 @@ impl Controller {
             index: Mutex::default(),
             notes: Mutex::default(),
             counted: Mutex::default(),
+            listeners: Mutex::default(),
             indexed: Notify::new(),
             parking: Mutex::default(),
             time: Mutex::default(),

@@ -39,7 +39,8 @@ pub enum Ask {
     Next(Next),
     /// These are done. Answered once that is durable; only the first report of a task counts.
     Finish(Vec<Report>),
-    /// What running jobs say meanwhile. Not stored, and dropped when nobody listens.
+    /// What running jobs say meanwhile: how far they are, or, where they have no end, the next
+    /// [pieces](crate::op::Piece). Not stored, and dropped when nobody listens.
     Tell(Vec<Tell>),
     /// The part of an object that begins at `offset`; empty at its end.
     Fetch { object: String, offset: u64 },
@@ -94,6 +95,8 @@ pub enum Answer {
         heads: Vec<Head>,
     },
     Done,
+    /// To a [`Ask::Tell`]: nobody listens to that any more.
+    Unheard,
     /// In base64.
     Part(String),
 }
@@ -111,14 +114,20 @@ pub enum Class {
     Act,
     /// What confirms or reverts a change that waits for this, within its deadline.
     Verdict,
+    /// What has no end, and goes on for as long as somebody listens.
+    Follow,
 }
 
+/// How much of [`Class::Follow`] a host carries on at once.
+pub const MOST_FOLLOWED: usize = 8;
+
 impl Class {
-    pub const ALL: [Self; 4] = [Self::Look, Self::Change, Self::Act, Self::Verdict];
+    pub const ALL: [Self; 5] = [Self::Look, Self::Change, Self::Act, Self::Verdict, Self::Follow];
 
     /// That of a task.
     pub fn of(op: &Op<Agent>, options: &Options) -> Self {
         match op.run.access() {
+            Access::Read if op.run.endless().is_some() => Self::Follow,
             Access::Read => Self::Look,
             Access::Write if options.dry_run => Self::Look,
             Access::Write => Self::Change,

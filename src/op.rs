@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Problem, Result};
-use crate::host::{Act, Done, View, Want};
+use crate::host::{Act, Done, Lines, View, Want};
 use crate::permission::Permission;
 use crate::types::refuse_facts;
 
@@ -178,6 +178,27 @@ pub trait AgentOp: Shape {
     fn show(&self, host: &View, params: &Value) -> Result<Value>;
     /// What there is to tell of an act.
     fn tell(&self, params: &Value, done: Done) -> Result<Value>;
+    /// How it is told where it has no end.
+    fn endless(&self) -> Option<&dyn Endless> {
+        None
+    }
+}
+
+/// A part of what has no end.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Piece {
+    /// Names its place, from which one can go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    pub value: Value,
+}
+
+/// What has no end is told piece by piece, for as long as somebody listens.
+pub trait Endless: Send + Sync {
+    /// What prints it, line by line.
+    fn open(&self, host: &View, params: &Value) -> Result<Lines>;
+    /// What a line says, if anything.
+    fn piece(&self, line: &[u8]) -> Result<Option<Piece>>;
 }
 
 pub enum Intent {
@@ -188,6 +209,13 @@ pub enum Intent {
 
 /// Tells how things are.
 pub struct Read<P, O>(pub fn(&View, &P) -> Result<O>);
+
+/// Tells what comes, for as long as somebody listens: what prints it, and what a line of that says,
+/// with what names its place. The parameters take such a place as `after`, to go on behind it.
+pub struct Follow<P, O>(
+    pub fn(&View, &P) -> Result<Lines>,
+    pub fn(&[u8]) -> Option<(Option<String>, O)>,
+);
 
 /// Says how things should be, and tells how they are then.
 pub struct Write<P, O>(pub fn(&View, &P) -> Result<Want>, pub fn(&View, &P) -> Result<O>);
@@ -256,6 +284,39 @@ impl<P: Params, O: Output> AgentOp for Read<P, O> {
 
     fn tell(&self, _: &Value, _: Done) -> Result<Value> {
         Ok(Value::Null)
+    }
+}
+
+impl<P: Params, O: Output> AgentOp for Follow<P, O> {
+    fn access(&self) -> Access {
+        Access::Read
+    }
+
+    fn intend(&self, _: &View, _: &Value) -> Result<Intent> {
+        Ok(Intent::Look)
+    }
+
+    fn show(&self, _: &View, _: &Value) -> Result<Value> {
+        Err(Error::new(Kind::Unsupported, "it has no end, and so is told piece by piece only"))
+    }
+
+    fn tell(&self, _: &Value, _: Done) -> Result<Value> {
+        Ok(Value::Null)
+    }
+
+    fn endless(&self) -> Option<&dyn Endless> {
+        Some(self)
+    }
+}
+
+impl<P: Params, O: Output> Endless for Follow<P, O> {
+    fn open(&self, host: &View, params: &Value) -> Result<Lines> {
+        (self.0)(host, &take(params)?)
+    }
+
+    fn piece(&self, line: &[u8]) -> Result<Option<Piece>> {
+        let said = (self.1)(line);
+        said.map(|(id, value)| Ok(Piece { id, value: encode(value)? })).transpose()
     }
 }
 
@@ -346,6 +407,20 @@ impl<P: Params, O: Output> Shape for Attempt<P, O> {
 }
 
 impl<P: Params, O: Output> Shape for Read<P, O> {
+    fn params(&self, generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<P>()
+    }
+
+    fn output(&self, generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<O>()
+    }
+
+    fn check(&self, params: &Value) -> Result<()> {
+        take::<P>(params).map(drop)
+    }
+}
+
+impl<P: Params, O: Output> Shape for Follow<P, O> {
     fn params(&self, generator: &mut SchemaGenerator) -> Schema {
         generator.subschema_for::<P>()
     }

@@ -80,6 +80,11 @@ impl Row {
         }
     }
 
+    /// Whether its answer has no end.
+    pub fn is_endless(&self) -> bool {
+        matches!(self.run, Run::Agent(op) if op.endless().is_some())
+    }
+
     /// The full route, as in `/api/node/{hostname}/os`.
     pub fn route(&self) -> String {
         format!("/api{}", self.path)

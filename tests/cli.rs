@@ -204,8 +204,15 @@ fn the_short_form_says_what_the_long_form_says() {
 }
 
 /// Commands that only this product has.
-const ADDED: &[&str] =
-    &["audit chain", "job cancel", "job confirm", "job revert", "job undo", "node drift get"];
+const ADDED: &[&str] = &[
+    "audit chain",
+    "job cancel",
+    "job confirm",
+    "job revert",
+    "job undo",
+    "node drift get",
+    "node log follow",
+];
 
 #[test]
 fn every_operation_has_its_published_words_and_flags() {

@@ -6,6 +6,8 @@
     reason = "starts processes and looks at files"
 )]
 
+#[path = "end_to_end/follow.rs"]
+mod follow;
 #[path = "support/http.rs"]
 mod http;
 #[path = "end_to_end/network.rs"]

@@ -134,7 +134,7 @@ pub(super) fn only_looks(task: &Task) -> bool {
 }
 
 /// Whether this agent can do such a task at all: whoever hands it out is not trusted further.
-fn admit<L>(agent: &Shared<L>, task: &Task) -> Result<&'static Op<Agent>> {
+pub(super) fn admit<L>(agent: &Shared<L>, task: &Task) -> Result<&'static Op<Agent>> {
     let own = &agent.setup.machine_id;
     if task.host != *own {
         let message = format!("the task is for {}, and this is {own}", task.host);
@@ -147,7 +147,7 @@ fn admit<L>(agent: &Shared<L>, task: &Task) -> Result<&'static Op<Agent>> {
 
 /// Whether it may be begun. That is over once it was, whatever is allowed by now: then only the
 /// journal can tell the truth about it.
-fn check<L>(agent: &Shared<L>, op: &Op<Agent>, task: &Task) -> Result<()> {
+pub(super) fn check<L>(agent: &Shared<L>, op: &Op<Agent>, task: &Task) -> Result<()> {
     agent.setup.policy.check(op)?;
     op.run.check(&task.params)
 }

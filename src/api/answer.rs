@@ -1,10 +1,13 @@
 //! What became of a request, as clients read it.
 
 use bytes::Bytes;
+use futures_util::Stream;
+use futures_util::StreamExt;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Map, Value};
 
+use super::body::Body;
 use super::problem::{self, Document};
 use crate::controller::{HostResult, Results};
 use crate::error::{Error, ErrorBody, Kind, Result};
@@ -18,7 +21,7 @@ pub struct Answer {
     pub status: u16,
     pub content_type: &'static str,
     pub headers: HeaderMap,
-    pub body: Bytes,
+    pub body: Body,
 }
 
 /// An error with the job that it is about.
@@ -50,7 +53,16 @@ impl Answer {
     }
 
     pub fn bytes(status: u16, content_type: &'static str, body: impl Into<Bytes>) -> Self {
-        Self { status, content_type, headers: HeaderMap::new(), body: body.into() }
+        Self { status, content_type, headers: HeaderMap::new(), body: Body::whole(body.into()) }
+    }
+
+    /// An answer that is written as it comes.
+    pub fn parts(
+        content_type: &'static str,
+        parts: impl Stream<Item = Bytes> + Send + 'static,
+    ) -> Self {
+        let body = Body::Parts(parts.boxed());
+        Self { status: 200, content_type, headers: HeaderMap::new(), body }
     }
 
     pub fn empty(status: u16) -> Self {

@@ -152,7 +152,8 @@ fn snapshot(figures: &Figures) -> prometheus::Result<Registry> {
     let lanes =
         gauges("osapi_lane_jobs", "What a host has still to do, by class.", &["host", "class"])?;
     for (host, lengths) in &figures.lanes {
-        for (class, length) in ["read", "write", "execute", "verdict"].into_iter().zip(lengths) {
+        let classes = ["read", "write", "execute", "verdict", "follow"];
+        for (class, length) in classes.into_iter().zip(lengths) {
             lanes.with_label_values(&[host.as_str(), class]).set(clamp(*length as u64));
         }
     }

@@ -99,7 +99,13 @@ fn parameters(row: &Row) -> Vec<Value> {
     }
     parameters.extend(known.options.iter().map(|option| parameter(option, "query")));
     let is_on_hosts = matches!(row.run, Run::Agent(_));
-    if is_on_hosts {
+    if row.is_endless() {
+        parameters.push(header(
+            "Last-Event-ID",
+            "The id of the last event that was seen, to go on behind it; counts before `after`.",
+            &json!({ "type": "string" }),
+        ));
+    } else if is_on_hosts {
         parameters.push(header(
             "Prefer",
             "RFC 7240: `respond-async` answers 202 at once, `wait=SECONDS` at most that late. \
@@ -166,12 +172,13 @@ fn responses(row: &Row, problem: &Value) -> Value {
     let done = if is_either { "Done, or accepted where asked not to wait" } else { "Done" };
     let mut success = match row.status {
         204 => json!({ "description": done }),
+        _ if row.is_endless() => events(row),
         _ => json!({
             "description": done,
             "content": { "application/json": { "schema": success(row) } },
         }),
     };
-    if is_on_hosts {
+    if is_on_hosts && !row.is_endless() {
         let later = json!({
             "description": "Accepted; the job goes on. Rows are those of hosts that are done.",
             "headers": location(),
@@ -201,6 +208,19 @@ fn responses(row: &Row, problem: &Value) -> Value {
     }
     responses.sort_keys();
     responses.into()
+}
+
+/// An answer that has no end.
+fn events(row: &Row) -> Value {
+    let about = "Server-sent events. Each has the data that x-event describes, and as its id the \
+                 place from which Last-Event-ID goes on. An event `end`, with the kind and the \
+                 message of what ended it, is the last one; a comment comes where there is nothing \
+                 to tell for 15 s.";
+    json!({
+        "description": about,
+        "content": { "text/event-stream": { "schema": { "type": "string" } } },
+        "x-event": success(row),
+    })
 }
 
 fn location() -> Value {
@@ -237,6 +257,7 @@ pub fn success(row: &Row) -> Value {
     let output = schema::output(row);
     match row.run {
         Run::Controller(_) => output,
+        Run::Agent(_) if row.is_endless() => output,
         Run::Agent(_) => json!({
             "type": "object",
             "properties": {

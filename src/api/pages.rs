@@ -1,15 +1,14 @@
 //! What a browser is told of an answer to a page that may ask: that the page may see it.
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::Response;
 use hyper::header::{self, HeaderName, HeaderValue};
 
 use super::answer::Answer;
+use super::body::Body;
 
 /// What a page may send, and what it may see of an answer.
-const SENT: &str = "authorization, content-type, idempotency-key, prefer, traceparent, tracestate, \
-                    x-request-id";
+const SENT: &str = "authorization, content-type, idempotency-key, last-event-id, prefer, traceparent, \
+                    tracestate, x-request-id";
 const SEEN: &str = "idempotency-replayed, location, preference-applied, retry-after, \
                     www-authenticate, x-request-id";
 /// How long a browser need not ask again, in seconds.
@@ -24,7 +23,7 @@ pub(super) fn preflight() -> Answer {
 }
 
 /// Lets a page that comes from `origin` see the answer.
-pub(super) fn open(response: &mut Response<Full<Bytes>>, origin: &HeaderValue) {
+pub(super) fn open(response: &mut Response<Body>, origin: &HeaderValue) {
     let headers = response.headers_mut();
     let seen: [(HeaderName, HeaderValue); 3] = [
         (header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone()),

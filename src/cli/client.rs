@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
-use hyper::body::Frame;
+use hyper::body::{Frame, Incoming};
 use hyper::header::{AUTHORIZATION, HeaderValue, LOCATION};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -57,6 +57,34 @@ pub(super) struct Reply {
     /// say nowhere to look.
     pub(super) is_pending: bool,
     pub(super) bytes: Bytes,
+}
+
+/// An answer that has begun.
+pub(super) struct Opened {
+    pub(super) status: StatusCode,
+    is_pending: bool,
+    pub(super) body: Incoming,
+    _hold: Hold,
+}
+
+/// A connection, which ends when this is dropped.
+struct Hold(tokio::task::AbortHandle);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Opened {
+    /// The whole of an answer that has an end.
+    pub(super) async fn whole(self) -> Result<Reply> {
+        let Self { status, is_pending, body, _hold } = self;
+        let body = Limited::new(body, MAX_REPLY).collect().await.map_err(|error| {
+            Error::new(Kind::Unavailable, "the controller's answer broke off").because(error)
+        })?;
+        Ok(Reply { status, is_pending, bytes: body.to_bytes() })
+    }
 }
 
 impl Reply {
@@ -114,33 +142,34 @@ impl Client {
     }
 
     pub(super) async fn send(&self, letter: Letter) -> Result<Reply> {
-        let Connection { line, host, token } = self.places.connect().await?;
         let begun = Instant::now();
         let what = format!("{} {}", letter.method, letter.uri);
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(line)).await.map_err(broken)?;
-        let connection = tokio::spawn(connection);
-        let mut request = letter.request(&host).await?;
-        if let Some(token) = token {
-            request.headers_mut().insert(AUTHORIZATION, bearer(&token)?);
-        }
-        let answer = async {
-            let response = sender.send_request(request).await.map_err(broken)?;
-            let (parts, body) = response.into_parts();
-            let body = Limited::new(body, MAX_REPLY).collect().await.map_err(|error| {
-                Error::new(Kind::Unavailable, "the controller's answer broke off").because(error)
-            })?;
-            let status = parts.status;
-            let is_pending = status == StatusCode::ACCEPTED && parts.headers.contains_key(LOCATION);
-            Ok(Reply { status, is_pending, bytes: body.to_bytes() })
+        let reply = match self.open(letter).await {
+            Ok(opened) => opened.whole().await,
+            Err(error) => Err(error),
         };
-        let reply: Result<Reply> = answer.await;
-        connection.abort();
         if self.is_verbose {
             let status = reply.as_ref().map_or_else(Error::to_string, |r| r.status.to_string());
             super::say(&format!("{what}: {status} in {} ms", begun.elapsed().as_millis()));
         }
         reply
+    }
+
+    /// Asks, and returns once the answer begins.
+    pub(super) async fn open(&self, letter: Letter) -> Result<Opened> {
+        let Connection { line, host, token } = self.places.connect().await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(line)).await.map_err(broken)?;
+        let hold = Hold(tokio::spawn(connection).abort_handle());
+        let mut request = letter.request(&host).await?;
+        if let Some(token) = token {
+            request.headers_mut().insert(AUTHORIZATION, bearer(&token)?);
+        }
+        let response = sender.send_request(request).await.map_err(broken)?;
+        let (parts, body) = response.into_parts();
+        let status = parts.status;
+        let is_pending = status == StatusCode::ACCEPTED && parts.headers.contains_key(LOCATION);
+        Ok(Opened { status, is_pending, body, _hold: hold })
     }
 }
 

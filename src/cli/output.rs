@@ -83,6 +83,13 @@ fn entries<'a>(row: &Row, reply: &'a Value) -> Option<&'a Vec<Value>> {
     lists.next().filter(|_| lists.next().is_none())
 }
 
+/// One entry of what has no end, as a line.
+pub(super) fn line(row: &Row, entry: &Value) -> String {
+    let cells = row.columns.iter().map(|(_, pointer)| entry.pointer(pointer).map(plain));
+    let cells: Vec<_> = cells.map(Option::unwrap_or_default).collect();
+    format!("  {}\n", cells.join("  "))
+}
+
 fn jobs(row: &Row, reply: &Value, page: Page) -> String {
     let items = reply["items"].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut text =

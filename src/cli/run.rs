@@ -16,7 +16,9 @@ use super::client::{Client, Content, Letter, Problem, Reply};
 use super::connect::Places;
 use super::text::{self, flat};
 use super::wait::Wait;
-use super::{Globals, Reach, Survey, Task, audit, doctor, files, output, overview, say, terminal};
+use super::{
+    Globals, Reach, Survey, Task, audit, doctor, files, follow, output, overview, say, terminal,
+};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 
@@ -66,6 +68,7 @@ async fn carry_out(
             match call.row.id {
                 "audit.export" => audit::export(&session, &call).await,
                 "file.upload" => session.upload(&call).await,
+                _ if call.row.is_endless() => follow::follow(&session, call).await,
                 _ => session.call(&call).await,
             }
         }

@@ -38,7 +38,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 const TELL_WITHIN: Duration = Duration::from_secs(1);
 
 /// What shells say of a command that Ctrl-C has ended, and of one that was told to end.
-const DETACHED: u8 = 130;
+pub(super) const DETACHED: u8 = 130;
 const ENDED: u8 = 143;
 
 pub(super) struct Wait<'a> {

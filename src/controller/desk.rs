@@ -1,5 +1,6 @@
 //! Answering one agent connection: what to do next, what is done, what it needs.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,18 +35,23 @@ pub struct AgentDesk {
     pid: i32,
     host: Option<String>,
     heads: Option<(Instant, Vec<Head>)>,
+    /// What it has told of that has no end.
+    told: HashSet<Uuid>,
 }
 
 impl Controller {
     /// Answers one connection of the agent that runs as `uid` in process `pid`.
     pub fn agent(self: &Arc<Self>, uid: u32, pid: i32) -> AgentDesk {
         tracing::debug!(uid, pid, "an agent has connected");
-        AgentDesk { controller: self.clone(), pid, host: None, heads: None }
+        AgentDesk { controller: self.clone(), pid, host: None, heads: None, told: HashSet::new() }
     }
 }
 
 impl Drop for AgentDesk {
     fn drop(&mut self) {
+        for job in &self.told {
+            self.controller.lose(*job);
+        }
         if let Some(host) = &self.host {
             let uptime = self.controller.clock.uptime();
             self.controller.hosts().disconnected(host, self.pid, uptime);
@@ -79,8 +85,17 @@ impl Desk for AgentDesk {
             }
             Ask::Tell(told) => {
                 let host = self.who()?;
-                self.controller.tell(&host, told);
-                Ok(Answer::Done)
+                let mut is_heard = true;
+                for Tell { job, data } in told {
+                    let Ok(id) = Uuid::parse_str(&job) else { continue };
+                    if self.controller.listened(&host, id) {
+                        self.told.insert(id);
+                        is_heard &= self.controller.pass_on(id, data).await;
+                    } else {
+                        is_heard &= self.controller.tell(&host, id, data);
+                    }
+                }
+                Ok(if is_heard { Answer::Done } else { Answer::Unheard })
             }
             Ask::Fetch { object, offset } => {
                 let host = self.who()?;
@@ -382,22 +397,19 @@ impl Controller {
         Ok((report, value))
     }
 
-    /// Keeps what a running job said last for whoever asks meanwhile.
-    fn tell(&self, host: &str, told: Vec<Tell>) {
-        for Tell { job, data } in told {
-            let Some(id) = Uuid::parse_str(&job).ok() else { continue };
-            let lanes = self.lanes();
-            if let Some(open) = lanes.get(id).filter(|_| lanes.is_missing(id, host)) {
-                let Ok(Progress { message, percent }) = serde_json::from_value(data) else {
-                    continue;
-                };
-                // Whoever tells is not trusted to be brief.
-                let progress = Progress::new(&message, percent);
-                open.so_far.send_modify(|so_far| {
-                    so_far.told.insert(host.to_owned(), progress);
-                });
-            }
+    /// Keeps what a running job said last for whoever asks meanwhile. False where nobody can.
+    fn tell(&self, host: &str, id: Uuid, data: serde_json::Value) -> bool {
+        let lanes = self.lanes();
+        let open = lanes.get(id).filter(|_| lanes.is_missing(id, host));
+        let Some(open) = open.filter(|open| open.class != Class::Follow) else { return false };
+        if let Ok(Progress { message, percent }) = serde_json::from_value(data) {
+            // Whoever tells is not trusted to be brief.
+            let progress = Progress::new(&message, percent);
+            open.so_far.send_modify(|so_far| {
+                so_far.told.insert(host.to_owned(), progress);
+            });
         }
+        true
     }
 
     /// A part of an object, by digest, or by name as it was when a job of `host` was made.

@@ -159,7 +159,7 @@ impl Controller {
         }
         self.count_submitted(row.id);
         if !is_stored {
-            return Ok((self.take_in(record, class), 0));
+            return Ok((self.take_in(record, class, &caller)?, 0));
         }
         let made = Made { record, class, caller, trail, key, beside };
         match self.accept(&made).await {
@@ -171,14 +171,18 @@ impl Controller {
     }
 
     /// Keeps what only looks in memory, where its host finds it at once.
-    fn take_in(&self, mut record: Record, class: Class) -> Submitted {
+    fn take_in(&self, mut record: Record, class: Class, caller: &Caller) -> Result<Submitted> {
         let id = super::lock(&self.ids).next(self.clock.wall(), self.mark);
         record.job.id = id.to_string();
+        if class == Class::Follow {
+            // Before its host can say the first word.
+            self.expect_listener(id, &record.job, caller)?;
+        }
         let job = Arc::new(record.job.clone());
         let mut lanes = self.lanes();
         lanes.expect(Open::new(id, record, class, false));
         lanes.admit(id, 1);
-        Submitted { job, replayed: false }
+        Ok(Submitted { job, replayed: false })
     }
 
     /// The one commit that makes a job durable.

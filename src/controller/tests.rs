@@ -19,7 +19,7 @@ use crate::store::{Bounds, Order};
 mod course;
 mod restart;
 
-const ALL: [Class; 4] = Class::ALL;
+const ALL: [Class; 5] = Class::ALL;
 const CHANGE: &str = "node.sysctl.update";
 const LOOK: &str = "node.os.get";
 const ACT: &str = "command.exec.execute";

@@ -1,13 +1,15 @@
 //! What the host's journal has to say.
 
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::MAX_LIST;
 use crate::error::{Error, Kind, Result};
-use crate::host::{Select, View};
-use crate::op::{Domain, Nothing, Op, Read};
+use crate::host::{Lines, Select, View};
+use crate::op::{Domain, Follow, Nothing, Op, Read};
 use crate::permission::Permission;
 use crate::types::{UnitName, present, rfc3339};
 
@@ -22,6 +24,17 @@ pub static DOMAIN: Domain = Domain {
             command: "node log query",
             run: &Read(|host, query: &Query| entries(host, &query.select(None), query.lines)),
             ..ENTRIES
+        },
+        Op {
+            id: "node.log.follow",
+            about: "Show entries of the journal as they are written, for at most an hour",
+            path: "/node/{hostname}/log/follow",
+            permission: Some(Permission::LogRead),
+            command: "node log follow",
+            columns: &[("TIMESTAMP", "/timestamp"), ("UNIT", "/unit"), ("MESSAGE", "/message")],
+            timeout: Duration::from_hours(1),
+            run: &Follow(follow, placed),
+            ..Op::COMMON
         },
         Op {
             id: "node.log.sources",
@@ -104,6 +117,53 @@ pub struct OfUnit {
 
 const fn hundred() -> u32 {
     100
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Following {
+    /// How many entries to begin with that are there already, 0 to 10000.
+    #[serde(default = "ten")]
+    #[schemars(range(max = 10_000))]
+    lines: u32,
+    /// Only what was written since: how long ago (`90s`, `1h`, `2d 6h`), or a moment:
+    /// `2026-01-31T12:00:00Z`, `2026-01-31 12:00` in the host's time, `@` and seconds since 1970,
+    /// `today`, `yesterday`.
+    #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "Since")]
+    since: Option<Since>,
+    /// Only what is at least as urgent.
+    #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "Priority")]
+    priority: Option<Priority>,
+    /// Only what is about this unit, such as `ssh.service`; without a suffix it is a service.
+    #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "UnitName")]
+    unit: Option<UnitName>,
+    /// Begins behind the entry that has this id instead.
+    #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "Cursor")]
+    after: Option<Cursor>,
+}
+
+const fn ten() -> u32 {
+    10
+}
+
+/// The place of an entry, as journalctl names it.
+#[derive(Debug, Deserialize, JsonSchema, PartialEq)]
+#[serde(try_from = "String")]
+#[schemars(extend("minLength" = 1, "maxLength" = 512, "pattern" = "^[0-9A-Za-z=;-]+$"))]
+struct Cursor(String);
+
+impl TryFrom<String> for Cursor {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"=;-".contains(&byte);
+        let is_one = (1..=512).contains(&text.len()) && text.bytes().all(is_part);
+        is_one.then_some(Self(text)).ok_or("after: not the id of an entry")
+    }
 }
 
 /// As syslog names them, the most urgent first.
@@ -189,6 +249,19 @@ fn entries(host: &View, select: &Select, lines: u32) -> Result<Entries> {
     Ok(Entries { entries, truncated })
 }
 
+fn follow(host: &View, query: &Following) -> Result<Lines> {
+    let select = select(query.since.as_ref(), query.priority, query.unit.as_ref());
+    host.follow_log(&select, query.lines, query.after.as_ref().map(|Cursor(cursor)| &**cursor))
+}
+
+/// An entry and the id of its place.
+fn placed(line: &[u8]) -> Option<(Option<String>, Entry)> {
+    let fields = fields(line)?;
+    let cursor = fields.get("__CURSOR").and_then(text);
+    let cursor = cursor.and_then(|cursor| Cursor::try_from(cursor).ok());
+    Some((cursor.map(|Cursor(cursor)| cursor), entry_of(&fields)?.0))
+}
+
 fn of_unit(host: &View, query: &OfUnit) -> Result<Entries> {
     let name = query.name.full();
     let select = select(query.since.as_ref(), query.priority, Some(&query.name));
@@ -222,7 +295,14 @@ fn sources(host: &View) -> Result<Sources> {
 /// An entry as journalctl writes it in JSON, and whether its message had to be cut; None for what
 /// is none.
 pub fn entry(line: &[u8]) -> Option<(Entry, bool)> {
-    let Ok(Value::Object(fields)) = serde_json::from_slice(line) else { return None };
+    entry_of(&fields(line)?)
+}
+
+fn fields(line: &[u8]) -> Option<Map<String, Value>> {
+    serde_json::from_slice(line).ok()
+}
+
+fn entry_of(fields: &Map<String, Value>) -> Option<(Entry, bool)> {
     let field = |name: &str| fields.get(name).and_then(text);
     let time: u64 = field("__REALTIME_TIMESTAMP")?.parse().ok()?;
     let (message, is_cut) = cut(field("MESSAGE").unwrap_or_default());

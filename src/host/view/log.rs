@@ -59,9 +59,11 @@ impl View {
         each(self.journalctl(&args)?, take)
     }
 
-    /// Entries as they come, after the last `lines`, or after the one with the cursor `after`.
+    /// Entries as they come, after the last `lines`, or after the one with the cursor `after`. That
+    /// is the later one of two beginnings, so `since` is not asked for beside it.
     pub fn follow_log(&self, select: &Select, lines: u32, after: Option<&str>) -> Result<Lines> {
-        let mut args = select.args();
+        let since = select.since.clone().filter(|_| after.is_none());
+        let mut args = Select { since, ..select.clone() }.args();
         args.push("--follow".to_owned());
         match after {
             Some(cursor) => {

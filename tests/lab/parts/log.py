@@ -1,6 +1,11 @@
 """The journal: what was written to it is told, by unit, since when, and whatever it is made of."""
 
 import json
+import queue
+import signal
+import subprocess
+import threading
+import time
 
 from lib import check, http, osapi, out, part, ready, result, sh, user
 
@@ -42,6 +47,43 @@ sh("journalctl", "--sync")
 status, answer = osapi("log", "query", "--lines", "10000")
 check(result(answer).get("truncated") is True, "an answer is bounded, and says so", str(answer)[:200])
 check(len(json.dumps(answer)) < 1024 * 1024 and messages(answer)[-1], "what is kept is the newest")
+followed = subprocess.Popen(["osapi", "--json", "log", "follow", "--unit", "osapi-followed", "--lines", "0"],
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+said = queue.Queue()
+threading.Thread(target=lambda: [said.put(line) for line in followed.stdout], daemon=True).start()
+
+
+def hears(words):
+    """Has a unit say something until it is heard: the first time nobody may have listened yet."""
+    for _ in range(20):
+        sh("systemd-run", "--wait", "--unit=osapi-followed.service", "--", "/bin/echo", words, ok=True)
+        try:
+            deadline = time.monotonic() + 5
+            while time.monotonic() < deadline:
+                if json.loads(said.get(timeout=5))["message"] == words:
+                    return True
+        except queue.Empty:
+            pass
+    return False
+
+
+def journalctls():
+    return sh("pgrep", "-c", "-f", "^(/usr)?/bin/journalctl.*--follow.*osapi-followed").stdout.strip()
+
+
+check(hears("heard as it is said"), "what is written comes to whoever follows")
+check(journalctls() == "1", "by a journalctl of its own", journalctls())
+sh("systemctl", "restart", "osapi-controller", ok=True)
+check(hears("heard again"), "and goes on when the controller was started again")
+followed.send_signal(signal.SIGINT)
+check(followed.wait(timeout=30) == 130, "Ctrl-C ends it")
+for _ in range(100):
+    if journalctls() == "0":
+        break
+    time.sleep(0.1)
+check(journalctls() == "0", "and journalctl with it", journalctls())
 user("mallory")
 status, _ = http("GET", "/node/_any/log", by="mallory")
 check(status == 403, "whoever has no role reads nothing", status)
+status, _ = http("GET", "/node/_any/log/follow", by="mallory")
+check(status == 403, "nor follows it", status)
