@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{chown, symlink};
 
 use osapi::error::Kind;
+use osapi::job::Options;
 use serde_json::{Value, json};
 
 use crate::support::host::TestHost;
@@ -125,4 +126,55 @@ fn whose_home_is_the_systems_is_removed_without() {
     host.run("job", "node.user.delete", &json!({ "name": "bin" })).unwrap();
     assert!(host.path("/bin/bash").exists());
     assert!(host.calls().contains(&"userdel -- bin".to_owned()), "{:?}", host.calls());
+}
+
+const ADA: &str = "/home/ada";
+
+/// A host on which new homes have a file, and one was made.
+fn made(options: Options) -> TestHost {
+    let host = host("");
+    fs::create_dir(host.path("/etc/skel")).unwrap();
+    host.write("/etc/skel/.profile", "umask 022\n");
+    let ada = json!({ "name": "ada" });
+    let preview = host.preview("node.user.create", &ada).unwrap();
+    assert!(preview["residue"].to_string().contains(ADA), "it is told before: {preview}");
+    let answer = host.run_with("job", "node.user.create", &ada, options).unwrap();
+    assert_eq!(answer["residue"], preview["residue"]);
+    host.write("/home/ada/.profile", "umask 022\n");
+    host
+}
+
+#[test]
+fn what_others_put_into_a_new_home_stays_when_it_is_undone() {
+    let host = made(Options::default());
+    host.write("/home/ada/thesis", "mine\n");
+    let answer = host.undo("undo", "job").unwrap();
+    assert!(answer["residue"].to_string().contains("the home of ada in /home/ada"), "{answer}");
+    assert!(!host.read("/etc/passwd").contains("ada"));
+    assert_eq!(host.read("/home/ada/thesis"), "mine\n");
+    host.undo("redo", "undo").unwrap();
+    assert!(host.read("/etc/passwd").contains("ada"));
+    host.write("/home/ada/.profile", "umask 077\n");
+    fs::remove_file(host.path("/home/ada/thesis")).unwrap();
+    host.undo("again", "redo").unwrap();
+    assert_eq!(host.read("/home/ada/.profile"), "umask 077\n", "a file that differs is theirs");
+}
+
+#[test]
+fn what_others_put_into_a_new_home_stays_when_nobody_confirms_it() {
+    let unconfirmed = || Options { confirm: Some(0), ..Options::default() };
+    for (is_used, left) in [(false, vec![]), (true, vec!["the home of ada in /home/ada"])] {
+        let host = made(unconfirmed());
+        if is_used {
+            host.write("/home/ada/thesis", "mine\n");
+        }
+        host.executor.settle().unwrap();
+        let error = host.run("job", "node.user.create", &json!({ "name": "ada" })).unwrap_err();
+        assert_eq!(error.kind(), Kind::Reverted);
+        let named = error.body().not_restored;
+        assert_eq!(named.len(), left.len(), "{named:?}");
+        assert!(named.iter().zip(left).all(|(named, left)| named.starts_with(left)), "{named:?}");
+        assert!(!host.read("/etc/passwd").contains("ada"));
+        assert_eq!(host.path(ADA).exists(), is_used);
+    }
 }

@@ -89,7 +89,7 @@ impl CellKind for AccountOf<'_> {
         let Value::Account(from) = from else { return None };
         let stays = match to {
             Value::Account(to) => home::moves(from, to) && host.is_directory(&to.home),
-            _ => false,
+            _ => from.has_home && !home::is_disposable(host, self.0, from),
         };
         (stays && home::is_owned(host, from)).then(|| {
             let (name, home) = (self.0, &from.home);
@@ -105,6 +105,9 @@ impl CellKind for AccountOf<'_> {
                  its password's age are gone"
             )),
             (Value::Account(_), Value::Absent) => Some(format!("the age of {name}'s password")),
+            (Value::Absent, Value::Account(Account { home, has_home: true, .. })) => {
+                Some(format!("{home}, if by then there is more in it than in a new home"))
+            }
             _ => None,
         }
     }
@@ -140,7 +143,7 @@ impl AccountOf<'_> {
                 Value::Account(_) => self.modify(hands, now, to, &[]),
                 _ => self.complete(hands, now, to),
             },
-            (Value::Account(now), Value::Absent) => self.remove(hands, now),
+            (Value::Account(now), Value::Absent) => self.remove(hands, now, is_back),
             _ => Err(self.cannot_hold(to)),
         }
     }
@@ -209,10 +212,15 @@ impl AccountOf<'_> {
         Ok(())
     }
 
-    /// Removes the account, and its home if that is its own.
-    fn remove(&self, hands: &Hands, now: &Account) -> Result<()> {
+    /// Removes the account; and its home if that is its own and, on a way back, like a new one.
+    fn remove(&self, hands: &Hands, now: &Account, is_back: bool) -> Result<()> {
         let view = &hands.view;
-        let goes = now.has_home && home::own(view, self.0, now).is_ok();
+        let goes = now.has_home
+            && if is_back {
+                home::is_disposable(view, self.0, now)
+            } else {
+                home::own(view, self.0, now).is_ok()
+            };
         let home: &[&str] = if goes { &["--remove"] } else { &[] };
         let removed = hands.run("userdel", &[home, &["--", self.0]].concat(), &[]);
         // It leaves a home alone that belongs to somebody else, and calls that a failure.

@@ -53,6 +53,16 @@ check(status == 0 and out("id", "-Gn", "ada").split()[0] == "ada", "its own grou
 check("sudo" in out("id", "-Gn", "ada").split(), "it is in its groups", out("id", "ada"))
 check(Path("/home/ada/.bashrc").exists(), "its home has what new ones get")
 
+# What others put into it meanwhile is theirs.
+status, kept = osapi("user", "create", "lena")
+check(any("/home/lena" in left for left in result(kept).get("residue", [])), "what may stay is told with the create", kept)
+Path("/home/lena/thesis").write_text("mine")
+status, answer = osapi("job", "undo", job_of(kept))
+check(status == 0 and not lines("/etc/passwd", "lena") and Path("/home/lena/thesis").read_text() == "mine",
+      "an undo leaves a home that is used", answer)
+check("the home of lena" in str(answer), "and says so", answer)
+sh("rm", "-r", "/home/lena")
+
 # Another administrator, or much of what follows would lock everybody out.
 status, answer = osapi("user", "create", "grace", "--groups", "sudo", "--shell", "/bin/bash")
 check(status == 0, "another administrator", answer)

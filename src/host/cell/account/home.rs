@@ -1,7 +1,11 @@
 //! Homes: which directory is an account's own, so that it may be moved, or removed with all that
 //! is in it. `/etc/passwd` may name any directory as a home, those of the system included.
 
-use rustix::fs::{OFlags, Stat};
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Read;
+
+use rustix::fs::{Dir, FileType, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::Account;
@@ -28,6 +32,8 @@ const SYSTEM: &[&str] = &[
     "tmp",
     "usr",
 ];
+/// Of a file that a new home may have, in bytes.
+const MAX_FILE: u64 = 1024 * 1024;
 
 /// Whether the files of an account have to move for it to become `to`.
 pub(super) fn moves(from: &Account, to: &Account) -> bool {
@@ -101,6 +107,15 @@ pub(super) fn own(host: &View, name: &str, account: &Account) -> Result<(), Stri
     }
 }
 
+/// Whether the account's home is its own and holds nothing but what every new one holds.
+pub(super) fn is_disposable(host: &View, name: &str, account: &Account) -> bool {
+    let defaults = host.read("/etc/default/useradd").unwrap_or_default();
+    let skeleton = defaults.lines().find_map(|line| line.strip_prefix("SKEL="));
+    let skeleton = skeleton.map(str::trim).filter(|path| path.starts_with('/'));
+    own(host, name, account).is_ok()
+        && is_within(&host.root, &account.home, skeleton.unwrap_or("/etc/skel"))
+}
+
 /// Whether the account owns the directory at its home, however that came.
 pub(super) fn is_owned(host: &View, account: &Account) -> bool {
     look(&host.root, &account.home).is_ok_and(|stat| belongs(&stat, account))
@@ -130,4 +145,49 @@ fn is_place(path: &str) -> bool {
 
 fn is_below(path: &str, directory: &str) -> bool {
     path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// Whether all that is in the directory at `home` is in the one at `model`, and the same.
+fn is_within(root: &Root, home: &str, model: &str) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    let Ok(dir) = root.open_exact(home, flags).and_then(Dir::read_from) else { return false };
+    dir.into_iter().all(|entry| {
+        let Ok(entry) = entry else { return false };
+        let Ok(name) = entry.file_name().to_str() else { return false };
+        if matches!(name, "." | "..") {
+            return true;
+        }
+        let (home, model) = (format!("{home}/{name}"), format!("{model}/{name}"));
+        match (Thing::at(root, &home), Thing::at(root, &model)) {
+            (Some(Thing::Directory), Some(Thing::Directory)) => is_within(root, &home, &model),
+            (Some(own), Some(model)) => own == model,
+            _ => false,
+        }
+    })
+}
+
+/// What may be in a new home.
+#[derive(PartialEq)]
+enum Thing {
+    File(Vec<u8>),
+    Link(CString),
+    Directory,
+}
+
+impl Thing {
+    fn at(root: &Root, path: &str) -> Option<Self> {
+        let fd = root.open_exact(path, OFlags::PATH | OFlags::NOFOLLOW).ok()?;
+        match FileType::from_raw_mode(rustix::fs::fstat(&fd).ok()?.st_mode) {
+            FileType::Directory => Some(Self::Directory),
+            FileType::Symlink => rustix::fs::readlinkat(&fd, "", Vec::new()).ok().map(Self::Link),
+            FileType::RegularFile => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+                let file = File::from(root.open_exact(path, flags).ok()?);
+                let mut bytes = Vec::new();
+                file.take(MAX_FILE + 1).read_to_end(&mut bytes).ok()?;
+                (bytes.len() as u64 <= MAX_FILE).then_some(Self::File(bytes))
+            }
+            _ => None,
+        }
+    }
 }
