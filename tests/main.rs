@@ -7,6 +7,7 @@ mod contract;
 mod documents;
 mod fuzz;
 mod laws;
+mod maintainer;
 mod security;
 #[path = "support/server.rs"]
 mod server;

@@ -83,6 +83,12 @@ def as_in_a_chroot():
 
 
 def as_the_readme_says():
+    sh("useradd", "--create-home", "osapi", ok=True)
+    r = sh("dpkg", "--install", FIRST)
+    check(r.returncode != 0 and "account osapi already" in r.stderr, "an account osapi that is somebody's is not taken over", r.stderr)
+    sh("dpkg", "--purge", "--force-remove-reinstreq", "osapi")
+    check(sh("id", "osapi").returncode == 0 and Path("/home/osapi").exists(), "nor removed")
+    sh("userdel", "--remove", "osapi", ok=True)
     before, known, heard = files(), accounts(), listening()
     user("ada")
     Path("/etc/sudoers.d/ada").write_text("ada ALL=(ALL) NOPASSWD: ALL\n")
