@@ -96,6 +96,8 @@ pub enum ServerCommand {
     Settle,
     /// `settle-at-boot`: the same before the system is up, for what waits to be confirmed.
     SettleAtBoot,
+    /// `settle-unconfirmed`: take back at once what waits to be confirmed, then end.
+    SettleUnconfirmed,
     /// `hand`: do for the agent what its own sandbox keeps it from, then end.
     Hand,
     /// `deployed`: name what OSAPI has set on this host and not given back.

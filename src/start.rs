@@ -33,6 +33,7 @@ pub fn run(server: &Server) -> Result<()> {
         ServerCommand::Agent => agent_process::run(server),
         ServerCommand::Settle => settle(server, false),
         ServerCommand::SettleAtBoot => settle(server, true),
+        ServerCommand::SettleUnconfirmed => settle_unconfirmed(server),
         ServerCommand::Hand => hand(server),
         ServerCommand::Deployed => deployed(server),
         ServerCommand::Pages => pages(server),
@@ -166,6 +167,21 @@ fn settle(server: &Server, at_boot: bool) -> Result<()> {
     let executor = executor(server, &config, &Paths::of(&config)?, at_boot)?;
     for job in executor.settle()? {
         tracing::info!(OSAPI_JOB_ID = job, "settled");
+    }
+    Ok(())
+}
+
+/// Takes back what waits to be confirmed, and names it: what the package runs before it goes.
+fn settle_unconfirmed(server: &Server) -> Result<()> {
+    let config = load(server).map(|loaded| loaded.config);
+    let config = config.unwrap_or_else(|_| config::of_environment(std::env::vars()));
+    let paths = Paths::of(&config)?;
+    // Where no agent has ever been, none is made up.
+    if !paths.agent_state.exists() {
+        return Ok(());
+    }
+    for job in executor(server, &config, &paths, false)?.settle_unconfirmed()? {
+        print(&format!("Taken back, because nobody has confirmed it: the change of job {job}.\n"))?;
     }
     Ok(())
 }

@@ -52,6 +52,7 @@ fn what_a_machine_does_itself_has_its_published_words() {
         ("agent start", ServerCommand::Agent),
         ("settle", ServerCommand::Settle),
         ("settle-at-boot", ServerCommand::SettleAtBoot),
+        ("settle-unconfirmed", ServerCommand::SettleUnconfirmed),
         ("config validate", ServerCommand::ConfigValidate),
         ("version", ServerCommand::Version),
     ];

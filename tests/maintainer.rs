@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 const HOST: &str = r#"
 getent() { [ -n "$ENTRY" ] && echo "$ENTRY"; }
 userdel() { echo "userdel $*"; return "$USERDEL"; }
+osapi() { echo "osapi $*" >&2; [ "$1" != "$FAILS" ]; }
 rm() { :; }
 sed() { :; }
 systemctl() { :; }
@@ -19,7 +20,7 @@ fn script(name: &str, word: &str, environment: &[(&str, &str)]) -> Output {
     Command::new("/bin/sh")
         .args(["-c", &format!("{HOST}. \"{path}\""), "sh", word])
         .env_clear()
-        .envs([("PATH", "/nonexistent"), ("ENTRY", ""), ("USERDEL", "0")])
+        .envs([("PATH", "/nonexistent"), ("ENTRY", ""), ("USERDEL", "0"), ("FAILS", "")])
         .envs(environment.iter().copied())
         .output()
         .unwrap()
@@ -56,4 +57,16 @@ fn purge_removes_the_account_that_the_package_made_and_no_other() {
     let done = script("postrm", "purge", &[("ENTRY", OWN), ("USERDEL", "8")]);
     assert!(done.status.success(), "{}", said(&done));
     assert!(said(&done).contains("account osapi stays"), "{}", said(&done));
+}
+
+#[test]
+fn what_waits_to_be_confirmed_is_taken_back_before_the_package_goes() {
+    let done = script("prerm", "remove", &[]);
+    let first = said(&done).lines().next().unwrap_or_default().to_owned();
+    assert_eq!((done.status.success(), &*first), (true, "osapi settle-unconfirmed"));
+    let done = script("prerm", "remove", &[("FAILS", "settle-unconfirmed")]);
+    assert!(!done.status.success(), "{}", said(&done));
+    assert!(!said(&done).contains("deployed"), "{}", said(&done));
+    let done = script("prerm", "upgrade", &[]);
+    assert_eq!((done.status.success(), &*said(&done)), (true, ""));
 }

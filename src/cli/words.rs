@@ -81,6 +81,15 @@ pub(super) static LOCAL: &[Local] = &[
     },
     Local {
         is_hidden: true,
+        flags: &[AT_ROOT],
+        ..local(
+            "settle-unconfirmed",
+            "Take back what waits to be confirmed",
+            ServerCommand::SettleUnconfirmed,
+        )
+    },
+    Local {
+        is_hidden: true,
         flags: &[AT_ROOT, Flag { name: ERRAND, short: None, has_effect: true }],
         ..local("hand", "Do what an agent wrote down for its unit", ServerCommand::Hand)
     },

@@ -189,3 +189,27 @@ fn what_is_done_rather_than_brought_about_cannot_wait() {
     assert_eq!(error.kind(), Kind::InvalidInput);
     assert!(host.calls().is_empty());
 }
+
+#[test]
+fn what_waits_is_taken_back_when_there_will_be_nobody_to_do_so() {
+    let host = TestHost::with_service_manager();
+    assert_eq!(host.executor.settle_unconfirmed().unwrap(), [""; 0]);
+    let before = host.snapshot();
+    let params = json!({ "key": "vm.swappiness", "value": "10" });
+    let wait = || Options { confirm: Some(600), ..Options::default() };
+    host.run_with("job", "node.sysctl.create", &params, wait()).unwrap();
+    assert_eq!(host.another().settle_unconfirmed().unwrap(), [job("job")]);
+    host.assert_is(&before, "");
+    let amended = host.executor.amendments().unwrap();
+    assert_eq!(amended.len(), 1, "the agent tells of it");
+    assert_eq!(host.another().settle_unconfirmed().unwrap(), [""; 0]);
+
+    host.run_with("stuck", "node.sysctl.create", &params, wait()).unwrap();
+    host.write("/proc/sys/vm/swappiness", "30\n");
+    let error = host.another().settle_unconfirmed().unwrap_err();
+    assert!(error.to_string().contains(&job("stuck")), "{error}");
+    assert!(error.to_string().contains("not restored"), "{error}");
+    assert_eq!(host.read("/proc/sys/vm/swappiness"), "30\n");
+    // It is told once; then nothing waits any more.
+    assert_eq!(host.another().settle_unconfirmed().unwrap(), [""; 0]);
+}

@@ -135,7 +135,7 @@ impl Executor {
         }
         let changed = entry.waits();
         if changed {
-            self.take_back_now(&turn, job, by)?;
+            self.take_back_now(&turn, job, "somebody asked for it", Some(by))?;
         } else if entry.back.is_none() || entry.outcome.is_none() {
             let message = format!("job {job} does not wait for confirmation");
             return Ok(Err(Error::new(Kind::Conflict, message)));

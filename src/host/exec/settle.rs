@@ -120,13 +120,54 @@ impl Executor {
         self.core.journal.close(job).map(|()| false)
     }
 
-    /// Ends the waiting of `job` before its time, because the job `by` says so.
-    pub(super) fn take_back_now(&self, turn: &Turn, job: &str, by: &str) -> Result<()> {
+    /// Takes back at once what waits to be confirmed, because nobody will be there to do so when
+    /// the time is over. Says which jobs that were; an error if one is not taken back in full.
+    pub fn settle_unconfirmed(&self) -> Result<Vec<String>> {
+        // Where nothing waits, the turn may be somebody's whose change removes OSAPI itself.
+        // While something does, nobody has it for long.
+        if self.unconfirmed()?.is_empty() {
+            return Ok(Vec::new());
+        }
+        let turn = self.core.journal.lock(HOST)?;
+        let jobs = self.unconfirmed()?;
+        for job in &jobs {
+            self.take_back_now(&turn, job, "nobody had confirmed it before OSAPI goes", None)?;
+            if let Some(Outcome::Failed { error }) = self.core.journal.load(job)?.outcome
+                && !error.not_restored.is_empty()
+            {
+                let message = format!("job {job}: {}", error.message);
+                return Err(Error::new(Kind::HostFailed, message));
+            }
+        }
+        Ok(jobs)
+    }
+
+    fn unconfirmed(&self) -> Result<Vec<String>> {
+        let mut jobs = self.core.journal.open_jobs()?;
+        let mut trouble = None;
+        jobs.retain(|job| match self.core.journal.load(job) {
+            Ok(entry) => entry.waits(),
+            Err(error) => {
+                trouble = Some(error);
+                false
+            }
+        });
+        trouble.map_or(Ok(jobs), Err)
+    }
+
+    /// Ends the waiting of `job` before its time; for the job `by`, where one says so.
+    pub(super) fn take_back_now(
+        &self,
+        turn: &Turn,
+        job: &str,
+        because: &str,
+        by: Option<&str>,
+    ) -> Result<()> {
         let entry = self.core.journal.load(job)?;
         let Some(planned) = &entry.planned else { return Ok(()) };
         let Work::Plan(plan) = &planned.work else { return Ok(()) };
-        let why = Error::new(Kind::Reverted, "taken back, because somebody asked for it");
-        let by = Some(by.to_owned());
+        let why = Error::new(Kind::Reverted, format!("taken back, because {because}"));
+        let by = by.map(str::to_owned);
         let back = Back { why: why.body(), steps: plan.steps.len(), by };
         let error = self.take_back(turn, job, planned, plan, false, &back)?;
         self.finish(job, &Outcome::Failed { error: error.body() })?;

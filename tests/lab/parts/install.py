@@ -297,7 +297,11 @@ def removed(before, known):
     osapi("file", "upload", "/root/text", "--name", "stays", "--force")
     status, answer = osapi("file", "deploy", "stays", "/etc/osapi-stays.conf")
     check(status == 0, "something is deployed", answer)
+    status, waits = osapi("file", "deploy", "stays", "/etc/osapi-waits.conf", "--confirm", "600")
+    check(status == 0 and Path("/etc/osapi-waits.conf").exists(), "something waits to be confirmed", waits)
     r = apt("remove", "osapi")
+    check(not Path("/etc/osapi-waits.conf").exists() and (job_of(waits) or "none") in r.stdout, "the removal takes it back and names it",
+          r.stdout + r.stderr)
     check(r.returncode == 0, "the package is removed", r.stdout + r.stderr)
     check(not Path("/usr/bin/osapi").exists() and not Path(SOCKET).exists() and sh("pgrep", "-x", "osapi").returncode == 1,
           "then nothing of it runs or listens")
