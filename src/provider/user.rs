@@ -396,14 +396,7 @@ fn free(
     groups: &[Group],
     system: bool,
 ) -> Result<u32> {
-    let text = host.read("/etc/login.defs").unwrap_or_default();
-    let setting = |key: &str, default: u32| {
-        let mut lines = text.lines().map(str::split_whitespace);
-        let value = lines.find_map(|mut words| {
-            words.next().filter(|word| *word == key).and_then(|_| words.next())
-        });
-        value.and_then(|value| value.parse().ok()).unwrap_or(default)
-    };
+    let setting = |key: &str, default: u32| host.login_setting(key, default);
     let uids = accounts.iter().map(|(_, account)| account.uid);
     let taken: Vec<u32> = uids.chain(groups.iter().map(|group| group.gid)).collect();
     let is_free = |id: &u32| !taken.contains(id) && !NOBODY.contains(id);

@@ -178,3 +178,17 @@ fn what_others_put_into_a_new_home_stays_when_nobody_confirms_it() {
         assert_eq!(host.path(ADA).exists(), is_used);
     }
 }
+
+#[test]
+fn an_account_of_the_system_is_made_as_one() {
+    let host = host("");
+    for (name, system) in [("daemon2", true), ("ada", false)] {
+        let params = json!({ "name": name, "system": system });
+        host.run(name, "node.user.create", &params).unwrap();
+        let call = host.calls().into_iter().find(|call| call.ends_with(&format!("-- {name}")));
+        assert_eq!(call.unwrap().contains("--system"), system, "{name}");
+    }
+    let preview = host.preview("node.user.delete", &json!({ "name": "ada" })).unwrap();
+    let residue = preview["residue"].to_string();
+    assert!(residue.contains("in a group ada and the number"), "{residue}");
+}

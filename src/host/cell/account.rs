@@ -101,10 +101,13 @@ impl CellKind for AccountOf<'_> {
         let name = self.0;
         match (from, to) {
             (Value::Account(Account { home, has_home: true, .. }), Value::Absent) => Some(format!(
-                "its files in {home} and its mail, as far as they are removed with {name}, and \
-                 its password's age are gone"
+                "its files in {home}, its mail, and who else was in a group {name} and the number \
+                 of that, as far as they are removed with {name}, and its password's age are gone"
             )),
-            (Value::Account(_), Value::Absent) => Some(format!("the age of {name}'s password")),
+            (Value::Account(_), Value::Absent) => Some(format!(
+                "the age of {name}'s password; and, where a group {name} is removed with it, its \
+                 number and who else was in it"
+            )),
             (Value::Absent, Value::Account(Account { home, has_home: true, .. })) => {
                 Some(format!("{home}, if by then there is more in it than in a new home"))
             }
@@ -120,7 +123,12 @@ impl AccountOf<'_> {
         // Without a group that could be its own, it gets one of its name.
         let group: &[&str] = if has_group { &["--gid", &to.group] } else { &["--user-group"] };
         let home = if to.has_home { "--create-home" } else { "--no-create-home" };
+        // Its group then has a number of the system's as well, and it gets none of what is for
+        // people.
+        let is_persons = to.uid >= hands.view.login_setting("UID_MIN", 1000);
+        let class: &[&str] = if is_persons { &[] } else { &["--system"] };
         let args = ["--uid", &uid, "--comment", &to.comment, "--shell", &to.shell];
+        let args = [class, &args].concat();
         let args = [&args[..], &["--groups", &groups, "--home-dir", &to.home, home], group];
         hands.run("useradd", &[&args.concat()[..], &["--", self.0]].concat(), &[])
     }
@@ -298,6 +306,16 @@ impl View {
             Value::Account(account) => Ok(Some(account)),
             _ => Ok(None),
         }
+    }
+
+    /// The number that the host's tools for accounts go by, `default` where it names none.
+    pub fn login_setting(&self, key: &str, default: u32) -> u32 {
+        let text = self.read("/etc/login.defs").unwrap_or_default();
+        let mut lines = text.lines().map(str::split_whitespace);
+        let value = lines.find_map(|mut words| {
+            words.next().filter(|word| *word == key).and_then(|_| words.next())
+        });
+        value.and_then(|value| value.parse().ok()).unwrap_or(default)
     }
 
     /// The groups there are, in the order of their table.
