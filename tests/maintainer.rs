@@ -1,4 +1,5 @@
 //! The scripts of the package, with everything that they run in the hands of the test.
+#![expect(clippy::disallowed_methods, reason = "runs what dpkg runs")]
 
 use std::process::{Command, Output};
 

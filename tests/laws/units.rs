@@ -1,5 +1,9 @@
 //! What reaches beyond the agent and is left to units of the service manager.
-#![expect(clippy::disallowed_methods, reason = "writes journals as an agent leaves them")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "writes journals and holds locks as an agent leaves them"
+)]
 
 use osapi::error::Kind;
 use serde_json::json;
@@ -190,7 +194,7 @@ fn what_a_killed_hand_left_running_holds_up_nobody_for_ever() {
                     orphan.unlock().unwrap();
                 }
             });
-            assert_eq!(host.executor.settle().unwrap(), [id.clone()]);
+            assert_eq!(host.executor.settle().unwrap(), std::slice::from_ref(&id));
         });
         assert!(host.calls().contains(&kill), "{:?}", host.calls());
         // The step was taken by another unit, with a lock of its own.
