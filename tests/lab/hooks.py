@@ -93,6 +93,72 @@ def queued_job():
     return job
 
 
+UNIT = "[Service]\nExecStart=/usr/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n"
+
+
+def prepare():
+    """What calls can be about: a unit, and no archive of packages that is out of reach."""
+    with open("/etc/systemd/system/made-up.service", "w", encoding="utf-8") as file:
+        file.write(UNIT)
+    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    subprocess.run("rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/*", shell=True, check=True)
+
+
+def own_unit():
+    upload("made-up-unit", UNIT)
+    name = f"made{next(ROUND)}"
+    call("POST", "/api/node/_any/service", {"name": name, "object": "made-up-unit"})
+    return name
+
+
+def package():
+    """Installs a package with nothing in it."""
+    os.makedirs("/tmp/made-up/DEBIAN", exist_ok=True)
+    with open("/tmp/made-up/DEBIAN/control", "w", encoding="utf-8") as file:
+        file.write("Package: made-up\nVersion: 1\nArchitecture: all\nMaintainer: A <a@example.org>\nDescription: none\n")
+    quiet = {"check": True, "stdout": subprocess.DEVNULL}
+    subprocess.run(["dpkg-deb", "--build", "/tmp/made-up", "/tmp/made-up.deb"], **quiet)
+    subprocess.run(["dpkg", "--install", "/tmp/made-up.deb"], **quiet)
+    return "made-up"
+
+
+def user():
+    name = f"made{next(ROUND)}"
+    call("POST", "/api/node/_any/user", {"name": name})
+    return name
+
+
+def steer_host(case, given):
+    """The same for what is about units, packages, accounts and the host itself."""
+    path, method = case.operation.path, case.operation.method.upper()
+    if path.endswith("/hostname"):
+        case.body = {"hostname": f"made-up-{next(ROUND)}"}
+    if path.endswith("/timezone"):
+        case.body = {"timezone": chance.choice(["Europe/Berlin", "UTC"])}
+    if path.endswith("/service") and method == "POST":
+        upload("made-up-unit", UNIT)
+        case.body = {"name": f"made{next(ROUND)}", "object": "made-up-unit"}
+    if "/service/{name}" in path:
+        is_own = path.endswith("/{name}") and method in ("PUT", "DELETE")
+        given["name"] = own_unit() if is_own else "made-up"
+        if method == "PUT":
+            case.body = {"object": "made-up-unit"}
+    if path.endswith("/package") and method == "POST":
+        case.body = {"name": "bash"}
+    if path.endswith("/package/{name}"):
+        given["name"] = package() if method == "DELETE" else "bash"
+    if path.endswith("/log/unit/{name}"):
+        given["name"] = "dbus"
+    if path.endswith("/user") and method == "POST":
+        case.body = {"name": f"made{next(ROUND)}"}
+    if "/user/{name}" in path:
+        given["name"] = user()
+        if method == "PUT":
+            case.body = {"shell": "/bin/sh"}
+        elif path.endswith("/password"):
+            case.body = {"password": f"made up {next(ROUND)}"}
+
+
 def steer(case):
     """Puts what exists in the place of what was made up."""
     path, method = case.operation.path, case.operation.method.upper()
@@ -122,6 +188,7 @@ def steer(case):
     if "/file/{name}" in path:
         upload("made-up-too", "text\n")
         given["name"] = "made-up-too"
+    steer_host(case, given)
     if "/audit/{id}" in path:
         given["id"] = audit_entry()
     if "/job/{id}" in path:
@@ -183,3 +250,6 @@ def after_call(context, case, response):
 def write():
     with open(LEDGER, "w", encoding="utf-8") as file:
         json.dump(ledger, file, indent=1)
+
+
+prepare()
