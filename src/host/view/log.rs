@@ -64,7 +64,9 @@ impl View {
     pub fn follow_log(&self, select: &Select, lines: u32, after: Option<&str>) -> Result<Lines> {
         let since = select.since.clone().filter(|_| after.is_none());
         let mut args = Select { since, ..select.clone() }.args();
-        args.push("--follow".to_owned());
+        // Alone it shows just what bears the boot id that its reader sees, and in a container that is
+        // not what the journal's writer sees.
+        args.extend(["--follow".to_owned(), "--merge".to_owned()]);
         match after {
             Some(cursor) => {
                 args.extend(["--no-tail".to_owned(), format!("--after-cursor={cursor}")]);
