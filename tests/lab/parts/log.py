@@ -68,7 +68,7 @@ def hears(words):
 
 
 def journalctls():
-    return sh("pgrep", "-c", "-f", "^(/usr)?/bin/journalctl.*--follow.*osapi-followed").stdout.strip()
+    return sh("pgrep", "-c", "-f", "^(/usr)?/bin/journalctl .*osapi-followed.*--follow").stdout.strip()
 
 
 check(hears("heard as it is said"), "what is written comes to whoever follows")
