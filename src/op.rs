@@ -224,12 +224,9 @@ pub struct Write<P, O>(pub fn(&View, &P) -> Result<Want>, pub fn(&View, &P) -> R
 /// there is to tell of either.
 pub struct Bring<P, O>(pub fn(&View, &P) -> Result<Intent>, pub fn(&P) -> O);
 
-/// Says what to do, once, and how to tell what came of it.
-pub struct Execute<P, O>(pub fn(&View, &P) -> Result<Act>, pub fn(&P, Done) -> O);
-
-/// The same for what may be done and still not have come about: whether it has is told from what
-/// it left behind.
-pub struct Attempt<P, O>(pub fn(&View, &P) -> Result<Act>, pub fn(&P, Done) -> Result<O>);
+/// Says what to do, once, and how to tell what came of it: it may be done and still not have come
+/// about, which is told from what it left behind.
+pub struct Execute<P, O>(pub fn(&View, &P) -> Result<Act>, pub fn(&P, Done) -> Result<O>);
 
 /// What an operation takes: parsed from JSON, described by a schema.
 pub trait Params: DeserializeOwned + JsonSchema + 'static {}
@@ -370,39 +367,7 @@ impl<P: Params, O: Output> AgentOp for Execute<P, O> {
     }
 
     fn tell(&self, params: &Value, done: Done) -> Result<Value> {
-        encode((self.1)(&take(params)?, done))
-    }
-}
-
-impl<P: Params, O: Output> AgentOp for Attempt<P, O> {
-    fn access(&self) -> Access {
-        Access::Execute
-    }
-
-    fn intend(&self, host: &View, params: &Value) -> Result<Intent> {
-        (self.0)(host, &take(params)?).map(Intent::Act)
-    }
-
-    fn show(&self, _: &View, _: &Value) -> Result<Value> {
-        Ok(Value::Null)
-    }
-
-    fn tell(&self, params: &Value, done: Done) -> Result<Value> {
         encode((self.1)(&take(params)?, done)?)
-    }
-}
-
-impl<P: Params, O: Output> Shape for Attempt<P, O> {
-    fn params(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<P>()
-    }
-
-    fn output(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<O>()
-    }
-
-    fn check(&self, params: &Value) -> Result<()> {
-        take::<P>(params).map(drop)
     }
 }
 

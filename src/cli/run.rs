@@ -19,7 +19,7 @@ use super::wait::Wait;
 use super::{
     Globals, Reach, Survey, Task, audit, doctor, files, follow, output, overview, say, terminal,
 };
-use crate::clock::Clock;
+use crate::clock::{Clock, rfc3339};
 use crate::error::{Error, Kind, Result};
 
 /// The longest that an answer may take which nobody waits for on purpose.
@@ -121,7 +121,7 @@ impl Session<'_> {
     /// The published answer to the deletion of a job, which has none of its own.
     fn tell_deletion(&self, call: &Call) -> Result<u8, Problem> {
         let id = text::plain(call.params.get("id").unwrap_or(&Value::Null));
-        let timestamp = text::stamp(Clock::default().wall());
+        let timestamp = rfc3339(Clock::default().wall());
         let told = json!({ "status": "deleted", "job_id": id, "timestamp": timestamp });
         let page = format!("\n  Job ID: {id}\n  Status: deleted\n");
         put(&if self.globals.json { format!("{told}\n") } else { page })?;

@@ -135,22 +135,6 @@ pub(super) fn moment(text: &str) -> Option<u64> {
     u64::try_from(seconds).ok()?.checked_mul(1000)?.checked_add(millis)
 }
 
-/// A moment, in milliseconds since 1970, as RFC 3339 writes it.
-pub(super) fn stamp(moment: u64) -> String {
-    let (seconds, days) = (moment / 1000 % 86_400, moment / 86_400_000);
-    // Counted from March of the year 0, so that the leap day is a year's last.
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    let year = year + era * 400 + carry;
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
 /// A value as a path or a form carries it.
 pub(super) fn raw(value: &Value) -> String {
     match value {
@@ -255,8 +239,10 @@ mod tests {
         assert_eq!(moment("2026-11-21T13:45:12.5+01:00"), Some(1_795_265_112_500));
         assert_eq!(moment("2024-02-29T00:00:00Z"), Some(1_709_164_800_000));
         assert_eq!(moment("yesterday"), None);
-        for text in ["2024-02-29T23:59:59Z", "1999-12-31T00:00:01Z", "2026-03-01T12:00:00Z"] {
-            assert_eq!(stamp(moment(text).unwrap()), text);
+        for text in
+            ["2024-02-29T23:59:59.000Z", "1999-12-31T00:00:01.250Z", "2026-03-01T12:00:00.000Z"]
+        {
+            assert_eq!(crate::clock::rfc3339(moment(text).unwrap()), text);
         }
     }
 }

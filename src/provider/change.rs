@@ -35,7 +35,7 @@ pub static DOMAIN: Domain = Domain {
             command: "job confirm",
             run: &Execute(
                 |_, params: &ByJob| Ok(Act::Confirm { job: params.id.as_str().to_owned() }),
-                |params, _| Ended::from(params),
+                |params, _| Ok(Ended::from(params)),
             ),
             ..BY_JOB
         },
@@ -47,7 +47,7 @@ pub static DOMAIN: Domain = Domain {
             timeout: Duration::from_mins(10),
             run: &Execute(
                 |_, params: &ByJob| Ok(Act::Revert { job: params.id.as_str().to_owned() }),
-                |params, _| Ended::from(params),
+                |params, _| Ok(Ended::from(params)),
             ),
             ..BY_JOB
         },

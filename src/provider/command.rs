@@ -21,7 +21,7 @@ pub static DOMAIN: Domain = Domain {
             path: "/node/{hostname}/command/exec",
             command: "node command exec",
             args: &["command", "args"],
-            run: &Execute(exec, |_, done| Output::from(done)),
+            run: &Execute(exec, |_, done| Ok(Output::from(done))),
             ..RUN
         },
         Op {
@@ -30,7 +30,7 @@ pub static DOMAIN: Domain = Domain {
             path: "/node/{hostname}/command/shell",
             command: "node command shell",
             args: &["command"],
-            run: &Execute(shell, |_, done| Output::from(done)),
+            run: &Execute(shell, |_, done| Ok(Output::from(done))),
             ..RUN
         },
     ],

@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::host::cell::{Cell, State, Value};
 use crate::host::dpkg::{self, Stanza, Update};
 use crate::host::{Act, Done, Run, View, Want};
-use crate::op::{Attempt, Domain, Method, Nothing, Op, Read, Write};
+use crate::op::{Domain, Execute, Method, Nothing, Op, Read, Write};
 use crate::permission::Permission;
 
 pub static DOMAIN: Domain = Domain {
@@ -92,7 +92,7 @@ pub static DOMAIN: Domain = Domain {
             command: "node package update",
             columns: &[("NAME", "/name"), ("CHANGED", "/changed")],
             timeout: REFRESH,
-            run: &Attempt(|_, _: &Nothing| Ok(refresh()), |_, done| refreshed(done)),
+            run: &Execute(|_, _: &Nothing| Ok(refresh()), |_, done| refreshed(done)),
             ..Op::COMMON
         },
     ],

@@ -23,7 +23,7 @@ pub static DOMAIN: Domain = Domain {
             command: "node power reboot",
             run: &Execute(
                 |host, params| act(host, PowerAction::Reboot, params),
-                |params, _| Powered::of(PowerAction::Reboot, params),
+                |params, _| Ok(Powered::of(PowerAction::Reboot, params)),
             ),
             ..POWER
         },
@@ -34,7 +34,7 @@ pub static DOMAIN: Domain = Domain {
             command: "node power shutdown",
             run: &Execute(
                 |host, params| act(host, PowerAction::Shutdown, params),
-                |params, _| Powered::of(PowerAction::Shutdown, params),
+                |params, _| Ok(Powered::of(PowerAction::Shutdown, params)),
             ),
             ..POWER
         },

@@ -65,7 +65,7 @@ pub static DOMAIN: Domain = Domain {
             columns: &[("PID", "/pid"), ("SIGNAL", "/signal"), ("CHANGED", "/changed")],
             run: &Execute(signal, |params, _| {
                 let Signalling { pid: Pid(pid), signal } = *params;
-                Signalled { pid, signal, changed: true }
+                Ok(Signalled { pid, signal, changed: true })
             }),
             ..Op::COMMON
         },

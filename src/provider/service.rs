@@ -107,9 +107,8 @@ pub static DOMAIN: Domain = Domain {
             path: "/node/{hostname}/service/{name}/restart",
             command: "node service restart",
             guarded: true,
-            run: &Execute(restart, |params: &ByName, _| Restarted {
-                name: params.name.as_str().to_owned(),
-                changed: true,
+            run: &Execute(restart, |params: &ByName, _| {
+                Ok(Restarted { name: params.name.as_str().to_owned(), changed: true })
             }),
             ..UNIT
         },

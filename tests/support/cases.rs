@@ -247,7 +247,7 @@ static TESTS: &[&Op] = &[
     &Op {
         id: "test.run",
         timeout: Duration::from_secs(10),
-        run: &Execute(run, |_, done| done),
+        run: &Execute(run, |_, done| Ok(done)),
         ..Op::COMMON
     },
     &Op {
@@ -257,7 +257,7 @@ static TESTS: &[&Op] = &[
             |_: &View, (pid, start): &(i32, u64)| {
                 Ok(Act::Signal { pid: *pid, start: *start, signal: 15 })
             },
-            |_, done| done,
+            |_, done| Ok(done),
         ),
         ..Op::COMMON
     },
