@@ -79,14 +79,33 @@ pub fn listen_again(socket: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
 /// The number of the group `name`, as the system's name service has it. May block, so it is for
 /// the start only.
 pub fn group_id(name: &str) -> io::Result<Option<u32>> {
+    id_of(name, libc::getgrnam_r, |group| group.gr_gid)
+}
+
+/// The number of the user `name`, likewise.
+pub fn user_id(name: &str) -> io::Result<Option<u32>> {
+    id_of(name, libc::getpwnam_r, |user| user.pw_uid)
+}
+
+/// How the C library looks an entry up by its name: it fills the second argument, which points to
+/// text that it puts in the third, of that length, and says in the last one where the entry is.
+type LookUp<T> = unsafe extern "C" fn(
+    *const libc::c_char,
+    *mut T,
+    *mut libc::c_char,
+    libc::size_t,
+    *mut *mut T,
+) -> libc::c_int;
+
+fn id_of<T>(name: &str, look_up: LookUp<T>, id: fn(&T) -> u32) -> io::Result<Option<u32>> {
     let name = CString::new(name)?;
     let mut text = vec![0_u8; 64 * 1024];
-    let mut entry = std::mem::MaybeUninit::<libc::group>::uninit();
+    let mut entry = std::mem::MaybeUninit::<T>::uninit();
     let mut found = std::ptr::null_mut();
     // SAFETY: `name` ends with NUL; `entry`, `text` (with its true length) and `found` outlive
     // the call, and `entry` is read only where `found` says that it was filled.
     let result = unsafe {
-        libc::getgrnam_r(
+        look_up(
             name.as_ptr(),
             entry.as_mut_ptr(),
             text.as_mut_ptr().cast(),
@@ -96,8 +115,8 @@ pub fn group_id(name: &str) -> io::Result<Option<u32>> {
     };
     match (result, found.is_null()) {
         (0, true) => Ok(None),
-        // SAFETY: `found` points to `entry`, which getgrnam_r has filled.
-        (0, false) => Ok(Some(unsafe { (*found).gr_gid })),
+        // SAFETY: `found` points to `entry`, which was filled, and `text` is still there.
+        (0, false) => Ok(Some(id(unsafe { &*found }))),
         (error, _) => Err(io::Error::from_raw_os_error(error)),
     }
 }
@@ -143,32 +162,6 @@ pub fn hold(command: &mut Command, leash: Leash, other: &OwnedFd) {
     }
 }
 
-/// The number of the user `name`, as the system's name service has it. May block, so it is for
-/// the start only.
-pub fn user_id(name: &str) -> io::Result<Option<u32>> {
-    let name = CString::new(name)?;
-    let mut text = vec![0_u8; 64 * 1024];
-    let mut entry = std::mem::MaybeUninit::<libc::passwd>::uninit();
-    let mut found = std::ptr::null_mut();
-    // SAFETY: `name` ends with NUL; `entry`, `text` (with its true length) and `found` outlive
-    // the call, and `entry` is read only where `found` says that it was filled.
-    let result = unsafe {
-        libc::getpwnam_r(
-            name.as_ptr(),
-            entry.as_mut_ptr(),
-            text.as_mut_ptr().cast(),
-            text.len(),
-            &raw mut found,
-        )
-    };
-    match (result, found.is_null()) {
-        (0, true) => Ok(None),
-        // SAFETY: `found` points to `entry`, which getpwnam_r has filled.
-        (0, false) => Ok(Some(unsafe { (*found).pw_uid })),
-        (error, _) => Err(io::Error::from_raw_os_error(error)),
-    }
-}
-
 /// The descriptors that the service manager handed over, closed by what this process executes.
 /// Only the first call gets them.
 pub fn inherited() -> io::Result<Vec<OwnedFd>> {
@@ -200,8 +193,10 @@ mod tests {
     }
 
     #[test]
-    fn group_zero_is_root() {
-        assert_eq!(group_id("root").unwrap(), Some(0));
-        assert_eq!(group_id("no-such-group-here").unwrap(), None);
+    fn number_zero_is_root() {
+        for id in [user_id, group_id] {
+            assert_eq!(id("root").unwrap(), Some(0));
+            assert_eq!(id("no-such-name-here").unwrap(), None);
+        }
     }
 }
