@@ -280,6 +280,25 @@ impl Digest {
         Self(hex(sha2::Sha256::digest(bytes)))
     }
 
+    /// Of what `value` is in JSON, which is nowhere in memory as a whole: it may be secret.
+    pub(super) fn of_json(value: &impl Serialize) -> Result<Self> {
+        struct Into(sha2::Sha256);
+        impl std::io::Write for Into {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.update(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut hash = Into(sha2::Sha256::new());
+        serde_json::to_writer(&mut hash, value).map_err(|error| {
+            Error::new(Kind::Internal, "cannot encode what is to be named").because(error)
+        })?;
+        Ok(Self(hex(hash.0.finalize())))
+    }
+
     /// Reads 64 hexadecimal digits.
     pub fn parse(text: &str) -> Option<Self> {
         let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);

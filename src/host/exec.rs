@@ -20,7 +20,7 @@ use super::cell::Digest;
 use super::command::bounded;
 use super::hands::Hands;
 use super::journal::{Amendment, At, Bounds, Entry, Event, HOST, Journal, Planned, Turn, Work};
-use super::look::{self, Eyes, For};
+use super::look::{self, Eyes, For, Passing};
 use super::plan::{Change, Plan};
 use super::root::Root;
 use super::view::View;
@@ -287,7 +287,7 @@ impl Executor {
     /// What `task` asks for, and nothing done about it.
     fn plan(&self, provider: Agent, task: &Task, who: For) -> Result<Work> {
         let view = self.view_for(task);
-        let params = task.params.clone();
+        let params = Passing::of(&task.params);
         self.core.eyes.look(who, move || match provider.intend(&view, &params)? {
             Intent::Look => Ok(Work::Plan(Plan::default())),
             Intent::Want(want) => Plan::of(&view, want).map(Work::Plan),
@@ -299,7 +299,7 @@ impl Executor {
     fn show(&self, provider: Agent, task: &Task, plan: Option<&Plan>, who: For) -> Result<Json> {
         let view = self.view_for(task);
         let view = plan.map_or_else(|| view.clone(), |plan| view.after(plan));
-        let params = task.params.clone();
+        let params = Passing::of(&task.params);
         self.core.eyes.look(who, move || provider.show(&view, &params))
     }
 
@@ -324,8 +324,7 @@ impl Executor {
             Work::Act(act) => json!(act),
             Work::Plan(plan) => json!([plan.digest(), plan.found(), plan.sought()]),
         };
-        let text = json!([self.core.journal.key()?, task.op, task.params, work]).to_string();
-        Ok(Digest::of(text))
+        Digest::of_json(&(self.core.journal.key()?, &task.op, &task.params, work))
     }
 
     /// Does what `task` asks for, and says whether it was begun. The inner error is the answer to

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
@@ -15,6 +16,9 @@ use landlock::{
     ABI, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
     RulesetStatus,
 };
+
+use serde_json::Value as Json;
+use zeroize::Zeroize;
 
 use crate::error::{Error, Kind, Result};
 
@@ -42,6 +46,39 @@ pub(super) struct Eyes {
 pub(super) enum For {
     Read,
     Change,
+}
+
+/// Parameters for whoever looks, as a copy. There may be secrets in them, so all that they say is
+/// overwritten once it was looked at.
+pub(super) struct Passing(Json);
+
+impl Passing {
+    pub(super) fn of(params: &Json) -> Self {
+        Self(params.clone())
+    }
+}
+
+impl Deref for Passing {
+    type Target = Json;
+
+    fn deref(&self) -> &Json {
+        &self.0
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        overwrite(&mut self.0);
+    }
+}
+
+fn overwrite(value: &mut Json) {
+    match value {
+        Json::String(text) => text.zeroize(),
+        Json::Array(items) => items.iter_mut().for_each(overwrite),
+        Json::Object(fields) => fields.values_mut().for_each(overwrite),
+        _ => {}
+    }
 }
 
 impl Eyes {
@@ -202,6 +239,13 @@ fn restrict(scratch: &Path) -> std::result::Result<bool, RulesetError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_that_parameters_say_is_overwritten() {
+        let mut params = serde_json::json!({ "a": "b", "c": [{ "d": "e" }, 1, true, null] });
+        overwrite(&mut params);
+        assert_eq!(params, serde_json::json!({ "a": "", "c": [{ "d": "" }, 1, true, null] }));
+    }
 
     #[test]
     fn who_asks_one_thing_after_the_other_has_one_thread() {
