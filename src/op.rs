@@ -16,7 +16,6 @@ use serde_json::Value;
 use crate::error::{Error, Kind, Problem, Result};
 use crate::host::{Act, Done, Lines, View, Want};
 use crate::permission::Permission;
-use crate::types::refuse_facts;
 
 /// A noun of the API and everything that can be done to it.
 pub struct Domain<R: 'static = Agent> {
@@ -276,7 +275,7 @@ impl<P: Params, O: Output> AgentOp for Read<P, O> {
     }
 
     fn show(&self, host: &View, params: &Value) -> Result<Value> {
-        encode((self.0)(host, &take(params)?)?)
+        encode((self.0)(host, &parse(params)?)?)
     }
 
     fn tell(&self, _: &Value, _: Done) -> Result<Value> {
@@ -308,7 +307,7 @@ impl<P: Params, O: Output> AgentOp for Follow<P, O> {
 
 impl<P: Params, O: Output> Endless for Follow<P, O> {
     fn open(&self, host: &View, params: &Value) -> Result<Lines> {
-        (self.0)(host, &take(params)?)
+        (self.0)(host, &parse(params)?)
     }
 
     fn piece(&self, line: &[u8]) -> Result<Option<Piece>> {
@@ -323,11 +322,11 @@ impl<P: Params, O: Output> AgentOp for Write<P, O> {
     }
 
     fn intend(&self, host: &View, params: &Value) -> Result<Intent> {
-        (self.0)(host, &take(params)?).map(Intent::Want)
+        (self.0)(host, &parse(params)?).map(Intent::Want)
     }
 
     fn show(&self, host: &View, params: &Value) -> Result<Value> {
-        encode((self.1)(host, &take(params)?)?)
+        encode((self.1)(host, &parse(params)?)?)
     }
 
     fn tell(&self, _: &Value, _: Done) -> Result<Value> {
@@ -341,15 +340,15 @@ impl<P: Params, O: Output> AgentOp for Bring<P, O> {
     }
 
     fn intend(&self, host: &View, params: &Value) -> Result<Intent> {
-        (self.0)(host, &take(params)?)
+        (self.0)(host, &parse(params)?)
     }
 
     fn show(&self, _: &View, params: &Value) -> Result<Value> {
-        encode((self.1)(&take(params)?))
+        encode((self.1)(&parse(params)?))
     }
 
     fn tell(&self, params: &Value, _: Done) -> Result<Value> {
-        encode((self.1)(&take(params)?))
+        encode((self.1)(&parse(params)?))
     }
 }
 
@@ -359,7 +358,7 @@ impl<P: Params, O: Output> AgentOp for Execute<P, O> {
     }
 
     fn intend(&self, host: &View, params: &Value) -> Result<Intent> {
-        (self.0)(host, &take(params)?).map(Intent::Act)
+        (self.0)(host, &parse(params)?).map(Intent::Act)
     }
 
     fn show(&self, _: &View, _: &Value) -> Result<Value> {
@@ -367,7 +366,7 @@ impl<P: Params, O: Output> AgentOp for Execute<P, O> {
     }
 
     fn tell(&self, params: &Value, done: Done) -> Result<Value> {
-        encode((self.1)(&take(params)?, done)?)
+        encode((self.1)(&parse(params)?, done)?)
     }
 }
 
@@ -381,7 +380,7 @@ impl<P: Params, O: Output> Shape for Read<P, O> {
     }
 
     fn check(&self, params: &Value) -> Result<()> {
-        take::<P>(params).map(drop)
+        parse::<P>(params).map(drop)
     }
 }
 
@@ -395,7 +394,7 @@ impl<P: Params, O: Output> Shape for Follow<P, O> {
     }
 
     fn check(&self, params: &Value) -> Result<()> {
-        take::<P>(params).map(drop)
+        parse::<P>(params).map(drop)
     }
 }
 
@@ -409,7 +408,7 @@ impl<P: Params, O: Output> Shape for Write<P, O> {
     }
 
     fn check(&self, params: &Value) -> Result<()> {
-        take::<P>(params).map(drop)
+        parse::<P>(params).map(drop)
     }
 }
 
@@ -423,7 +422,7 @@ impl<P: Params, O: Output> Shape for Bring<P, O> {
     }
 
     fn check(&self, params: &Value) -> Result<()> {
-        take::<P>(params).map(drop)
+        parse::<P>(params).map(drop)
     }
 }
 
@@ -437,14 +436,8 @@ impl<P: Params, O: Output> Shape for Execute<P, O> {
     }
 
     fn check(&self, params: &Value) -> Result<()> {
-        take::<P>(params).map(drop)
+        parse::<P>(params).map(drop)
     }
-}
-
-/// Parses `params` for a host, which resolves no reference to a fact.
-fn take<P: Params>(params: &Value) -> Result<P> {
-    refuse_facts(params)?;
-    parse(params)
 }
 
 /// Parses `params` as an operation takes them.

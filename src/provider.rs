@@ -223,12 +223,4 @@ mod tests {
             }
         }
     }
-
-    #[test]
-    fn no_host_is_asked_about_a_reference_to_a_fact() {
-        let op = ops::agent("command.exec.execute").unwrap();
-        let params = json!({ "command": "echo", "args": ["@fact.hostname"] });
-        let error = op.run.check(&params).unwrap_err().body();
-        assert_eq!((error.kind, &*error.problems[0].pointer), (Kind::InvalidInput, "/args/0"));
-    }
 }

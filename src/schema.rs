@@ -17,6 +17,7 @@ use crate::error::{Error, Kind, Problem, Result};
 use crate::job::Options;
 use crate::op::Access;
 use crate::ops::{self, Row};
+use crate::seal::{self, Way};
 use crate::types;
 
 /// More problems than this in one request are not listed.
@@ -148,6 +149,8 @@ pub struct Known {
     /// How the change is to be carried out; empty where nothing can be said about that.
     pub options: Vec<Field>,
     schema: Value,
+    /// The ways to what is `writeOnly`.
+    secrets: Vec<Way>,
     validator: OnceLock<Option<Validator>>,
 }
 
@@ -168,7 +171,8 @@ impl Known {
             (Some(Access::Write), _) => true,
             _ => false,
         });
-        Self { fields, options, schema, validator: OnceLock::new() }
+        let secrets = seal::ways_in(&schema);
+        Self { fields, options, schema, secrets, validator: OnceLock::new() }
     }
 
     fn problems(&self, params: &Value) -> Result<Vec<Problem>> {
@@ -205,7 +209,8 @@ pub fn check_with(row: &Row, params: &Value, earlier: Vec<Problem>) -> Result<()
         |problem: &Problem| problems.iter().all(|earlier| earlier.pointer != problem.pointer);
     let more: Vec<_> = more.into_iter().filter(is_new).collect();
     problems.extend(more);
-    if let Err(error) = types::refuse_facts(params) {
+    let is_secret = |pointer: &str| seal::leads_to(&known(row).secrets, pointer);
+    if let Err(error) = types::refuse_facts(params, is_secret) {
         problems.extend(error.body().problems);
     }
     refuse(problems)?;

@@ -17,6 +17,7 @@ use crypto_box::{PublicKey, SecretKey};
 use schemars::generate::SchemaSettings;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::error::{Error, Kind, Result};
@@ -31,13 +32,40 @@ const FILE: &str = "sealing-key";
 /// The way to a secret within parameters; `*` stands for every element of a list.
 pub type Way = Vec<String>;
 
-/// What a box holds.
-#[derive(Default, Deserialize, Serialize)]
+/// The secrets of a request.
 pub struct Secrets {
-    /// The operation that they are parameters of: a box is of no use for any other.
-    op: String,
+    purpose: Purpose,
     /// By JSON pointer.
-    texts: BTreeMap<String, Text>,
+    texts: Texts,
+}
+
+type Texts = BTreeMap<String, Text>;
+
+/// What secrets were given for: a box is of no use for anything else.
+#[derive(Clone, Deserialize, PartialEq, Serialize)]
+struct Purpose {
+    /// The operation that they are parameters of.
+    op: String,
+    /// SHA-256, in hexadecimal, of its other parameters: whose password it is, for instance.
+    beside: String,
+}
+
+impl Purpose {
+    /// `params` have [`HIDDEN`] in the place of each secret.
+    fn of(op: &str, params: &Value) -> Self {
+        let digest = Sha256::digest(params.to_string());
+        let beside = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { op: op.to_owned(), beside }
+    }
+}
+
+/// What is in a box; `T` is what it borrows or has.
+#[derive(Deserialize, Serialize)]
+struct Boxed<P, T> {
+    /// The machine id of the host that it is for: agents of cloned hosts have one key.
+    host: String,
+    purpose: P,
+    texts: T,
 }
 
 /// Overwritten when nobody needs it any more.
@@ -111,7 +139,7 @@ fn follow(
     let length = pointer.len();
     let mut enter = |name: &str, value: &mut Value| {
         pointer.push('/');
-        pointer.push_str(&name.replace('~', "~0").replace('/', "~1"));
+        pointer.push_str(&escaped(name));
         follow(value, rest, pointer, each);
         pointer.truncate(length);
     };
@@ -128,6 +156,24 @@ fn follow(
     }
 }
 
+/// Whether one of `ways` leads to what is at `pointer`, a JSON pointer.
+pub fn leads_to(ways: &[Way], pointer: &str) -> bool {
+    let names: Vec<_> = pointer.split('/').skip(1).map(unescaped).collect();
+    let is_it = |way: &Way| {
+        let mut steps = way.iter().zip(&names);
+        way.len() == names.len() && steps.all(|(step, name)| step == "*" || step == name)
+    };
+    ways.iter().any(is_it)
+}
+
+fn escaped(name: &str) -> String {
+    name.replace('~', "~0").replace('/', "~1")
+}
+
+fn unescaped(name: &str) -> String {
+    name.replace("~1", "/").replace("~0", "~")
+}
+
 /// Puts [`HIDDEN`] in the place of every secret.
 pub fn hide(params: &mut Value, ways: &[Way]) {
     visit(params, ways, &mut |_, value| *value = HIDDEN.into());
@@ -135,22 +181,25 @@ pub fn hide(params: &mut Value, ways: &[Way]) {
 
 /// Takes the secrets of `op` out of `params`; None where there are none.
 pub fn take(op: &str, params: &mut Value, ways: &[Way]) -> Option<Secrets> {
-    let mut secrets = Secrets { op: op.to_owned(), texts: BTreeMap::new() };
+    let mut texts = Texts::new();
     visit(params, ways, &mut |pointer, value| {
         if let Value::String(text) = std::mem::replace(value, HIDDEN.into()) {
-            secrets.texts.insert(pointer.to_owned(), Text(text));
+            texts.insert(pointer.to_owned(), Text(text));
         }
     });
-    (!secrets.texts.is_empty()).then_some(secrets)
+    (!texts.is_empty()).then(|| Secrets { purpose: Purpose::of(op, params), texts })
 }
 
 impl Secrets {
-    /// Closes them in a box, in base64, that only who has the secret half of `key` can open.
-    pub fn seal(&self, key: &str) -> Result<String> {
+    /// Closes them in a box, in base64, that only who has the secret half of `key` can open, and
+    /// opens only as `host`, by its machine id.
+    pub fn seal(&self, key: &str, host: &str) -> Result<String> {
         let unusable = || Error::new(Kind::Internal, "cannot seal a secret to this host's key");
         let key = STANDARD.decode(key).map_err(|error| unusable().because(error))?;
         let key = PublicKey::from_slice(&key).map_err(|error| unusable().because(error))?;
-        let plain = Zeroizing::new(serde_json::to_vec(self).map_err(|_| unusable())?);
+        let Self { purpose, texts } = self;
+        let content = Boxed { host: host.to_owned(), purpose, texts };
+        let plain = Zeroizing::new(serde_json::to_vec(&content).map_err(|_| unusable())?);
         let sealed = key.seal(&mut OsRng, &plain).map_err(|_| unusable())?;
         Ok(STANDARD.encode(sealed))
     }
@@ -170,11 +219,19 @@ impl OwnKey {
         STANDARD.encode(self.0.public_key().as_bytes())
     }
 
-    /// Puts the secrets in `sealed` back into `params` of `op`, which has them at `ways`.
+    /// Puts the secrets in `sealed` back into `params` of `op`, which has them at `ways`, where
+    /// that is what they were given for and the host with the machine id `host` whom.
     ///
     /// Every place of a secret must get its own from the box: what comes in the open was seen by
     /// others, and what is left over is not for this operation.
-    pub fn open(&self, sealed: &str, op: &str, ways: &[Way], params: &mut Value) -> Result<()> {
+    pub fn open(
+        &self,
+        sealed: &str,
+        host: &str,
+        op: &str,
+        ways: &[Way],
+        params: &mut Value,
+    ) -> Result<()> {
         let unreadable = || {
             let message = "cannot open a secret of this job; was it sealed to an earlier key of \
                            this host? Ask again with the secret";
@@ -182,13 +239,15 @@ impl OwnKey {
         };
         let sealed = STANDARD.decode(sealed).map_err(|_| unreadable())?;
         let plain = self.0.unseal(&sealed).map(Zeroizing::new).map_err(|_| unreadable())?;
-        let mut secrets: Secrets = serde_json::from_slice(&plain).map_err(|_| unreadable())?;
-        let mut is_missing = secrets.op != op;
-        visit(params, ways, &mut |pointer, value| match secrets.texts.remove(pointer) {
-            Some(mut text) if !is_missing => *value = std::mem::take(&mut text.0).into(),
-            _ => is_missing = true,
+        let found: Boxed<Purpose, Texts> =
+            serde_json::from_slice(&plain).map_err(|_| unreadable())?;
+        let mut texts = found.texts;
+        let mut is_other = found.host != host || found.purpose != Purpose::of(op, params);
+        visit(params, ways, &mut |pointer, value| match texts.remove(pointer) {
+            Some(mut text) if !is_other => *value = std::mem::take(&mut text.0).into(),
+            _ => is_other = true,
         });
-        if is_missing || !secrets.texts.is_empty() {
+        if is_other || !texts.is_empty() {
             wipe(params, ways);
             let message = "a secret of this job belongs elsewhere; ask again with the secret";
             return Err(Error::new(Kind::Denied, message));
@@ -286,29 +345,34 @@ mod tests {
         let secrets = take("op", &mut params, &ways()).unwrap();
         assert_eq!(params["password"], HIDDEN);
         assert_eq!(params["users"][0]["key/x"], HIDDEN);
-        let sealed = secrets.seal(&key.public()).unwrap();
-        assert_ne!(sealed, secrets.seal(&key.public()).unwrap(), "no two boxes are alike");
+        let sealed = secrets.seal(&key.public(), "h").unwrap();
+        assert_ne!(sealed, secrets.seal(&key.public(), "h").unwrap(), "no two boxes are alike");
 
         // A new process has the same key, and nobody else reads it.
         let mode = std::fs::metadata(state.path().join(FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let key = OwnKey::of(state.path()).unwrap();
         let mut opened = params.clone();
-        key.open(&sealed, "op", &ways(), &mut opened).unwrap();
+        key.open(&sealed, "h", "op", &ways(), &mut opened).unwrap();
         assert_eq!(opened, given());
 
-        let refused = |op: &str, ways: &[Way], params: &Value| {
+        let refused_on = |host: &str, op: &str, ways: &[Way], params: &Value| {
             let mut params = params.clone();
-            let kind = key.open(&sealed, op, ways, &mut params).unwrap_err().kind();
+            let kind = key.open(&sealed, host, op, ways, &mut params).unwrap_err().kind();
             let has_leaked = params.to_string().contains("\"p\"");
             assert!(!has_leaked, "{params}");
             kind
         };
+        let refused = |op: &str, ways: &[Way], params: &Value| refused_on("h", op, ways, params);
+        assert_eq!(refused_on("other", "op", &ways(), &params), Kind::Denied, "a clone's");
         assert_eq!(refused("other", &ways(), &params), Kind::Denied);
+        let mut of_another = params.clone();
+        of_another["name"] = "root".into();
+        assert_eq!(refused("op", &ways(), &of_another), Kind::Denied, "another account's");
         assert_eq!(refused("op", &[], &params), Kind::Denied, "no secret goes there");
         assert_eq!(refused("op", &ways(), &json!({ "password": "x" })), Kind::Denied);
         let other = OwnKey::of(tempfile::tempdir().unwrap().path()).unwrap();
-        let error = other.open(&sealed, "op", &ways(), &mut params).unwrap_err();
+        let error = other.open(&sealed, "h", "op", &ways(), &mut params).unwrap_err();
         assert_eq!(error.kind(), Kind::Conflict);
     }
 
@@ -320,6 +384,12 @@ mod tests {
         assert_eq!(params, hidden);
         assert!(has_any(&params, &ways()) && !has_any(&json!({ "name": "ada" }), &ways()));
         assert!(take("op", &mut json!({ "name": "ada" }), &ways()).is_none());
+        for pointer in ["/password", "/users/0/key~1x", "/users/17/key~1x"] {
+            assert!(leads_to(&ways(), pointer), "{pointer}");
+        }
+        for pointer in ["", "/", "/name", "/users/0", "/users/0/key", "/password/x"] {
+            assert!(!leads_to(&ways(), pointer), "{pointer}");
+        }
     }
 
     #[test]

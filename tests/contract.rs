@@ -509,7 +509,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("types", &["error", "job"]),
     ("job", &["error", "op"]),
-    ("op", &["error", "host", "permission", "types"]),
+    ("op", &["error", "host", "permission"]),
     ("host", &["clock", "error", "job", "op", "sys", "types"]),
     ("provider", &["error", "host", "op", "permission", "types", "job"]),
     ("link", &["error", "job", "op", "sys"]),
@@ -531,7 +531,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("seal", &["error", "op"]),
-    ("schema", &["error", "job", "op", "ops", "types"]),
+    ("schema", &["error", "job", "op", "ops", "seal", "types"]),
 ];
 
 #[test]

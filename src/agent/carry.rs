@@ -14,6 +14,7 @@ use crate::link::Link;
 use crate::op::{Access, Agent, Op};
 use crate::ops;
 use crate::seal::{self, Way};
+use crate::types::refuse_facts;
 
 /// How soon to try again what has no answer yet, because the journal could not take it.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -112,7 +113,7 @@ impl<'a> Opened<'a> {
             return Err(Error::new(Kind::Conflict, message));
         };
         let params = &mut self.task.to_mut().params;
-        agent.key.open(&sealed, self.op.id, self.ways, params)
+        agent.key.open(&sealed, &agent.setup.machine_id, self.op.id, self.ways, params)
     }
 }
 
@@ -149,7 +150,14 @@ pub(super) fn admit<L>(agent: &Shared<L>, task: &Task) -> Result<&'static Op<Age
 /// journal can tell the truth about it.
 pub(super) fn check<L>(agent: &Shared<L>, op: &Op<Agent>, task: &Task) -> Result<()> {
     agent.setup.policy.check(op)?;
-    op.run.check(&task.params)
+    parse(op, &task.params)
+}
+
+/// Refuses what `op` does not take, and references to facts, which no host resolves.
+fn parse(op: &Op<Agent>, params: &Value) -> Result<()> {
+    let ways = seal::ways(op.id, op.run);
+    refuse_facts(params, |pointer| seal::leads_to(ways, pointer))?;
+    op.run.check(params)
 }
 
 fn tell(task: &Task, outcome: &Outcome) {
@@ -248,6 +256,18 @@ fn halve_largest(value: &mut Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_host_is_asked_about_a_reference_to_a_fact_and_a_password_is_none() {
+        let parse = |op: &str, params: &Value| parse(ops::agent(op).unwrap(), params);
+        let params = json!({ "command": "echo", "args": ["@fact.hostname"] });
+        let error = parse("command.exec.execute", &params).unwrap_err().body();
+        assert_eq!((error.kind, &*error.problems[0].pointer), (Kind::InvalidInput, "/args/0"));
+        let password = |name: &str| json!({ "name": name, "password": "a@fact.b" });
+        parse("node.user.password", &password("ada")).unwrap();
+        let error = parse("node.user.password", &password("@fact.x")).unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidInput);
+    }
 
     #[test]
     fn what_is_too_large_is_cut_and_says_so() {

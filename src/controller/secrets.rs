@@ -52,7 +52,7 @@ impl Controller {
                     format!("{name} has not told yet what to seal secrets to; start its agent");
                 return Err(Error::new(Kind::Unavailable, message));
             }
-            Ok((host.clone(), secrets.seal(key)?))
+            Ok((host.clone(), secrets.seal(key, host)?))
         };
         let boxes = hosts.iter().map(one).collect::<Result<_>>()?;
         Ok((params, Some(boxes)))

@@ -307,7 +307,9 @@ impl Set {
     }
 
     pub(super) fn remembered(&self, job: &str, blobs: &Blobs) -> Record {
-        let origin = self.origin.content().and_then(|digest| blobs.get_key_value(digest));
+        // A password is never given back, so the hash that it had goes with the job's plan.
+        let kept = Some(&self.origin).filter(|origin| !matches!(origin, Value::Password { .. }));
+        let origin = kept.and_then(Value::content).and_then(|digest| blobs.get_key_value(digest));
         Record {
             cell: self.cell.clone(),
             value: self.to.clone(),
