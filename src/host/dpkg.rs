@@ -34,6 +34,16 @@ pub struct Stanza {
 }
 
 impl Stanza {
+    /// How apt calls it where `native` is the host's own architecture: with its own one where that
+    /// is another.
+    pub fn name(&self, native: Option<&str>) -> String {
+        let own = self.architecture.as_str();
+        if matches!(own, "" | "all") || native.is_none_or(|native| native == own) {
+            return self.package.clone();
+        }
+        format!("{}:{own}", self.package)
+    }
+
     /// The state, such as `installed`, `config-files` or `half-configured`.
     pub fn state(&self) -> &str {
         self.status.split(' ').nth(2).unwrap_or("not-installed")

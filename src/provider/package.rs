@@ -236,7 +236,7 @@ fn named(host: &View, name: &PackageName) -> Result<Named> {
 
 /// What apt makes of a wish as something wanted, unless the host needs what would go.
 fn want(host: &View, states: Vec<State>) -> Result<Want> {
-    let mut former = Vec::new();
+    let (mut former, mut going) = (Vec::new(), Vec::new());
     for state in &states {
         let Cell::Package(name) = state.cell() else { continue };
         let Some(now) = host.package(name)?.filter(|now| !now.is_absent()) else { continue };
@@ -246,6 +246,7 @@ fn want(host: &View, states: Vec<State>) -> Result<Want> {
             _ => {
                 guard(host, name, &now)?;
                 former.push((name.clone(), now.version));
+                going.push(name.clone());
             }
         }
     }
@@ -253,10 +254,11 @@ fn want(host: &View, states: Vec<State>) -> Result<Want> {
     for gone in host.irreplaceable(&former) {
         want = want.leaves(format!("that {gone} is gone: no archive apt knows has it any more"));
     }
-    let pending = host.pending_packages()?;
+    let mut pending = host.pending_packages()?;
+    pending.retain(|name| !going.contains(name));
     if !pending.is_empty() {
         let names = pending.join(", ");
-        want = want.leaves(format!("what dpkg does first to finish {names}, left half done"));
+        want = want.leaves(format!("what dpkg does to finish {names}, left half done"));
     }
     Ok(want)
 }
@@ -275,13 +277,7 @@ fn guard(host: &View, name: &str, now: &Stanza) -> Result<()> {
 fn package(stanza: Stanza, native: Option<&str>) -> Package {
     let status = if stanza.is_installed() { "installed" } else { stanza.state() };
     let status = status.to_owned();
-    let is_foreign =
-        stanza.architecture != "all" && native.is_some_and(|native| native != stanza.architecture);
-    let name = if is_foreign {
-        format!("{}:{}", stanza.package, stanza.architecture)
-    } else {
-        stanza.package
-    };
+    let name = stanza.name(native);
     let size = stanza.size.saturating_mul(1024);
     Package { name, version: stanza.version, description: stanza.summary, status, size }
 }

@@ -9,17 +9,18 @@ use crate::support::host::TestHost;
 
 const INSTALL: &str = "node.package.install";
 const REMOVE: &str = "node.package.remove";
+const STATUS: &str = "/var/lib/dpkg/status";
 
 fn hello() -> Value {
     json!({ "name": "hello" })
 }
 
 fn leave(host: &TestHost, package: &str, status: &str) {
-    let table = host.read("/var/lib/dpkg/status");
+    let table = host.read(STATUS);
     let stanza = format!(
         "Package: {package}\nStatus: install {status}\nArchitecture: all\nVersion: 1.0\n\n"
     );
-    host.write("/var/lib/dpkg/status", &(table + &stanza));
+    host.write(STATUS, &(table + &stanza));
 }
 
 #[test]
@@ -114,6 +115,76 @@ fn what_dpkg_cannot_finish_is_named_with_its_remedy() {
     let error = host.run("job", INSTALL, &hello());
     // apt can do without what is none of its business.
     assert_eq!(error.unwrap()["changed"], true);
+}
+
+#[test]
+fn what_goes_is_not_begun_once_more() {
+    let host = TestHost::new();
+    leave(&host, "libhello", "ok half-configured");
+    let remove = json!({ "name": "libhello" });
+    assert_eq!(host.preview(REMOVE, &remove).unwrap()["residue"].as_array().unwrap().len(), 1);
+    host.run("job", REMOVE, &remove).unwrap();
+    let calls = host.calls();
+    assert_eq!(calls[0], "dpkg --set-selections");
+    assert!(calls[1].ends_with(" install -- libhello-"), "{calls:?}");
+}
+
+#[test]
+fn what_apt_would_do_beyond_the_plan_is_not_done() {
+    let also = |host: &TestHost, lines: &str| {
+        std::fs::write(host.dir().join("comes-along"), lines).unwrap();
+    };
+    for (line, told) in [
+        ("Remv other [1.0]\n", "package other would have to be removed"),
+        ("Inst other (2.0 Debian:12/stable [all])\n", "package other would have to be given 2.0"),
+        ("Inst hello (9 Debian:12/stable [all])\n", "package hello would have to be given 9"),
+    ] {
+        let host = TestHost::new();
+        also(&host, line);
+        let before = host.snapshot();
+        let error = host.run("job", INSTALL, &hello()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Stale, "{error}");
+        assert!(error.to_string().contains(told), "{error}");
+        assert!(error.body().not_restored.is_empty());
+        host.assert_is(&before, line);
+        assert!(host.calls().is_empty(), "{:?}", host.calls());
+    }
+    // What is part of the plan may come first.
+    let host = TestHost::new();
+    also(&host, "Inst libhello (1.0 Debian:12/stable [all])\n");
+    host.run("job", INSTALL, &hello()).unwrap();
+    assert!(host.calls()[0].contains(" --no-remove "), "{:?}", host.calls());
+    let remove = |name| host.run(name, REMOVE, &hello());
+    also(&host, "");
+    remove("gone").unwrap();
+    assert!(!host.calls().last().unwrap().contains(" --no-remove "), "{:?}", host.calls());
+}
+
+#[test]
+fn whoever_has_the_lock_first_is_waited_for_and_looked_at_again() {
+    // Once somebody else is faster, and leaves this.
+    let first = |script: &str| {
+        let host = TestHost::new();
+        let script = format!("rm \"$root/../comes-first\"\n{script}");
+        std::fs::write(host.dir().join("comes-first"), script).unwrap();
+        host
+    };
+    let host = first("");
+    assert_eq!(host.run("job", INSTALL, &hello()).unwrap()["changed"], true);
+    assert_eq!(host.calls().iter().filter(|call| call.starts_with("apt-get")).count(), 2);
+
+    let stanza =
+        "Package: hello\\nStatus: install ok installed\\nArchitecture: all\\nVersion: 7\\n\\n";
+    let host = first(&format!("printf '{stanza}' >> \"$status\""));
+    let error = host.run("job", INSTALL, &hello()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Stale, "{error}");
+    assert!(error.to_string().contains("package hello was changed by somebody else"), "{error}");
+    assert!(error.body().not_restored.is_empty() && host.read(STATUS).contains("Version: 7"));
+    assert_eq!(host.calls().iter().filter(|call| call.starts_with("apt-get")).count(), 1);
+
+    let host = first("echo 'Remv other [1.0]' > \"$root/../comes-along\"");
+    let error = host.run("job", INSTALL, &hello()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Stale, "{error}");
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! A package: which version is installed, and whether on its own account.
 //!
 //! Packages depend on each other, so one command assigns all that belong to a plan. It names each
-//! of them with its version, and so does what the plan says or nothing.
+//! of them with its version, and right before it apt is asked once more what would come of that:
+//! it would do more than it is told where others have changed packages since, and not ask.
 
 use std::fmt;
+use std::time::Instant;
 
 use rustix::fs::{Access, AtFlags};
 use rustix::io::Errno;
@@ -16,6 +18,14 @@ use crate::host::plan::Set;
 use crate::host::reach::Reach;
 use crate::host::view::{LOCK_PATIENCE, View};
 
+/// What a package is right now, what the plan found and what it is to be.
+struct Assignment<'a> {
+    name: &'a str,
+    now: &'a Value,
+    from: &'a Value,
+    to: &'a Value,
+}
+
 /// What apt is told beside which packages: the version is the plan's business, recommendations
 /// are named by it too, and files of configuration that somebody changed stay as they are.
 const OPTIONS: &[&str] = &[
@@ -25,6 +35,8 @@ const OPTIONS: &[&str] = &[
     "--no-install-recommends",
     "--option=APT::Get::AutomaticRemove=false",
     "--option=APT::Status-Fd=1",
+    // Whoever is faster may change what apt was just asked about.
+    "--option=DPkg::Lock::Timeout=0",
     "--option=Dpkg::Use-Pty=0",
     "--option=Dpkg::Options::=--force-confdef",
     "--option=Dpkg::Options::=--force-confold",
@@ -60,7 +72,12 @@ impl CellKind for Package<'_> {
     }
 
     fn assign(&self, hands: &Hands, now: &Value, to: &Value, _: &Blobs) -> Result<()> {
-        assign(hands, &[(self.0, now, to)])
+        assign(hands, &[Assignment { name: self.0, now, from: now, to }])
+    }
+
+    fn take(&self, hands: &Hands, due: &Due, _: &Blobs) -> Result<()> {
+        let Due { set, now } = due;
+        assign(hands, &[Assignment { name: self.0, now, from: &set.from, to: &set.to }])
     }
 
     fn is_atomic(&self, _: &Value, _: &Value) -> bool {
@@ -73,10 +90,6 @@ impl CellKind for Package<'_> {
 
     fn residue(&self, from: &Value, to: &Value) -> Option<String> {
         let name = self.0;
-        let version = |value: &Value| match value {
-            Value::Package { version, .. } => Some(version.clone()),
-            _ => None,
-        };
         match (version(from), version(to)) {
             (None, Some(_)) => {
                 Some(format!("the configuration and data of {name}, and what its scripts did"))
@@ -106,8 +119,8 @@ fn value(stanza: &Stanza) -> Value {
 
 /// Assigns packages that belong together.
 pub(super) fn assign_all(hands: &Hands, dues: &[Due]) -> Result<()> {
-    let packages = dues.iter().filter_map(|due| match &due.set.cell {
-        Cell::Package(name) => Some((name.as_str(), &due.now, &due.set.to)),
+    let packages = dues.iter().filter_map(|Due { set, now }| match &set.cell {
+        Cell::Package(name) => Some(Assignment { name, now, from: &set.from, to: &set.to }),
         _ => None,
     });
     assign(hands, &packages.collect::<Vec<_>>())
@@ -116,7 +129,9 @@ pub(super) fn assign_all(hands: &Hands, dues: &[Due]) -> Result<()> {
 /// Refuses to take packages back where that would not come about as planned.
 pub(super) fn check_all<'a>(host: &View, sets: impl Iterator<Item = &'a Set>) -> Result<()> {
     let packages = sets.filter_map(|set| match &set.cell {
-        Cell::Package(name) => Some((name.as_str(), &set.from, &set.to)),
+        Cell::Package(name) => {
+            Some(Assignment { name, now: &set.from, from: &set.from, to: &set.to })
+        }
         _ => None,
     });
     let packages: Vec<_> = packages.collect();
@@ -124,30 +139,46 @@ pub(super) fn check_all<'a>(host: &View, sets: impl Iterator<Item = &'a Set>) ->
     if wishes.is_empty() {
         return Ok(());
     }
-    let asked: Vec<&str> = wishes.iter().map(String::as_str).collect();
-    let doings = host.simulate(&asked, true).map_err(|error| match error.kind() {
+    rehearse(host, &packages, &wishes).map_err(|error| match error.kind() {
         Kind::NotFound => {
             let message = format!("no archive has a former version any more: {error}");
             Error::new(Kind::Conflict, message)
         }
+        Kind::Stale => {
+            let message = format!("{error}, which is no part of this; others depend on it now");
+            Error::new(Kind::Conflict, message)
+        }
         _ => error,
-    })?;
-    for (name, version) in doings {
-        if packages.iter().all(|(planned, ..)| *planned != name) {
+    })
+}
+
+/// Has apt say what would come of `wishes`; `Stale` where that is more than `packages`, which is
+/// told without a remedy.
+fn rehearse(host: &View, packages: &[Assignment], wishes: &[String]) -> Result<()> {
+    let asked: Vec<&str> = wishes.iter().map(String::as_str).collect();
+    for (name, version) in host.simulate(&asked, true)? {
+        let is_meant = |planned: &Assignment| {
+            planned.name == name && self::version(planned.to) == version.as_deref()
+        };
+        if !packages.iter().any(is_meant) {
             let what = version.map_or_else(|| "removed".to_owned(), |v| format!("given {v}"));
-            let message = format!(
-                "package {name} would have to be {what} as well, which is no part of this; others \
-                 depend on it now"
-            );
-            return Err(Error::new(Kind::Conflict, message));
+            let message = format!("package {name} would have to be {what} as well");
+            return Err(Error::new(Kind::Stale, message));
         }
     }
     Ok(())
 }
 
+fn version(value: &Value) -> Option<&str> {
+    match value {
+        Value::Package { version, .. } => Some(version),
+        _ => None,
+    }
+}
+
 /// What apt is asked for, and with which ends.
-fn wishes(packages: &[(&str, &Value, &Value)]) -> Vec<String> {
-    let wish = |(name, now, to): &(&str, &Value, &Value)| match (now, to) {
+fn wishes(packages: &[Assignment]) -> Vec<String> {
+    let wish = |Assignment { name, now, to, .. }: &Assignment| match (now, to) {
         (Value::Absent, Value::Absent) => None,
         (_, Value::Package { version, .. }) => {
             let is_there = matches!(
@@ -161,40 +192,82 @@ fn wishes(packages: &[(&str, &Value, &Value)]) -> Vec<String> {
     packages.iter().filter_map(wish).collect()
 }
 
-fn assign(hands: &Hands, packages: &[(&str, &Value, &Value)]) -> Result<()> {
+fn assign(hands: &Hands, packages: &[Assignment]) -> Result<()> {
     let wishes = wishes(packages);
-    if !wishes.is_empty() {
+    let begun = Instant::now();
+    while !wishes.is_empty() {
         hands.view.wait_for_packages()?;
-        // An interrupted dpkg refuses everything else until it has been allowed to finish. What
-        // it cannot finish may be what is removed here, so apt has the last word.
-        let pending = hands.view.pending_packages()?;
-        let finished = if pending.is_empty() { Ok(()) } else { configure(hands) };
-        let is_essential = |(name, _, to): &(&str, &Value, &Value)| {
-            let known = || hands.view.package(name).ok().flatten();
-            **to == Value::Absent && known().is_some_and(|stanza| stanza.is_essential)
-        };
-        let patience = format!("--option=DPkg::Lock::Timeout={}", LOCK_PATIENCE.as_secs());
-        let mut args = vec![&*patience];
-        args.extend(OPTIONS);
-        // Whoever planned it has asked whether that is meant.
-        if packages.iter().any(is_essential) {
-            args.push("--allow-remove-essential");
+        match run(hands, packages, &wishes) {
+            // Whoever was faster may change what was looked at, so that is looked at again.
+            Err(error) if is_locked(&error) && begun.elapsed() < LOCK_PATIENCE => {}
+            done => {
+                done.map_err(explained)?;
+                break;
+            }
         }
-        args.extend(["install", "--"]);
-        args.extend(wishes.iter().map(String::as_str));
-        hands.run_heard("apt-get", &args, dpkg::told).map_err(|error| match finished {
-            Ok(()) => explained(error),
-            Err(first) => Error::new(
-                Kind::HostFailed,
-                format!(
-                    "dpkg cannot finish what was begun with {}: {first}; repair that with `dpkg \
-                     --configure -a`; {error}",
-                    pending.join(", ")
-                ),
-            ),
-        })?;
     }
     mark(hands, packages)
+}
+
+/// Has apt do it, provided that it does nothing else.
+fn run(hands: &Hands, packages: &[Assignment], wishes: &[String]) -> Result<()> {
+    let view = &hands.view;
+    for Assignment { name, from, to, .. } in packages {
+        let now = view.value(&Cell::Package((*name).to_owned()))?;
+        // While dpkg unpacks what is new, it has no version.
+        let ours = [version(from), version(to), Some("")];
+        if !ours.contains(&version(&now)) {
+            return Err(outdated(&format!(
+                "package {name} was changed by somebody else meanwhile"
+            )));
+        }
+    }
+    let going = packages.iter().filter(|package| *package.to == Value::Absent);
+    let going: Vec<&str> = going.map(|package| package.name).collect();
+    // An interrupted dpkg refuses everything else until it has been allowed to finish. What it
+    // cannot finish may be what is removed here, so apt has the last word.
+    let pending = view.pending_packages()?;
+    let finished = if pending.is_empty() {
+        Ok(())
+    } else if pending.iter().any(|name| going.contains(&name.as_str())) {
+        // What goes is not begun once more; apt sees to the others when it is gone.
+        hands.run("dpkg", &["--set-selections"], &[])
+    } else {
+        configure(hands)
+    };
+    rehearse(view, packages, wishes).map_err(|error| match error.kind() {
+        Kind::NotFound | Kind::Stale => outdated(&error.to_string()),
+        _ => error,
+    })?;
+    let mut args = OPTIONS.to_vec();
+    let is_essential = |name: &&str| {
+        let known = view.package(name).ok().flatten();
+        known.is_some_and(|stanza| stanza.is_essential)
+    };
+    // Whoever planned it has asked whether that is meant.
+    if going.iter().any(is_essential) {
+        args.push("--allow-remove-essential");
+    }
+    if going.is_empty() {
+        args.push("--no-remove");
+    }
+    args.extend(["install", "--"]);
+    args.extend(wishes.iter().map(String::as_str));
+    hands.run_heard("apt-get", &args, dpkg::told).map_err(|error| match finished {
+        Ok(()) => error,
+        Err(first) => Error::new(
+            Kind::HostFailed,
+            format!(
+                "dpkg cannot finish what was begun with {}: {first}; repair that with `dpkg \
+                 --configure -a`; {error}",
+                pending.join(", ")
+            ),
+        ),
+    })
+}
+
+fn outdated(why: &str) -> Error {
+    Error::new(Kind::Stale, format!("{why}; that is not what was planned, so plan again"))
 }
 
 /// Lets dpkg finish what was interrupted.
@@ -204,10 +277,10 @@ fn configure(hands: &Hands) -> Result<()> {
 }
 
 /// Says which packages are there on their own account, and which only for others.
-fn mark(hands: &Hands, packages: &[(&str, &Value, &Value)]) -> Result<()> {
+fn mark(hands: &Hands, packages: &[Assignment]) -> Result<()> {
     for (word, wanted) in [("manual", false), ("auto", true)] {
         let mut names = Vec::new();
-        for (name, _, to) in packages {
+        for Assignment { name, to, .. } in packages {
             let Value::Package { auto, .. } = to else { continue };
             let is_so = hands.view.package(name)?.is_some_and(|now| now.is_auto == *auto);
             if *auto == wanted && !is_so {
@@ -221,10 +294,15 @@ fn mark(hands: &Hands, packages: &[(&str, &Value, &Value)]) -> Result<()> {
     Ok(())
 }
 
+/// Whether apt did not begin, because somebody else changes packages.
+fn is_locked(error: &Error) -> bool {
+    error.to_string().contains("Could not get lock")
+}
+
 /// Adds the remedy that apt and dpkg name, where a person has to see to it.
 fn explained(error: Error) -> Error {
     let said = error.to_string();
-    let remedy = if said.contains("Could not get lock") {
+    let remedy = if is_locked(&error) {
         "; somebody else changes packages: try again later"
     } else if said.contains("dpkg was interrupted") {
         "; repair that with `dpkg --configure -a`"

@@ -237,8 +237,12 @@ impl Executor {
             for step in together {
                 dues.extend(self.due(step, pass)?);
             }
-            *begun += together.len();
-            self.take(turn, job, together, &dues, &plan.blobs, pass.limit)?;
+            let taken = self.take(turn, job, together, &dues, &plan.blobs, pass.limit);
+            // Nor was what is found out there to be no longer as it was planned.
+            if !matches!(&taken, Err(error) if error.kind() == Kind::Stale) {
+                *begun += together.len();
+            }
+            taken?;
         }
         Ok(())
     }

@@ -152,10 +152,12 @@ impl View {
         text.lines().next().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty())
     }
 
-    /// What was begun with packages and not ended: the names of those.
+    /// What was begun with packages and not ended: the names of those, with their architecture
+    /// where that is not the host's own.
     pub fn pending_packages(&self) -> Result<Vec<String>> {
         let packages = self.packages()?.into_iter().filter(Stanza::is_pending);
-        let mut names: Vec<_> = packages.map(|stanza| stanza.package).collect();
+        let native = self.native_architecture();
+        let mut names: Vec<_> = packages.map(|stanza| stanza.name(native.as_deref())).collect();
         if names.is_empty() && !self.updates()?.is_empty() {
             names.push("what it was at".to_owned());
         }
@@ -166,7 +168,10 @@ impl View {
     /// `=VERSION`, or by `-` for the wish to remove it. Waits for whoever changes packages.
     pub(in crate::host) fn simulate(&self, wishes: &[&str], exactly: bool) -> Result<Doings> {
         self.wait_for_packages()?;
-        let asked = |name: &str| wishes.iter().any(|wish| wish.trim_end_matches('-') == name);
+        let asked = |name: &str| {
+            let mut named = wishes.iter().filter_map(|wish| wish.split(['=', ':']).next());
+            named.any(|wish| wish.trim_end_matches('-') == name)
+        };
         let packages = self.packages()?;
         if let Some(broken) = packages.iter().find(|p| p.is_broken() && !asked(&p.package)) {
             let name = &broken.package;
@@ -207,12 +212,15 @@ impl View {
     /// Which of `packages`, each with the version that is installed, could not be installed again:
     /// no archive that apt knows has that version.
     pub fn irreplaceable(&self, packages: &[(String, String)]) -> Vec<String> {
+        if packages.is_empty() {
+            return Vec::new();
+        }
         let wishes = packages.iter().map(|(name, version)| format!("{name}={version}"));
         let wishes: Vec<_> = wishes.collect();
         let wishes: Vec<&str> = wishes.iter().map(String::as_str).collect();
         // What cannot be found out is not worth failing for.
         let done = self.query(SIMULATE_AGAIN, &wishes).ok().filter(|done| done.exit_code == 0);
-        let Some(done) = done.filter(|_| !packages.is_empty()) else { return Vec::new() };
+        let Some(done) = done else { return Vec::new() };
         let back: Vec<_> = done.stdout.lines().filter_map(dpkg::simulated).collect();
         let is_gone = |(name, version): &&(String, String)| {
             back.iter().all(|(there, to)| there != name || *to != Some(version))

@@ -1,6 +1,7 @@
-# lab: limit=420
+# lab: limit=600
 """Packages from a small archive on the host: installed, brought up to date, removed and taken back
-by what apt simulates; while somebody else has the lock, and while the agent is killed."""
+by what apt simulates; while somebody else has the lock and changes packages, and while the agent or
+its hand is killed."""
 
 import fcntl
 import hashlib
@@ -9,23 +10,26 @@ import subprocess
 import time
 from pathlib import Path
 
-from lib import changed, check, cycle, job_of, osapi, out, part, pid, ready, result, sh, until
+from lib import changed, check, cycle, job_of, osapi, out, part, pid, ready, result, sh, show, until
 
 ARCHIVE = Path("/srv/archive")
 COUNT = Path("/var/lib/osapi-slow.count")
 BEGUN = Path("/run/osapi-slow.begun")
+HANGS = Path("/var/lib/osapi-hang.count")
 STATUS = Path("/var/lib/dpkg/status")
 LOCK = "/var/lib/dpkg/lock-frontend"
 
 
-def deb(name, version, depends="", postinst="", conffile=""):
+def deb(name, version, depends="", postinst="", conffile="", conflicts=""):
     tree = Path("/root/build") / f"{name}_{version}"
     (tree / "DEBIAN").mkdir(parents=True)
     (tree / "usr/share" / name).mkdir(parents=True)
     (tree / "usr/share" / name / "version").write_text(version + "\n")
     control = f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: Lab <lab@localhost>\n" \
               f"Installed-Size: 1\nDescription: {name} of the lab\n"
-    (tree / "DEBIAN/control").write_text(control + (f"Depends: {depends}\n" if depends else ""))
+    control += f"Depends: {depends}\n" if depends else ""
+    control += f"Conflicts: {conflicts}\n" if conflicts else ""
+    (tree / "DEBIAN/control").write_text(control)
     if conffile:
         (tree / "etc").mkdir()
         (tree / "etc" / f"{name}.conf").write_text(conffile)
@@ -56,6 +60,9 @@ def archive():
     deb("osapi-lab-lib", "1.0")
     deb("osapi-lab", "1.0", "osapi-lab-lib", conffile="one\n")
     deb("osapi-slow", "1.0", postinst=f"echo x >> {COUNT}\ntouch {BEGUN}\nsleep 8\n")
+    deb("osapi-left", "1.0")
+    deb("osapi-right", "1.0", conflicts="osapi-left")
+    deb("osapi-hang", "1.0", postinst=f"echo x >> {HANGS}\nsleep 900\n")
     deb("osapi-sick", "1.0", postinst="echo 'this will not do' >&2\nexit 1\n")
     publish()
 
@@ -173,6 +180,65 @@ def locked():
     check(job.returncode == 0 and version("osapi-lab") == "2.0", f"and works then ({took:.0f} s)", answer)
 
 
+def simulates():
+    """Whether apt is asked what would come of a wish."""
+    return sh("pgrep", "--full", "^apt-get --simulate|/apt-get --simulate").returncode == 0
+
+
+def overtaken():
+    """Between plan and run somebody else has the lock, and uses it, or does not."""
+    for others, what in [([], "nothing"), (["osapi-left"], "what it conflicts with"), (["osapi-right"], "the same")]:
+        before = installed()
+        with open(LOCK, "w") as lock:
+            job = subprocess.Popen(["osapi", "--json", "package", "install", "osapi-right"], text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            end = time.monotonic() + 30
+            while not simulates() and time.monotonic() < end:
+                pass
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+            time.sleep(6)
+            check(job.poll() is None, "it waits before the run as well")
+            for other in others:
+                sh("dpkg", "--install", ARCHIVE / f"{other}_1.0_all.deb", ok=True,
+                   env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DPKG_FRONTEND_LOCKED": "1"})
+            after = installed()
+        answer, _ = job.communicate(timeout=180)
+        if others == ["osapi-left"]:
+            check(job.returncode == 15 and kind(answer) == "stale" and "osapi-left" in answer,
+                  f"who has installed {what} meanwhile has made the plan stale", (job.returncode, answer))
+            check(installed() == after and not out("dpkg", "--audit"), "and nothing is changed for it", installed())
+            sh("dpkg", "--purge", "osapi-left", ok=True)
+        else:
+            check(job.returncode == 0 and version("osapi-right") == "1.0", f"who has done {what} is no hindrance", answer)
+            osapi("package", "remove", "osapi-right")
+        check(installed() == before, "then everything is as before", installed())
+
+
+def hanging():
+    """A script that does not end, and whose hand is killed."""
+    job = subprocess.Popen(["osapi", "--json", "package", "install", "osapi-hang"], text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    until(HANGS.exists, "a script that hangs is at work", 60)
+    _, jobs = osapi("job", "list", "--limit", "1")
+    name = jobs["jobs"][0]["id"]
+    unit = f"osapi-job-{name}.1.service"
+    sh("kill", "-9", show(unit, "MainPID"), ok=True)
+
+    until(lambda: show(unit, "ActiveState") == "failed", "its hand was killed")
+    begun = time.monotonic()
+    sh("systemctl", "kill", "--signal=KILL", unit, ok=True)
+    answer, _ = job.communicate(timeout=180)
+    took = time.monotonic() - begun
+    check(job.returncode == 17, f"that ends it ({took:.0f} s)", (job.returncode, answer))
+    check(version("osapi-hang") is None and not out("dpkg", "--audit"), "it is taken back", out("dpkg", "--audit"))
+    check(HANGS.read_text() == "x\n", "and the script was not begun once more", HANGS.read_text())
+
+    sh("dpkg", "--unpack", ARCHIVE / "osapi-hang_1.0_all.deb", ok=True)
+    status, answer = osapi("package", "remove", "osapi-hang")
+    check(status == 0 and version("osapi-hang") is None, "what is half done is removed", (status, answer))
+    check(HANGS.read_text() == "x\n", "without its script", HANGS.read_text())
+
+
 def killed():
     job = subprocess.Popen(["osapi", "--json", "package", "install", "osapi-slow"], stdout=subprocess.PIPE, text=True)
     until(BEGUN.exists, "a slow script is at work", 60)
@@ -226,5 +292,5 @@ def broken():
 part("package")
 ready()
 archive()
-for step in (reads, changes, guarded, locked, killed, broken):
+for step in (reads, changes, guarded, locked, overtaken, killed, hanging, broken):
     step()
