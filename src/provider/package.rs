@@ -269,7 +269,13 @@ fn guard(host: &View, name: &str, now: &Stanza) -> Result<()> {
         host.guard(format!("the system needs {name}, which would be removed"))?;
     }
     if now.package == OWN {
-        host.guard(format!("{name} is OSAPI itself, and would be removed"))?;
+        // With force neither: the job would stop who ends it, and a later installation would find
+        // it half done and go on with it.
+        let message = format!(
+            "{name} is OSAPI itself, which would be removed and could not tell, or take it back; \
+             `apt-get remove {OWN}` does that, on the host"
+        );
+        return Err(Error::new(Kind::Protected, message));
     }
     Ok(())
 }

@@ -188,6 +188,23 @@ fn whoever_has_the_lock_first_is_waited_for_and_looked_at_again() {
 }
 
 #[test]
+fn osapi_does_not_remove_itself() {
+    let host = TestHost::new();
+    leave(&host, "osapi", "ok installed");
+    let itself = json!({ "name": "osapi" });
+    for (name, force, confirm) in
+        [("plain", false, None), ("forced", true, None), ("confirmed", true, Some(60))]
+    {
+        let options = Options { force, confirm, ..Options::default() };
+        let error = host.run_with(name, REMOVE, &itself, options).unwrap_err();
+        assert_eq!(error.kind(), Kind::Protected, "{name}: {error}");
+        assert!(error.to_string().contains("`apt-get remove osapi`"), "{error}");
+        assert!(!error.to_string().contains("use force"), "{error}");
+    }
+    assert!(host.calls().is_empty());
+}
+
+#[test]
 fn only_the_versions_that_were_seen_are_installed() {
     let host = TestHost::new();
     let preview = host.preview(INSTALL, &hello()).unwrap();

@@ -163,9 +163,16 @@ def guarded():
     for name in ["dpkg", "bash"]:
         status, answer = osapi("package", "remove", name)
         check(status == 15 and kind(answer) == "protected", f"{name} is not removed by accident", (status, answer))
-    if version("osapi"):
-        status, answer = osapi("package", "remove", "osapi")
-        check(status == 15 and kind(answer) == "protected", "nor is osapi", (status, answer))
+    is_ours = version("osapi") is None
+    if is_ours:
+        deb("osapi", "0.0")
+        sh("dpkg", "--install", ARCHIVE / "osapi_0.0_all.deb", ok=True)
+    for flags in [], ["--force"], ["--force", "--confirm", "60"], ["--force", "--dry-run"]:
+        status, answer = osapi("package", "remove", *flags, "osapi")
+        check(status == 15 and kind(answer) == "protected" and "apt-get remove osapi" in json.dumps(answer),
+              f"nor is osapi by itself {flags}, but by apt", (status, answer))
+    if is_ours:
+        sh("dpkg", "--purge", "osapi", ok=True)
 
 
 def locked():
