@@ -19,6 +19,8 @@ const DRIFT: Need = Asks("/api/node/_any/drift");
 
 /// The units of the package, as the service manager has them.
 const UNITS: &str = "systemctl show --no-pager --property=Id,LoadState,ActiveState,SubState,UnitFileState,Result,NRestarts,NeedDaemonReload,MainPID -- osapi-controller.service osapi-agent.service osapi.socket osapi-settle.service";
+const JOBS: &str =
+    "systemctl list-units --all --plain --no-legend --no-pager -- osapi-job-*.service";
 const PACKAGE: &str = "dpkg-query --show --showformat=${db:Status-Status}:${Version} osapi";
 
 const CONTROLLER: &str = "osapi-controller.service";
@@ -190,6 +192,19 @@ pub(super) static CHECKS: &[Check] = &[
                 return ok("it has");
             }
             warn(format!("changed since: {}", stale.join(", ")), "systemctl daemon-reload")
+        },
+    },
+    Check {
+        id: "jobs.left",
+        title: "No job has left something that is waited for",
+        needs: &[Says(JOBS)],
+        judge: |e| {
+            let is_left = |line: &&str| line.starts_with("osapi-job-") && line.contains(" failed ");
+            let left = e.says(JOBS)?.lines().filter(is_left);
+            let left: Vec<_> = left.filter_map(|line| line.split(' ').next()).collect();
+            let Some(first) = left.first() else { return ok("none has") };
+            let what = format!("{} ended badly; what it started is still there", left.join(", "));
+            warn(what, format!("systemctl status {first}\nsystemctl kill --signal=KILL {first}"))
         },
     },
     Check { id: "jobs.old", title: "No job hangs", needs: &[Changes], judge: old_jobs },

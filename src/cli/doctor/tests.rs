@@ -327,6 +327,11 @@ const CASES: &[Case] = &[
     ("unit.reloaded", Warn, "osapi.socket", |h| {
         h.unit("osapi.socket", "NeedDaemonReload=no", "NeedDaemonReload=yes");
     }),
+    ("jobs.left", Warn, "osapi-job-x.1.service ended badly", |h| {
+        let said = "osapi-job-x.1.service loaded failed failed OSAPI job x, part 1\n\
+                    osapi-job-y.1.service loaded activating start OSAPI job y, part 1\n";
+        h.tell("systemctl list-units --all", said.into());
+    }),
     ("jobs.old", Warn, "has not ended for 8d", |h| {
         let job = json!({ "id": JOB, "created": "2027-01-07T07:00:00Z" });
         h.find(Need::Changes, json!({ "unfinished": [job], "latest": [] }));
@@ -385,7 +390,7 @@ const CASES: &[Case] = &[
     }),
     ("system.failed", Warn, "a.service, b.mount", |h| {
         let said = "a.service loaded failed failed A\n● b.mount loaded failed failed B\n";
-        h.tell("systemctl list-units", said.into());
+        h.tell("systemctl list-units --state=failed", said.into());
     }),
     ("system.reboot", Warn, "linux-image", |h| {
         h.put("/run/reboot-required", "");

@@ -20,6 +20,7 @@ use crate::host::journal::{Answer, Event, Journal, Met, Part, Turn, Work};
 use crate::host::plan::Step;
 use crate::host::reach::Reach;
 use crate::host::want::{Act, Run};
+use crate::job::Progress;
 
 /// How many commands one step may run, each within the limit of its operation.
 const COMMANDS: u32 = 4;
@@ -114,7 +115,8 @@ impl Executor {
     /// Whoever was to answer may be gone, and what it had started go on: that has as long as the
     /// unit has. Then all of the unit is killed, and what left it is not waited for any more.
     pub(super) fn rejoin(&self, job: &str) -> Result<Option<Answer>> {
-        let mut killed = None::<Instant>;
+        let begun = Instant::now();
+        let (mut told, mut killed) = (false, None::<Instant>);
         loop {
             let (number, due) = match self.core.journal.meet(job)? {
                 Met::Over(answer) => return Ok(answer),
@@ -135,6 +137,17 @@ impl Executor {
                     return self.core.journal.revoke(job, number);
                 }
                 _ => std::thread::sleep(PACE),
+            }
+            if !told && begun.elapsed() >= GRACE {
+                told = true;
+                let left = due.saturating_sub(awake());
+                let message = format!(
+                    "waits for its unit, {left} s at most; to end that: systemctl kill --signal=KILL \
+                     {}.service",
+                    unit(job, number)
+                );
+                tracing::warn!(OSAPI_JOB_ID = job, "{message}");
+                self.core.news.tell(job, &Progress::new(&message, None));
             }
         }
     }

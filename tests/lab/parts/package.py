@@ -231,7 +231,14 @@ def hanging():
     unit = f"osapi-job-{name}.1.service"
     sh("kill", "-9", show(unit, "MainPID"), ok=True)
 
-    until(lambda: show(unit, "ActiveState") == "failed", "its hand was killed")
+    def told():
+        _, view = osapi("job", "get", name)
+        return unit in json.dumps(view.get("agent_states", {}))
+
+    until(told, "its hand was killed: the job says which unit is waited for", 30)
+    found = next(c for c in osapi("doctor")[1]["checks"] if c["id"] == "jobs.left")
+    check(found["status"] == "warn" and unit in found["evidence"], "and so does the doctor", found)
+    check(unit in found.get("fix", ""), "with the remedy", found)
     begun = time.monotonic()
     sh("systemctl", "kill", "--signal=KILL", unit, ok=True)
     answer, _ = job.communicate(timeout=180)
@@ -239,6 +246,8 @@ def hanging():
     check(job.returncode == 17, f"that ends it ({took:.0f} s)", (job.returncode, answer))
     check(version("osapi-hang") is None and not out("dpkg", "--audit"), "it is taken back", out("dpkg", "--audit"))
     check(HANGS.read_text() == "x\n", "and the script was not begun once more", HANGS.read_text())
+    found = next(c for c in osapi("doctor")[1]["checks"] if c["id"] == "jobs.left")
+    check(found["status"] == "ok", "the doctor sees nothing left", found)
 
     sh("dpkg", "--unpack", ARCHIVE / "osapi-hang_1.0_all.deb", ok=True)
     status, answer = osapi("package", "remove", "osapi-hang")
