@@ -339,7 +339,7 @@ impl Controller {
         self.note_ended();
     }
 
-    /// Notes when somebody has set the wall clock. That decides nothing here.
+    /// Notes when somebody has set the wall clock.
     pub(super) fn watch_clock(&self) {
         let offset = self.offset();
         let before = lock(&self.time).offset.replace(offset);
@@ -349,8 +349,6 @@ impl Controller {
         }
         let by_ms = i64::try_from(step).unwrap_or(i64::MAX);
         self.event(json!({ "at": self.clock.wall(), "event": "clock_step", "by_ms": by_ms }));
-        if step > 0 {
-            self.distrust_ages();
-        }
+        self.clock_was_set(step);
     }
 }

@@ -46,13 +46,27 @@ pub(super) struct Time {
 struct Trust {
     /// Until then, in milliseconds since 1970, nothing is deleted for its age.
     ages_from: u64,
+    /// The offset that is known of, and in which boot: the clock may be set while nobody looks.
+    #[serde(default)]
+    boot: String,
+    #[serde(default)]
+    offset: i64,
 }
 
 impl Controller {
+    /// Goes on from what the controller before knew of the clock, in the same boot.
     pub(super) async fn read_clock(&self) -> Result<()> {
         let stored = self.store.get("clock").await?;
-        let trust = stored.map(|entry| decode(&entry.value)).transpose()?.unwrap_or_default();
-        *lock(&self.time) = Time { offset: Some(self.offset()), trust };
+        let trust: Trust =
+            stored.map(|entry| decode(&entry.value)).transpose()?.unwrap_or_default();
+        let is_of_this_boot = !trust.boot.is_empty() && trust.boot == self.clock.boot();
+        let offset = is_of_this_boot.then_some(i128::from(trust.offset));
+        *lock(&self.time) = Time { offset, trust };
+        if is_of_this_boot {
+            self.watch_clock();
+        } else {
+            self.keep_clock(|_| ());
+        }
         Ok(())
     }
 
@@ -60,11 +74,27 @@ impl Controller {
         i128::from(self.clock.wall()) - i128::from(self.clock.uptime())
     }
 
-    /// Somebody has set the wall clock forward: what was made before now looks older than it is.
-    pub(super) fn distrust_ages(&self) {
+    /// Somebody has set the wall clock, by this many milliseconds. Forward, what was made before
+    /// now looks older than it is.
+    pub(super) fn clock_was_set(&self, step: i128) {
         let ages_from = self.clock.wall().saturating_add(millis(self.limits.job_age));
-        let trust = Trust { ages_from };
-        lock(&self.time).trust = trust.clone();
+        self.keep_clock(|trust| {
+            if step > 0 {
+                trust.ages_from = ages_from;
+            }
+        });
+    }
+
+    fn keep_clock(&self, learn: impl FnOnce(&mut Trust)) {
+        let offset = self.offset();
+        let trust = {
+            let mut time = lock(&self.time);
+            time.offset = Some(offset);
+            self.clock.boot().clone_into(&mut time.trust.boot);
+            time.trust.offset = i64::try_from(offset).unwrap_or(i64::MAX);
+            learn(&mut time.trust);
+            time.trust.clone()
+        };
         match encode(&trust) {
             Ok(value) => {
                 self.ride(Step::new().put("clock", value, Expect::Anything).owed());
@@ -81,6 +111,8 @@ impl Controller {
     }
 
     async fn try_retain(&self) -> Result<()> {
+        // Before anything is taken for old, not only when it is time to look.
+        self.watch_clock();
         let (wall, age) = (self.clock.wall(), millis(self.limits.job_age));
         let is_trusted = wall >= lock(&self.time).trust.ages_from;
         let is_old = |finished: &Finished| is_trusted && finished.created + age < wall;
