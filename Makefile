@@ -8,7 +8,7 @@ help:
 	@echo 'make run        build osapi, lay ./osapi into the tree and start it'
 	@echo 'make deb        the package, into target/deb; PROFILE=quick in a third of the time'
 	@echo 'make test       what this machine allows; a tenth of the storms and sweeps'
-	@echo 'make test-long  the same, all of it: 200 kills, every point, 5,000 made-up calls'
+	@echo 'make test-long  the same, all of it: 200 kills, every point, 10 power cuts'
 	@echo 'make bench      figures, each beside its limit'
 	@echo 'make docs       rewrite the documents that are derived from the code'
 	@echo 'make lint       format, clippy, licences and sources of dependencies'

@@ -10,7 +10,8 @@ A part is a file beside this one. It checks, and goes on when something does not
 
 A line `# lab: …` at the head of a part says what it needs, if anything: `limit=SECONDS` (300), for
 each of its phases; `suites=bookworm,trixie` (all); `packages=NAME,…` of Debian beside ours; `fresh`:
-a box into which nothing was installed yet, with the packages beside the parts in /root/debs.
+a box into which nothing was installed yet, with the packages beside the parts in /root/debs; `vm`: a
+virtual machine in place of a box, which all such parts share.
 
 A part that wants to go on after a reboot says `next_boot("after", …)`; it is then started again,
 with `phase()` saying "after" and `kept()` what it was given. Nothing else is shared: every part
