@@ -1,10 +1,10 @@
 //! Debian packages: what is installed, and what apt makes of wishes.
 //!
 //! What a change does is what apt's own simulation says, with the version of every package that
-//! it names, and so the run installs what was shown or nothing. Nothing is asked: files of
-//! configuration that somebody changed are left as they are, recommended packages come along
-//! where apt's configuration says so, which is Debian's default, and nothing is removed merely
-//! because nobody needs it any more.
+//! it names, and it is simulated once more right before the run, which is left undone where that
+//! is not what was shown. Nothing is asked: files of configuration that somebody changed are left
+//! as they are, recommended packages come along where apt's configuration says so, which is
+//! Debian's default, and nothing is removed merely because nobody needs it any more.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -230,7 +230,8 @@ fn run(hands: &Hands, packages: &[Assignment], wishes: &[String]) -> Result<()> 
     let finished = if pending.is_empty() {
         Ok(())
     } else if pending.iter().any(|name| going.contains(&name.as_str())) {
-        // What goes is not begun once more; apt sees to the others when it is gone.
+        // What goes is not begun once more; apt sees to the others when it is gone. Told to select
+        // nothing, dpkg only takes in what it was at, and apt goes on.
         hands.run("dpkg", &["--set-selections"], &[])
     } else {
         configure(hands)

@@ -213,9 +213,11 @@ def hanging():
     found = next(c for c in osapi("doctor")[1]["checks"] if c["id"] == "jobs.left")
     check(found["status"] == "ok", "the doctor sees nothing left", found)
 
-    sh("dpkg", "--unpack", ARCHIVE / "osapi-hang_1.0_all.deb", ok=True)
+    sh("dpkg", "--unpack", ARCHIVE / "osapi-hang_1.0_all.deb", ARCHIVE / "osapi-left_1.0_all.deb", ok=True)
     status, answer = osapi("package", "remove", "osapi-hang")
     check(status == 0 and version("osapi-hang") is None, "what is half done is removed", (status, answer))
+    check(version("osapi-left") == "1.0" and not out("dpkg", "--audit"), "and what else was half done is finished", installed())
+    osapi("package", "remove", "osapi-left")
     check(HANGS.read_text() == "x\n", "without its script", HANGS.read_text())
 
 
