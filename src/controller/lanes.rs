@@ -245,8 +245,12 @@ impl Lanes {
     /// Forgets a job.
     pub(super) fn remove(&mut self, id: Uuid) {
         let Some(slot) = self.open.remove(&id) else { return };
-        self.holding.remove(&slot.revision);
-        self.volatile -= usize::from(!slot.open.is_stored && slot.revision > 0);
+        if slot.open.is_stored {
+            self.holding.remove(&slot.revision);
+        } else {
+            // Its revision is none of the store's.
+            self.volatile -= usize::from(slot.revision > 0);
+        }
         for host in &slot.missing {
             if let Some(lane) = self.hosts.get_mut(host) {
                 lane.leave(&slot.open);

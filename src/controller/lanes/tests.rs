@@ -154,6 +154,17 @@ fn a_parked_job_does_not_hold_the_floor_down() {
 }
 
 #[test]
+fn what_is_in_memory_only_leaves_the_floor_where_it_is() {
+    let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+    let stored = open(&mut ids, Class::Change, &["a"]);
+    admit(&mut lanes, &stored, 1);
+    let read = Open::new(ids.next(1, 1), stored.record.clone(), Class::Look, false);
+    admit(&mut lanes, &read, 1);
+    lanes.remove(read.id);
+    assert_eq!((lanes.oldest(), lanes.volatile()), (Some(1), 0));
+}
+
+#[test]
 fn only_what_was_never_handed_out_expires_at_once() {
     let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
     let open = open(&mut ids, Class::Change, &["a", "b"]);

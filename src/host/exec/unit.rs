@@ -115,12 +115,15 @@ impl Executor {
     /// Whoever was to answer may be gone, and what it had started go on: that has as long as the
     /// unit has. Then all of the unit is killed, and what left it is not waited for any more.
     pub(super) fn rejoin(&self, job: &str) -> Result<Option<Answer>> {
-        let begun = Instant::now();
+        let (begun, awake_then) = (Instant::now(), awake());
         let (mut told, mut killed) = (false, None::<Instant>);
         loop {
             let (number, due) = match self.core.journal.meet(job)? {
                 Met::Over(answer) => return Ok(answer),
-                Met::AtWork { number, due } => (number, due),
+                Met::AtWork { number, due, limit } => {
+                    let whole = patience(limit.saturating_mul(COMMANDS));
+                    (number, due.unwrap_or_else(|| awake_then.saturating_add(whole.as_secs())))
+                }
             };
             match killed {
                 None if awake() >= due => {
@@ -177,8 +180,7 @@ impl Executor {
         limit: Duration,
         bound: Duration,
     ) -> Result<Came> {
-        let patience = bound.saturating_add(GRACE + STOP + GRACE);
-        let due = awake().saturating_add(patience.as_secs());
+        let due = awake().saturating_add(patience(bound).as_secs());
         let number = self.core.journal.hand(job, part, limit, due)?;
         let launched = self.launch(job, number, reach, bound.saturating_add(GRACE));
         // However the service manager tells it, or fails to.
@@ -274,6 +276,11 @@ fn steps_of(hands: &Hands, steps: &[Step], now: &[Option<Value>], blobs: &Blobs)
 /// Refuses to become the hand of an agent that keeps no journal in `state`.
 pub fn has_journal(state: &std::path::Path) -> Result<()> {
     Journal::must_exist(state)
+}
+
+/// How long all of an errand's unit may last whose commands have `bound`.
+fn patience(bound: Duration) -> Duration {
+    bound.saturating_add(GRACE + STOP + GRACE)
 }
 
 /// Seconds since this boot, without those that the host slept: as the service manager counts.

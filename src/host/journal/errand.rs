@@ -28,8 +28,10 @@ pub(in crate::host) struct Errand {
     /// How long one command of it may last.
     pub(in crate::host) limit: Duration,
     /// Seconds on this boot's clock, without those that the host slept, by which its unit and all
-    /// that is in it have ended, or are ended.
-    pub(in crate::host) due: u64,
+    /// that is in it have ended, or are ended. Where none is named, whoever waits for it counts
+    /// from when it began to wait.
+    #[serde(default)]
+    pub(in crate::host) due: Option<u64>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -85,7 +87,7 @@ pub(in crate::host) enum Met {
     /// Nobody is at work for it, and nobody will be. What was answered, where anything was.
     Over(Option<Answer>),
     /// Somebody has its lock.
-    AtWork { number: u32, due: u64 },
+    AtWork { number: u32, due: Option<u64>, limit: Duration },
 }
 
 impl End {
@@ -133,7 +135,7 @@ impl Journal {
     ) -> Result<u32> {
         let last = self.load(job)?.handed.map_or(0, |handed| handed.errand.number);
         let number = last.saturating_add(1);
-        self.write(job, &Event::Handed(Box::new(Errand { number, part, limit, due })))?;
+        self.write(job, &Event::Handed(Box::new(Errand { number, part, limit, due: Some(due) })))?;
         Ok(number)
     }
 
@@ -142,13 +144,13 @@ impl Journal {
         let Some(Handed { errand, end }) = self.load(job)?.handed else {
             return Ok(Met::Over(None));
         };
-        let Errand { number, due, .. } = errand;
+        let Errand { number, due, limit, .. } = errand;
         if let Some(end) = end {
             return Ok(Met::Over(end.answer()));
         }
         match self.try_lock(&lock_of(job, number))? {
             Some(_unit) => self.revoke(job, number).map(Met::Over),
-            None => Ok(Met::AtWork { number, due }),
+            None => Ok(Met::AtWork { number, due, limit }),
         }
     }
 
@@ -190,4 +192,16 @@ fn lock_of(job: &str, number: u32) -> String {
 /// The job to which the lock of that name belongs; no job's name has a dot.
 pub(super) fn job_of(lock: &str) -> &str {
     lock.split_once('.').map_or(lock, |(job, _)| job)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_says_no_time_is_read() {
+        let line = r#"{"handed":{"number":3,"part":"act","limit":{"secs":5,"nanos":0}}}"#;
+        let Ok(Event::Handed(errand)) = serde_json::from_str(line) else { panic!("not read") };
+        assert_eq!((errand.number, errand.due), (3, None));
+    }
 }
