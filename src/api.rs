@@ -27,7 +27,7 @@ use self::metrics::Metrics;
 use self::request::{Gathered, Given, Prefer};
 use self::wire::Head;
 use crate::controller::{
-    Call, ControllerOp, Key, Results, Shared, Submit, Submitted, Target, Trail,
+    Call, ControllerOp, Key, Reply, Results, Shared, Submit, Submitted, Target, Trail,
 };
 use crate::error::{Error, Kind, Problem, Result};
 use crate::op::Method;
@@ -422,7 +422,7 @@ async fn ask_controller(
     if let Some(keyed) = &keyed
         && let Some(output) = keyed.answer(call.content.as_mut()).await?
     {
-        return Ok(answered(row, op, &output)?.with(REPLAYED, "true"));
+        return Ok(answered(row, op, Reply::Whole(output))?.with(REPLAYED, "true"));
     }
     let run = op.run(call, params);
     let output = if row.changes() {
@@ -432,7 +432,7 @@ async fn ask_controller(
             // Somebody who asked the same at the same time may have been quicker.
             (Err(error), Some(keyed)) if error.kind() == Kind::Conflict => {
                 let output = keyed.answer(None).await?.ok_or(error)?;
-                return Ok(answered(row, op, &output)?.with(REPLAYED, "true"));
+                return Ok(answered(row, op, Reply::Whole(output))?.with(REPLAYED, "true"));
             }
             (output, _) => output?,
         }
@@ -441,12 +441,16 @@ async fn ask_controller(
     };
     // What anybody may ask, such as whether it is alive, is asked all the time.
     exchange.is_noted = row.changes() || row.permission.is_none();
-    Ok(answered(row, op, &output)?)
+    Ok(answered(row, op, output)?)
 }
 
-fn answered(row: &Row, op: &dyn ControllerOp, output: &Value) -> Result<Answer> {
-    let status = op.status(output).unwrap_or(row.status);
-    if status == 204 { Ok(Answer::empty(status)) } else { Answer::json(status, output) }
+fn answered(row: &Row, op: &dyn ControllerOp, output: Reply) -> Result<Answer> {
+    let output = match output {
+        Reply::Whole(output) => output,
+        Reply::Parts(parts) => return Ok(Answer::parts("application/json", parts)),
+    };
+    let status = op.status(&output).unwrap_or(row.status);
+    if status == 204 { Ok(Answer::empty(status)) } else { Answer::json(status, &output) }
 }
 
 /// The key by which a change is known when it is asked for again.

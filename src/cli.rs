@@ -18,6 +18,7 @@ mod client;
 mod command;
 mod connect;
 mod doctor;
+mod export;
 mod files;
 mod follow;
 mod job;

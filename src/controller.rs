@@ -9,10 +9,13 @@
 //! across a wait.
 
 use std::collections::HashSet;
+use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use schemars::{Schema, SchemaGenerator};
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
@@ -256,12 +259,19 @@ pub struct Call {
     pub key: Option<Key>,
 }
 
+/// What such a call is answered with, in JSON.
+pub enum Reply {
+    Whole(Value),
+    /// Written as it is read; an error breaks it off.
+    Parts(BoxStream<'static, Result<Bytes>>),
+}
+
 /// An operation of the controller itself: jobs, agents, audit, health.
 ///
 /// One that changes something has noted that in the step that changed it, when it succeeds, and
 /// kept what it answers there for whoever asks again with the same key.
 pub trait ControllerOp: Shape {
-    fn run(&self, call: Call, params: Value) -> BoxFuture<'static, Result<Value>>;
+    fn run(&self, call: Call, params: Value) -> BoxFuture<'static, Result<Reply>>;
 
     /// Whether it takes a file beside its parameters.
     fn takes_file(&self) -> bool {
@@ -286,6 +296,13 @@ pub struct Judged<P, O>(
     pub fn(&Value) -> Option<u16>,
 );
 
+/// The same where the output is written as it is read, since it may be long.
+pub struct Streamed<P, O>(
+    pub fn(Call, P) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes>>>>,
+    /// What the parts are when they are put together.
+    pub PhantomData<fn() -> O>,
+);
+
 impl Op<Local> {
     /// What nearly every row of the controller has.
     pub const HERE: Self =
@@ -296,18 +313,21 @@ fn call<P: Params + Send, O: Output>(
     run: fn(Call, P) -> BoxFuture<'static, Result<O>>,
     call: Call,
     params: Value,
-) -> BoxFuture<'static, Result<Value>> {
-    Box::pin(async move { op::encode(run(call, op::parse(&params)?).await?) })
+) -> BoxFuture<'static, Result<Reply>> {
+    Box::pin(async move {
+        let output = run(call, op::parse(&params)?).await?;
+        op::encode(output).map(Reply::Whole)
+    })
 }
 
 impl<P: Params + Send, O: Output> ControllerOp for Here<P, O> {
-    fn run(&self, with: Call, params: Value) -> BoxFuture<'static, Result<Value>> {
+    fn run(&self, with: Call, params: Value) -> BoxFuture<'static, Result<Reply>> {
         call(self.0, with, params)
     }
 }
 
 impl<P: Params + Send, O: Output> ControllerOp for Upload<P, O> {
-    fn run(&self, with: Call, params: Value) -> BoxFuture<'static, Result<Value>> {
+    fn run(&self, with: Call, params: Value) -> BoxFuture<'static, Result<Reply>> {
         call(self.0, with, params)
     }
 
@@ -317,12 +337,19 @@ impl<P: Params + Send, O: Output> ControllerOp for Upload<P, O> {
 }
 
 impl<P: Params + Send, O: Output> ControllerOp for Judged<P, O> {
-    fn run(&self, with: Call, params: Value) -> BoxFuture<'static, Result<Value>> {
+    fn run(&self, with: Call, params: Value) -> BoxFuture<'static, Result<Reply>> {
         call(self.0, with, params)
     }
 
     fn status(&self, output: &Value) -> Option<u16> {
         (self.1)(output)
+    }
+}
+
+impl<P: Params + Send, O: Output> ControllerOp for Streamed<P, O> {
+    fn run(&self, with: Call, params: Value) -> BoxFuture<'static, Result<Reply>> {
+        let run = self.0;
+        Box::pin(async move { run(with, op::parse(&params)?).await.map(Reply::Parts) })
     }
 }
 
@@ -355,6 +382,20 @@ impl<P: Params, O: Output> Shape for Upload<P, O> {
 }
 
 impl<P: Params, O: Output> Shape for Judged<P, O> {
+    fn params(&self, generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<P>()
+    }
+
+    fn output(&self, generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<O>()
+    }
+
+    fn check(&self, params: &Value) -> Result<()> {
+        op::parse::<P>(params).map(drop)
+    }
+}
+
+impl<P: Params, O: Output> Shape for Streamed<P, O> {
     fn params(&self, generator: &mut SchemaGenerator) -> Schema {
         generator.subschema_for::<P>()
     }

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use tokio::io::AsyncRead;
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 
 pub mod audit;
 pub mod objects;
@@ -178,9 +178,13 @@ pub trait Store: Send + Sync {
     /// closes or cannot be read; go on from the last revision seen.
     async fn watch(&self, prefix: &str, since: Revision) -> Result<BoxStream<'static, Event>>;
     /// Up to `limit` links of both audit chains that come behind the number `after` in `order`; 0
-    /// stands for the end that `order` begins at. Numbers may have gaps: reads and refusals are
-    /// dropped sooner than the rest.
+    /// stands for the end that `order` begins at. There are fewer where these are large, and none
+    /// only at the end. Numbers may have gaps: reads and refusals are dropped sooner than the rest.
     async fn audit(&self, after: u64, limit: usize, order: Order) -> Result<Vec<audit::Stored>>;
+    /// Keeps retention from the audit log until it is dropped, so that the log can be read as it
+    /// is now; not for more than a sixteenth of what the log may take. `Busy` where some do so
+    /// already.
+    fn keep(&self) -> Result<Kept>;
     /// Where the audit chains begin and end. From memory.
     async fn ends(&self) -> Result<audit::Ends>;
     /// Where the chain of requests ends. From memory.
@@ -286,6 +290,31 @@ impl Coming {
 }
 
 impl Drop for Coming {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Somebody reads the audit log as it was; see [`Store::keep`].
+#[derive(Debug)]
+pub struct Kept(Arc<AtomicUsize>);
+
+impl Kept {
+    /// How many may do so at once.
+    const MOST: usize = 4;
+
+    pub(crate) fn among(all: &Arc<AtomicUsize>) -> Result<Self> {
+        // One that is too many gives its place back at once.
+        let kept = Self(all.clone());
+        if all.fetch_add(1, Ordering::Relaxed) < Self::MOST {
+            return Ok(kept);
+        }
+        let message = format!("the audit log is read by {} already; try again later", Self::MOST);
+        Err(Error::new(Kind::Busy, message))
+    }
+}
+
+impl Drop for Kept {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

@@ -94,7 +94,13 @@ fn keys(entries: &[Entry]) -> Vec<&str> {
 }
 
 async fn links(store: &dyn Store) -> Vec<Stored> {
-    store.audit(0, usize::MAX, Order::Ascending).await.unwrap()
+    let (mut links, mut after) = (Vec::new(), 0);
+    loop {
+        let page = store.audit(after, usize::MAX, Order::Ascending).await.unwrap();
+        let Some(last) = page.last() else { return links };
+        after = last.link.number;
+        links.extend(page);
+    }
 }
 
 async fn verdict(store: &dyn Store) -> Verdict {

@@ -56,10 +56,11 @@ impl Answer {
         Self { status, content_type, headers: HeaderMap::new(), body: Body::whole(body.into()) }
     }
 
-    /// An answer that is written as it comes.
+    /// An answer that is written as it comes. An error breaks it off, so that nobody takes it for
+    /// whole.
     pub fn parts(
         content_type: &'static str,
-        parts: impl Stream<Item = Bytes> + Send + 'static,
+        parts: impl Stream<Item = Result<Bytes>> + Send + 'static,
     ) -> Self {
         let body = Body::Parts(parts.boxed());
         Self { status: 200, content_type, headers: HeaderMap::new(), body }

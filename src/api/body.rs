@@ -1,6 +1,5 @@
 //! What answers are made of: all at once, or part by part.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,10 +10,12 @@ use futures_util::stream::BoxStream;
 use http_body_util::Full;
 use hyper::body::{Frame, SizeHint};
 
+use crate::error::{Error, Result};
+
 pub enum Body {
     Whole(Full<Bytes>),
     /// As it comes; whoever makes it is dropped when the client hangs up.
-    Parts(BoxStream<'static, Bytes>),
+    Parts(BoxStream<'static, Result<Bytes>>),
 }
 
 impl Body {
@@ -25,16 +26,18 @@ impl Body {
 
 impl hyper::body::Body for Body {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>>>> {
         match self.get_mut() {
-            Self::Whole(whole) => Pin::new(whole).poll_frame(context),
+            Self::Whole(whole) => {
+                Pin::new(whole).poll_frame(context).map_err(|never| match never {})
+            }
             Self::Parts(parts) => {
-                parts.poll_next_unpin(context).map(|part| part.map(|part| Ok(Frame::data(part))))
+                parts.poll_next_unpin(context).map(|part| part.map(|part| part.map(Frame::data)))
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use hyper::header::HeaderMap;
 use serde_json::json;
 use tokio::sync::watch;
@@ -48,7 +48,7 @@ impl Api {
         let stopping = self.stopping.subscribe();
         let events = Events { heard, stopping, first: Some(first), written: Instant::now() };
         let parts = stream::unfold(Some(events), |events| async move { events?.next().await });
-        Ok(Answer::parts("text/event-stream", parts))
+        Ok(Answer::parts("text/event-stream", parts.map(Ok)))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Takes the audit log along, and finds out whether it is what was written.
+//! Finds out whether the audit log is what was written.
 //!
 //! An export is lines of JSON: the entries as clients list them, then `{"link": …}` for each link
 //! of the chains just as stored, then `{"ends": …}`. Whoever edits it must rewrite every link
@@ -11,11 +11,9 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::call::Call;
 use super::client::Problem;
 use super::run::{Session, put};
 use super::text::{flat, moment};
-use super::wait::Wait;
 use super::{Globals, Reach, files};
 use crate::error::{Error, Kind, Result};
 use crate::job::decode;
@@ -34,39 +32,6 @@ const MOST_FAULTS: usize = 100;
 const ACCEPTED: u16 = 202;
 /// No line of an export is longer, in bytes.
 const LONGEST_LINE: u64 = 64 << 20;
-
-/// Writes the whole log to the file named by `--output`.
-pub(super) async fn export(session: &Session<'_>, call: &Call) -> Result<u8, Problem> {
-    let path = Path::new(call.extras.get("output").map_or("", String::as_str));
-    let reply = match Wait::value(session, call).await? {
-        Ok(reply) => reply,
-        Err(status) => return Ok(status),
-    };
-    let items = reply["items"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let mut lines: Vec<Vec<u8>> = items.iter().map(|item| item.to_string().into()).collect();
-    let chain = chain_of(&reply);
-    for link in chain["links"].as_array().into_iter().flatten() {
-        lines.push(json!({ "link": link }).to_string().into());
-    }
-    if chain["ends"].is_object() {
-        lines.push(json!({ "ends": chain["ends"], "entries": items.len() }).to_string().into());
-    }
-    files::write(path, lines.iter().map(Vec::as_slice))?;
-    let (count, place) = (items.len(), flat(&path.display().to_string()));
-    put(&if session.globals.json {
-        format!("{}\n", json!({ "output": place, "entries": count }))
-    } else {
-        format!(
-            "\n  Wrote {count} entries to {place}\n  Check them with `osapi audit verify {place}`\n"
-        )
-    })?;
-    Ok(0)
-}
-
-/// Where a reply has the links and ends of its chains.
-fn chain_of(reply: &Value) -> &Value {
-    if reply["chain"].is_object() { &reply["chain"] } else { reply }
-}
 
 /// Checks the log of the running controller against the heads that the host's agent has kept.
 pub(super) async fn verify(session: &Session<'_>, reach: &Reach) -> Result<u8, Problem> {
@@ -87,8 +52,7 @@ pub(super) async fn walk(session: &Session<'_>, known: &[link::Head]) -> Result<
     let (mut check, mut after, mut last) = (None, 0, 0);
     loop {
         let uri = format!("/api/audit/chain?after={after}&limit={PAGE}");
-        let reply = session.get(&uri).await?.json()?;
-        let chain = chain_of(&reply);
+        let chain = session.get(&uri).await?.json()?;
         if check.is_none() {
             let ends: Ends = parse(&chain["ends"])?;
             last = ends.head.number.max(ends.refusals_head.number);
@@ -123,7 +87,7 @@ fn parse<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T> {
     })
 }
 
-/// Checks a file that [`export`] has written.
+/// Checks a file that an export has written.
 pub(super) fn verify_export(globals: &Globals, path: &Path, reach: &Reach) -> Result<u8, Problem> {
     let heads = heads(reach);
     let verdict = judge(path, heads.as_deref().unwrap_or_default())?;

@@ -91,19 +91,32 @@ pub(super) fn kept_for_owner(socket: &Path, own: u32) -> Option<PathBuf> {
     is_kept.then(|| dir.join(socket.file_name().unwrap_or_default()))
 }
 
-/// Writes a file line by line, for its owner only.
-pub(super) fn write<'a>(path: &Path, lines: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
-    let written = file.and_then(|file| {
-        let mut file = BufWriter::new(file);
-        for line in lines {
-            file.write_all(line)?;
-            file.write_all(b"\n")?;
-        }
-        file.flush()
-    });
-    written.map_err(|error| {
-        let what = format!("cannot write {}: {error}", path.display());
-        Error::new(Kind::InvalidInput, what).because(error)
-    })
+/// A file that is written line by line, for its owner only.
+pub(super) struct Lines {
+    file: BufWriter<File>,
+    path: PathBuf,
+}
+
+impl Lines {
+    pub(super) fn create(path: &Path) -> Result<Self> {
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
+        let file = file.map_err(|error| unwritable(path, error))?;
+        Ok(Self { file: BufWriter::new(file), path: path.to_owned() })
+    }
+
+    pub(super) fn add(&mut self, line: &str) -> Result<()> {
+        let written =
+            self.file.write_all(line.as_bytes()).and_then(|()| self.file.write_all(b"\n"));
+        written.map_err(|error| unwritable(&self.path, error))
+    }
+
+    pub(super) fn end(mut self) -> Result<()> {
+        self.file.flush().map_err(|error| unwritable(&self.path, error))
+    }
+}
+
+fn unwritable(path: &Path, error: std::io::Error) -> Error {
+    let what = format!("cannot write {}: {error}", path.display());
+    Error::new(Kind::InvalidInput, what).because(error)
 }

@@ -17,7 +17,8 @@ use super::connect::Places;
 use super::text::{self, flat};
 use super::wait::Wait;
 use super::{
-    Globals, Reach, Survey, Task, audit, doctor, files, follow, output, overview, say, terminal,
+    Globals, Reach, Survey, Task, audit, doctor, export, files, follow, output, overview, say,
+    terminal,
 };
 use crate::clock::{Clock, rfc3339};
 use crate::error::{Error, Kind, Result};
@@ -66,7 +67,7 @@ async fn carry_out(
             }
             let session = session(client()?);
             match call.row.id {
-                "audit.export" => audit::export(&session, &call).await,
+                "audit.export" => export::export(&session, &call).await,
                 "file.upload" => session.upload(&call).await,
                 _ if call.row.is_endless() => follow::follow(&session, call).await,
                 _ => session.call(&call).await,

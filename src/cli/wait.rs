@@ -9,7 +9,6 @@ use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use hyper::Method;
-use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 
@@ -265,18 +264,4 @@ impl<'a> Wait<'a> {
 /// The same problem, with the job that was waited for.
 fn about(problem: Problem, job: Option<String>) -> Problem {
     Problem { job: problem.job.or(job), ..problem }
-}
-
-/// What came of an answer that nobody has to wait for.
-impl Wait<'_> {
-    /// The JSON of an answer to a call that reads.
-    pub(super) async fn value(
-        session: &Session<'_>,
-        call: &Call,
-    ) -> Result<std::result::Result<Value, u8>, Problem> {
-        match Wait::new(session, call).answer().await? {
-            Ok(reply) => Ok(Ok(reply.json()?)),
-            Err(status) => Ok(Err(status)),
-        }
-    }
 }

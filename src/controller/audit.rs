@@ -1,14 +1,17 @@
 //! Reading the audit log: entries as clients know them, and the chains behind them.
 
+use std::marker::PhantomData;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Call, Here, Local};
+use super::{Call, Here, Local, Streamed};
 use crate::op::{Domain, Nothing, Op, Rows};
 use crate::permission::Permission;
 use crate::types::JobId;
 
+mod export;
 mod log;
 
 pub static DOMAIN: Domain<Local> = Domain {
@@ -41,7 +44,10 @@ pub static DOMAIN: Domain<Local> = Domain {
             path: "/audit/export",
             permission: Some(Permission::AuditRead),
             command: "audit export",
-            run: &Here(|call, _: Nothing| Box::pin(log::export(call))),
+            run: &Streamed(
+                |call, _: Nothing| Box::pin(export::export(call)),
+                PhantomData::<fn() -> Export>,
+            ),
             ..Op::HERE
         },
         Op {
@@ -115,6 +121,7 @@ pub struct Page {
     pub items: Vec<Item>,
 }
 
+// Once it is whole.
 #[derive(Debug, JsonSchema, Serialize)]
 pub struct Export {
     /// How many are kept.

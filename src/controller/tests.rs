@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use futures_util::TryStreamExt;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -16,6 +17,7 @@ use crate::store::objects::Files;
 use crate::store::redb::RedbStore;
 use crate::store::{Bounds, Order};
 
+mod audit;
 mod course;
 mod restart;
 
@@ -175,7 +177,13 @@ async fn call_as(controller: &Shared, row: &str, params: Value, role: Role) -> R
     let caller = caller(role);
     let controller = controller.clone();
     let call = Call { controller, caller, trail: trail(), content: None, key: None };
-    op.run(call, params).await
+    match op.run(call, params).await? {
+        Reply::Whole(output) => Ok(output),
+        Reply::Parts(parts) => {
+            let parts: Vec<_> = parts.try_collect().await?;
+            Ok(serde_json::from_slice(&parts.concat()).unwrap())
+        }
+    }
 }
 
 async fn outcome(controller: &Shared, job: &Job) -> Result<Value> {

@@ -8,6 +8,7 @@
 //! audit log drops its oldest links, and steps that would exceed the database's bound are `Full`.
 //! Jobs are dropped by the controller, which knows what is finished.
 
+use std::borrow::Cow;
 use std::io;
 use std::ops::Bound;
 use std::path::Path;
@@ -19,11 +20,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use redb::{Database, ReadTransaction, ReadableDatabase, StorageBackend, TableDefinition};
+use redb::{
+    AccessGuard, Database, ReadTransaction, ReadableDatabase, StorageBackend, TableDefinition,
+};
 use tokio::sync::oneshot;
 
 use super::audit::{Ends, Stored};
-use super::{Bounds, Coming, Entry, Event, Order, Revision, Room, Step, Store, is_under};
+use super::{Bounds, Coming, Entry, Event, Kept, Order, Revision, Room, Step, Store, is_under};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 
@@ -47,6 +50,8 @@ const CHANGES: TableDefinition<u64, &str> = TableDefinition::new("changes");
 
 const KEY: usize = 512;
 const VALUE: usize = 8 << 20;
+/// How much of the audit log is read at a time, in bytes; the last link of it may go beyond.
+const PAGE: usize = 1 << 20;
 /// How often, and with what pause, a read tries again while the database is being opened again.
 const READS: usize = 200;
 const PAUSE: Duration = Duration::from_millis(10);
@@ -72,6 +77,8 @@ struct Shared {
     ends: Mutex<Ends>,
     /// How many commits are about to come or under way, as far as callers say so.
     coming: Arc<AtomicUsize>,
+    /// How many read the audit log as it was when they began.
+    kept: Arc<AtomicUsize>,
     /// How many steps are in the writer's queue.
     waiting: AtomicUsize,
     lazy: Mutex<Vec<Pending>>,
@@ -111,6 +118,7 @@ impl RedbStore {
             room: Mutex::new(Room { bound: bounds.database, ..Room::default() }),
             ends: Mutex::default(),
             coming: Arc::default(),
+            kept: Arc::default(),
             waiting: AtomicUsize::new(0),
             lazy: Mutex::default(),
             lost: AtomicU64::new(0),
@@ -189,6 +197,16 @@ impl Drop for Handle {
 }
 
 impl Shared {
+    /// What bounds the next transaction. While somebody reads the audit log as it was, nothing is
+    /// dropped from it for its age, and it may grow by a sixteenth.
+    fn bounds(&self) -> Cow<'_, Bounds> {
+        if self.kept.load(Ordering::Relaxed) == 0 {
+            return Cow::Borrowed(&self.bounds);
+        }
+        let audit = self.bounds.audit + self.bounds.audit / 16;
+        Cow::Owned(Bounds { audit, audit_age: Duration::MAX, ..self.bounds.clone() })
+    }
+
     fn stored_state(&self) -> Result<Option<State>> {
         let slot = self.slot.read().unwrap_or_else(PoisonError::into_inner);
         slot.as_ref().map_or(Ok(None), stored_state).map_err(failed)
@@ -300,27 +318,45 @@ impl Store for RedbStore {
             Order::Descending => (Bound::Unbounded, Bound::Excluded(after)),
         };
         let read = |txn: &ReadTransaction| {
-            let mut links = Vec::new();
-            for table in [REQUESTS, REFUSALS] {
-                let mut rows = txn.open_table(table)?.range::<u64>((low, high))?;
-                for _ in 0..limit {
-                    let row = match order {
-                        Order::Ascending => rows.next(),
-                        Order::Descending => rows.next_back(),
-                    };
-                    let Some((number, row)) = row.transpose()? else { break };
-                    links.push((number.value(), Bytes::copy_from_slice(row.value().1)));
+            let tables = [txn.open_table(REQUESTS)?, txn.open_table(REFUSALS)?];
+            let [mut requests, mut refusals] =
+                [tables[0].range::<u64>((low, high))?, tables[1].range::<u64>((low, high))?];
+            let mut take = |is_refusal: bool| {
+                let rows = if is_refusal { &mut refusals } else { &mut requests };
+                let row = match order {
+                    Order::Ascending => rows.next(),
+                    Order::Descending => rows.next_back(),
+                };
+                row.transpose()
+            };
+            let (mut links, mut bytes) = (Vec::new(), 0);
+            let mut next = [take(false)?, take(true)?];
+            while links.len() < limit && bytes < PAGE {
+                let number = |row: &Option<(AccessGuard<'_, u64>, _)>| {
+                    row.as_ref().map(|(number, _)| number.value())
+                };
+                let is_refusal = match (number(&next[0]), number(&next[1])) {
+                    (None, None) => break,
+                    (Some(request), Some(refusal)) => {
+                        (refusal < request) == (order == Order::Ascending)
+                    }
+                    (request, _) => request.is_none(),
+                };
+                let row = next[usize::from(is_refusal)].take();
+                next[usize::from(is_refusal)] = take(is_refusal)?;
+                if let Some((_, row)) = row {
+                    let link = Bytes::copy_from_slice(row.value().1);
+                    bytes += link.len();
+                    links.push(link);
                 }
             }
             Ok(links)
         };
-        let mut links = self.0.shared.read(read).await?;
-        links.sort_by_key(|(number, _)| *number);
-        if order == Order::Descending {
-            links.reverse();
-        }
-        links.truncate(limit);
-        links.into_iter().map(|(_, bytes)| Stored::parse(bytes)).collect()
+        self.0.shared.read(read).await?.into_iter().map(Stored::parse).collect()
+    }
+
+    fn keep(&self) -> Result<Kept> {
+        Kept::among(&self.0.shared.kept)
     }
 
     async fn ends(&self) -> Result<Ends> {

@@ -11,7 +11,7 @@ use osapi::store::redb::RedbStore;
 use osapi::store::{Bounds, Event, Expect, Objects, Order, Step, Store};
 use tempfile::TempDir;
 
-use super::{Disk, keys, links, list, noted, put, request, value, verdict};
+use super::{Disk, keys, links, list, noted, put, refusal, request, value, verdict};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redb_in_a_file_keeps_every_promise() {
@@ -41,6 +41,7 @@ pub(super) async fn suite(store: Arc<dyn Store>, objects: &dyn Objects) {
     a_watch_goes_on_where_it_stopped(&*store).await;
     records_expire(&*store).await;
     audit_is_one_unbroken_chain(&*store).await;
+    the_log_is_read_in_pages_however_large_its_links_are(&*store).await;
     a_watch_that_lags_misses_no_record(&*store).await;
     a_lazy_step_becomes_durable_by_itself(&*store).await;
     a_promise_to_commit_holds_nobody_up(&*store).await;
@@ -211,6 +212,32 @@ async fn audit_is_one_unbroken_chain(store: &dyn Store) {
     let number = back[1].link.number;
     let further = store.audit(number, 1, Order::Descending).await.unwrap();
     assert_eq!(further[0], all[all.len() - 3]);
+}
+
+async fn the_log_is_read_in_pages_however_large_its_links_are(store: &dyn Store) {
+    let before = store.audit(0, 1, Order::Descending).await.unwrap();
+    let before = before.first().map_or(0, |stored| stored.link.number);
+    for i in 0..6 {
+        let notes = (0..2000).map(|j| if i % 2 == 0 { request(j) } else { refusal(j) });
+        store.commit(notes.fold(Step::new(), Step::note)).await.unwrap();
+    }
+    for order in [Order::Ascending, Order::Descending] {
+        let (mut pages, mut seen, mut after) = (0, Vec::new(), before);
+        if order == Order::Descending {
+            after = 0;
+        }
+        while seen.len() < 6 {
+            let page = store.audit(after, 100, order).await.unwrap();
+            after = page.last().unwrap().link.number;
+            seen.extend(page.iter().map(|stored| stored.link.number).filter(|n| *n > before));
+            pages += 1;
+        }
+        assert!(pages > 1, "six links of a third of a megabyte each");
+        if order == Order::Descending {
+            seen.reverse();
+        }
+        assert_eq!(seen, (before + 1..=before + 6).collect::<Vec<_>>());
+    }
 }
 
 async fn a_watch_that_lags_misses_no_record(store: &dyn Store) {

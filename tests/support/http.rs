@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+#[path = "chunks.rs"]
+mod chunks;
+
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -84,7 +87,7 @@ fn parse(bytes: &[u8]) -> Option<Answer> {
         .collect();
     let mut answer = Answer { status, headers, body: bytes[end + 4..].to_vec() };
     if answer.header("transfer-encoding").is_some() {
-        answer.body = dechunk(&answer.body)?;
+        answer.body = chunks::joined(&answer.body)?;
     } else if let Some(length) = answer.header("content-length") {
         // A connection that was cut has less.
         let length: usize = length.parse().ok()?;
@@ -93,17 +96,4 @@ fn parse(bytes: &[u8]) -> Option<Answer> {
         }
     }
     Some(answer)
-}
-
-fn dechunk(mut bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut whole = Vec::new();
-    loop {
-        let end = bytes.windows(2).position(|window| window == b"\r\n")?;
-        let length = usize::from_str_radix(std::str::from_utf8(&bytes[..end]).ok()?, 16).ok()?;
-        if length == 0 {
-            return Some(whole);
-        }
-        whole.extend(bytes.get(end + 2..end + 2 + length)?);
-        bytes = &bytes[end + 2 + length + 2..];
-    }
 }

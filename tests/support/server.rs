@@ -29,6 +29,9 @@ use tokio::sync::oneshot;
 
 use crate::answers;
 
+#[path = "chunks.rs"]
+mod chunks;
+
 /// What the agent answers a task with; None: nothing, ever.
 pub(crate) type Script = fn(&Task) -> Option<Result<Value>>;
 
@@ -293,7 +296,12 @@ impl Reply {
             let (name, value) = line.split_once(':').unwrap();
             (name.to_ascii_lowercase(), value.trim().to_owned())
         };
-        Some(Self { status, headers: lines.map(header).collect(), body: bytes[end + 4..].to_vec() })
+        let headers = lines.map(header).collect();
+        let mut reply = Self { status, headers, body: bytes[end + 4..].to_vec() };
+        if reply.header("transfer-encoding").is_some() {
+            reply.body = chunks::joined(&reply.body)?;
+        }
+        Some(reply)
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {

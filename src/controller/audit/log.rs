@@ -5,40 +5,63 @@ use std::collections::HashMap;
 use serde_json::json;
 
 use super::super::{Call, Controller};
-use super::{ById, Chain, Export, Found, Item, Links, List, Page};
+use super::{ById, Chain, Found, Item, Links, List, Page};
 use crate::clock::rfc3339;
 use crate::error::{Error, Kind, Result};
 use crate::store::Order;
 use crate::store::audit::{self, End, Entry, Note, Stored};
 
-/// How many links are read between two looks at what else there is to do.
-const CHUNK: usize = 64;
+/// How many links are read at most between two looks at what else there is to do.
+pub(super) const CHUNK: usize = 64;
 /// How far ahead of an entry its end is looked for, in links.
 const AHEAD: usize = 2_048;
 /// By how much the order of the log may differ from that of the clock, in milliseconds.
 const SLACK_MS: u64 = 5_000;
 
-/// How the requests went whose ends have been seen, by entry.
-type Ends = HashMap<String, (u16, u64)>;
+/// How the requests went whose ends have been seen: status and duration, by entry.
+#[derive(Default)]
+pub(super) struct Known(HashMap<String, (u16, u64)>);
+
+impl Known {
+    /// Of several hosts, the one that fared worst and the one that took longest count.
+    pub(super) fn add(&mut self, end: &End) {
+        let (code, ms) = self.0.entry(end.entry.clone()).or_insert((0, 0));
+        (*code, *ms) = ((*code).max(end.code), (*ms).max(end.ms));
+    }
+
+    /// How the entry `id` went. Whoever reads backwards has met all its ends, and keeps none.
+    pub(super) fn take(&mut self, id: &str) -> Option<(u16, u64)> {
+        self.0.remove(id)
+    }
+}
 
 pub(super) async fn list(call: Call, List { limit, offset }: List) -> Result<Page> {
     let controller = &call.controller;
     let ends = controller.store.ends().await?;
     let limit = usize::try_from(limit.clamp(1, 100)).unwrap_or(100);
-    let mut skip = usize::try_from(offset).unwrap_or(usize::MAX);
+    let (mut skip, total_items) = (offset, total(&ends));
+    if skip >= total_items {
+        return Ok(Page { total_items, items: Vec::new() });
+    }
     // Newest first: the end of an entry is met before the entry.
-    let (mut entries, mut known, mut after) = (Vec::new(), Ends::new(), 0);
-    while entries.len() < limit {
+    let (mut items, mut known, mut after) = (Vec::new(), Known::default(), 0);
+    while items.len() < limit {
         let links = controller.store.audit(after, CHUNK, Order::Descending).await?;
         let Some(last) = links.last() else { break };
         after = last.link.number;
         for stored in &links {
             for note in stored.link.notes.iter().rev() {
                 match note {
-                    Note::End(end) => add(&mut known, end),
-                    Note::Entry(_) if skip > 0 => skip -= 1,
-                    Note::Entry(entry) if entries.len() < limit => entries.push(entry.clone()),
-                    _ => {}
+                    Note::End(end) => known.add(end),
+                    Note::Entry(entry) => {
+                        let end = known.take(&entry.id);
+                        if skip > 0 {
+                            skip -= 1;
+                        } else if items.len() < limit {
+                            items.push(item(entry, end));
+                        }
+                    }
+                    Note::Event(_) => {}
                 }
             }
         }
@@ -47,8 +70,7 @@ pub(super) async fn list(call: Call, List { limit, offset }: List) -> Result<Pag
         }
         tokio::task::yield_now().await;
     }
-    let items = entries.iter().map(|entry| item(entry, &known)).collect();
-    Ok(Page { total_items: total(&ends), items })
+    Ok(Page { total_items, items })
 }
 
 pub(super) async fn get(call: Call, ById { id }: ById) -> Result<Found> {
@@ -63,35 +85,8 @@ pub(super) async fn get(call: Call, ById { id }: ById) -> Result<Found> {
         // Clocks are set, and notes wait: then everything is looked through.
         None => controller.find(id.as_str(), 0, None).await?,
     };
-    let (entry, known) = found.ok_or_else(missing)?;
-    Ok(Found { entry: item(&entry, &known) })
-}
-
-pub(super) async fn export(call: Call) -> Result<Export> {
-    let controller = &call.controller;
-    let ends = controller.store.ends().await?;
-    let last = ends.head.number.max(ends.refusals_head.number);
-    let (mut entries, mut known, mut links, mut after) = (Vec::new(), Ends::new(), Vec::new(), 0);
-    while after < last {
-        let chunk = controller.store.audit(after, CHUNK, Order::Ascending).await?;
-        let Some(newest) = chunk.last() else { break };
-        after = newest.link.number;
-        // What was written since belongs to the next export.
-        for Stored { link, bytes } in chunk.into_iter().filter(|stored| stored.link.number <= last)
-        {
-            links.push(String::from_utf8_lossy(&bytes).into_owned());
-            for note in link.notes {
-                match note {
-                    Note::End(end) => add(&mut known, &end),
-                    Note::Entry(entry) => entries.push(entry),
-                    Note::Event(_) => {}
-                }
-            }
-        }
-        tokio::task::yield_now().await;
-    }
-    let items: Vec<_> = entries.iter().rev().map(|entry| item(entry, &known)).collect();
-    Ok(Export { total_items: items.len() as u64, items, ends: json!(ends), links })
+    let (entry, mut known) = found.ok_or_else(missing)?;
+    Ok(Found { entry: item(&entry, known.take(&entry.id)) })
 }
 
 pub(super) async fn chain(call: Call, Chain { after, limit }: Chain) -> Result<Links> {
@@ -127,8 +122,8 @@ impl Controller {
         id: &str,
         mut after: u64,
         most: Option<usize>,
-    ) -> Result<Option<(Entry, Ends)>> {
-        let (mut found, mut known, mut seen) = (None::<Entry>, Ends::new(), 0);
+    ) -> Result<Option<(Entry, Known)>> {
+        let (mut found, mut known, mut seen) = (None::<Entry>, Known::default(), 0);
         loop {
             let links = self.store.audit(after, CHUNK, Order::Ascending).await?;
             let Some(last) = links.last() else { break };
@@ -136,13 +131,13 @@ impl Controller {
             for note in links.iter().flat_map(|stored| &stored.link.notes) {
                 match note {
                     Note::Entry(entry) if entry.id == id => found = Some(entry.clone()),
-                    Note::End(end) if end.entry == id => add(&mut known, end),
+                    Note::End(end) if end.entry == id => known.add(end),
                     _ => {}
                 }
             }
             seen += links.len();
             let is_whole = found.as_ref().is_some_and(|entry| entry.code.is_some())
-                || (found.is_some() && !known.is_empty());
+                || (found.is_some() && !known.0.is_empty());
             if is_whole || most.is_some_and(|most| seen >= most) {
                 break;
             }
@@ -157,14 +152,7 @@ fn total(ends: &audit::Ends) -> u64 {
     of(&ends.stub, &ends.head) + of(&ends.refusals_stub, &ends.refusals_head)
 }
 
-/// Of several hosts, the one that fared worst and the one that took longest count.
-fn add(known: &mut Ends, end: &End) {
-    let (code, ms) = known.entry(end.entry.clone()).or_insert((0, 0));
-    (*code, *ms) = ((*code).max(end.code), (*ms).max(end.ms));
-}
-
-fn item(entry: &Entry, known: &Ends) -> Item {
-    let end = known.get(&entry.id).copied();
+pub(super) fn item(entry: &Entry, end: Option<(u16, u64)>) -> Item {
     let code = entry.code.or_else(|| end.map(|end| end.0));
     let ms = entry.ms.or_else(|| end.map(|end| end.1));
     Item {

@@ -302,7 +302,7 @@ impl Writer {
             steps(),
             notes,
             time,
-            &self.shared.bounds,
+            &self.shared.bounds(),
         )?;
         if !is_probe && !applied.state.differs(&self.state) {
             return Ok(applied);
