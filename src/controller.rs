@@ -23,6 +23,7 @@ use tokio::task::AbortHandle;
 use uuid::Uuid;
 
 use self::figures::Counted;
+use self::health::Network;
 use self::hosts::Hosts;
 use self::ids::Ids;
 use self::index::Index;
@@ -160,6 +161,7 @@ pub struct Controller {
     parking: Mutex<HashSet<Uuid>>,
     time: Mutex<Time>,
     tasks: Mutex<Vec<AbortHandle>>,
+    network: Mutex<Network>,
     /// Nobody waits for hosts any more, because this process is about to end.
     is_impatient: watch::Sender<bool>,
 }
@@ -188,6 +190,7 @@ impl Controller {
             parking: Mutex::default(),
             time: Mutex::default(),
             tasks: Mutex::default(),
+            network: Mutex::default(),
             is_impatient: watch::Sender::new(false),
             clock,
         });

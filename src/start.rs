@@ -18,6 +18,7 @@ use crate::token::Key;
 mod agent_process;
 mod controller_process;
 mod listen;
+mod network;
 mod paths;
 mod signals;
 mod token;

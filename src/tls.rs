@@ -32,24 +32,45 @@ pub struct Files {
     pub key: PathBuf,
 }
 
-/// What a listener shows; may be exchanged while it listens.
-pub struct Server(RwLock<Arc<ServerConfig>>);
+/// What a listener shows; may be exchanged while it listens. Where that is nothing, for the reason
+/// that is said, every connection is closed.
+pub struct Server(RwLock<Result<Arc<ServerConfig>, String>>);
 
 impl Server {
     pub fn new(files: &Files) -> Result<Self> {
-        Ok(Self(RwLock::new(server_config(files)?)))
+        Ok(Self(RwLock::new(Ok(server_config(files)?))))
+    }
+
+    /// One that has nothing to show yet.
+    pub fn without(why: String) -> Self {
+        Self(RwLock::new(Err(why)))
     }
 
     /// From now on new connections get what is in `files` now. Where that cannot be used, all
     /// stays as it is.
     pub fn reload(&self, files: &Files) -> Result<()> {
-        let config = server_config(files)?;
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = config;
+        let config = server_config(files);
+        let mut shown = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        match config {
+            Ok(config) => *shown = Ok(config),
+            Err(error) => {
+                if let Err(why) = &mut *shown {
+                    *why = error.to_string();
+                }
+                return Err(error);
+            }
+        }
         Ok(())
     }
 
-    pub(crate) fn acceptor(&self) -> TlsAcceptor {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone().into()
+    /// Why every connection is closed, where that is so.
+    pub fn fault(&self) -> Option<String> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).as_ref().err().cloned()
+    }
+
+    pub(crate) fn acceptor(&self) -> Option<TlsAcceptor> {
+        let shown = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        shown.as_ref().ok().map(|config| config.clone().into())
     }
 }
 
@@ -101,6 +122,13 @@ pub(crate) fn connector(authority: Option<&Path>) -> Result<TlsConnector> {
 pub(crate) fn explain(server: &str, error: &io::Error) -> Error {
     let Some(fault) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
     else {
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            let message = format!(
+                "{server} closed the connection at once; it may lack a certificate, which `osapi \
+                 doctor` tells there"
+            );
+            return Error::new(Kind::Unavailable, message);
+        }
         let message = format!("cannot speak TLS with {server}: {error}");
         return Error::new(Kind::Unavailable, message);
     };
@@ -213,7 +241,7 @@ mod tests {
     /// What `server` says to a client that trusts `authority` and asks for `name`.
     async fn ask(server: &Server, authority: Option<&Path>, name: &str) -> Result<Vec<u8>> {
         let (here, there) = tokio::io::duplex(64 * 1024);
-        let acceptor = server.acceptor();
+        let acceptor = server.acceptor().unwrap();
         let serving = tokio::spawn(async move {
             let mut stream = acceptor.accept(there).await?;
             stream.write_all(b"hello").await?;
@@ -288,6 +316,23 @@ mod tests {
             assert!(check(&files).is_err());
         }
         assert!(ask(&server, Some(&one.cert), "one.example").await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn one_that_has_nothing_to_show_says_why_until_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let one = made(&dir, "one.example");
+        let server = Server::without("there is none".to_owned());
+        assert!(server.acceptor().is_none());
+        assert_eq!(server.fault().as_deref(), Some("there is none"));
+        let missing = Files { cert: dir.path().join("none"), key: one.key.clone() };
+        let error = server.reload(&missing).unwrap_err();
+        assert_eq!(server.fault(), Some(error.to_string()), "the newest reason counts");
+        server.reload(&one).unwrap();
+        assert_eq!(server.fault(), None);
+        assert!(ask(&server, Some(&one.cert), "one.example").await.is_ok());
+        assert!(server.reload(&missing).is_err());
+        assert_eq!(server.fault(), None, "it goes on with what it has");
     }
 
     #[test]

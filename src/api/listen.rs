@@ -202,6 +202,11 @@ impl Api {
         let gate = self.gate();
         let peer = gate.stranger(address);
         let acceptor = tls.map(tls::Server::acceptor);
+        // Never in the clear instead.
+        let Some(acceptor) = acceptor.map_or(Some(None), |acceptor| acceptor.map(Some)) else {
+            self.metrics.failed_handshake();
+            return;
+        };
         let Some(slot) = self.slot(&peer.source, caps) else {
             if acceptor.is_none() {
                 told(stream.try_write(&problem::refusal(Kind::Busy, TOO_MANY)));

@@ -97,9 +97,10 @@ impl Session<'_> {
     }
 
     async fn call(&self, call: &Call) -> Result<u8, Problem> {
-        let reply = match Wait::new(self, call).answer().await? {
-            Ok(reply) => reply,
-            Err(status) => return Ok(status),
+        let reply = match Wait::new(self, call).answer().await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(status)) => return Ok(status),
+            Err(problem) => return self.tell_illness(call, problem),
         };
         if reply.status == StatusCode::NO_CONTENT || reply.bytes.is_empty() {
             return self.tell_deletion(call);
@@ -117,6 +118,16 @@ impl Session<'_> {
         let page = output::page(call.row, &value, terminal::page());
         self.print(&reply, output::document(call, &value), &page)?;
         Ok(exit_of(&value))
+    }
+
+    /// Shows the answer of a controller that is not well, which says of what: it is no error but
+    /// by its status. Every other problem stays one.
+    fn tell_illness(&self, call: &Call, problem: Problem) -> Result<u8, Problem> {
+        let is_answer = |told: &&Value| told["components"].is_object();
+        let Some(told) = problem.document.as_ref().filter(is_answer) else { return Err(problem) };
+        let page = output::page(call.row, told, terminal::page());
+        put(&if self.globals.json { format!("{told}\n") } else { page })?;
+        Ok(problem.error.kind().exit())
     }
 
     /// The published answer to the deletion of a job, which has none of its own.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::agent::{Agent, Presence};
 use super::hosts::Host;
 use super::status::Status;
-use super::{Call, Controller, Here, Judged, Local};
+use super::{Call, Controller, Here, Judged, Local, lock};
 use crate::error::Result;
 use crate::op::{Domain, Nothing, Op, Rows};
 use crate::permission::Permission;
@@ -205,6 +205,13 @@ async fn status(call: Call) -> Result<Overview> {
     })
 }
 
+/// Where the API is served over a network, if anywhere, and why nobody is.
+#[derive(Clone, Default)]
+pub(super) struct Network {
+    addresses: Vec<String>,
+    fault: Option<String>,
+}
+
 /// What this process takes of the machine, as far as the kernel tells.
 #[derive(Default)]
 struct Load {
@@ -258,13 +265,23 @@ impl Controller {
         };
         let agent = (ready == 0).then_some("no agent is ready");
         let (store, agent) = (store.map(str::to_owned), agent.map(str::to_owned));
+        let Network { addresses, fault } = lock(&self.network).clone();
+        let address = (!addresses.is_empty()).then(|| addresses.join(", "));
+        let network = address.map(|address| ("network", fault, Some(address)));
         [("controller", None), ("store", store), ("agent", agent), ("reads", self.hanging())]
             .into_iter()
-            .map(|(name, error)| {
+            .map(|(name, error)| (name, error, None))
+            .chain(network)
+            .map(|(name, error, address)| {
                 let status = if error.is_none() { "ok" } else { "error" };
-                (name.to_owned(), Component { status: status.to_owned(), error, address: None })
+                (name.to_owned(), Component { status: status.to_owned(), error, address })
             })
             .collect()
+    }
+
+    /// Says where the API is served over a network, and what keeps it from that.
+    pub fn note_network(&self, addresses: &[String], fault: Option<String>) {
+        *lock(&self.network) = Network { addresses: addresses.to_vec(), fault };
     }
 
     /// What hosts say of reads that do not come to an end.
@@ -292,7 +309,10 @@ impl Controller {
             ready => format!("{ready} agents are ready"),
         };
         let store = if figures.store.is_full { "; there is no room left" } else { "" };
-        format!("{agents}, {open} jobs are open{store}")
+        let Network { addresses, fault } = lock(&self.network).clone();
+        let fault = fault.filter(|_| !addresses.is_empty());
+        let network = fault.map(|why| format!("; nobody is served over the network: {why}"));
+        format!("{agents}, {open} jobs are open{store}{}", network.unwrap_or_default())
     }
 
     fn jobs(&self) -> Jobs {

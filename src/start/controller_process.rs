@@ -1,7 +1,6 @@
 //! The controller as a process, and under `osapi start` the agent as its child.
 
 use std::ffi::OsString;
-use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,13 +13,14 @@ use tokio::sync::watch::{Receiver, channel};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::agent_process::PARENT;
-use super::listen::{Bound, for_network, inherited, listen, loopback};
+use super::listen::{Bound, inherited, listen};
+use super::network::{encryption, network};
 use super::signals::{Health, Reloading, Signals, Wish, is_listened_to, notify, runtime, tell};
 use super::{Paths, key_of, own_uid, paths, uid};
 use crate::api::{Access, Api, Caps};
 use crate::cli::Server;
 use crate::clock::Clock;
-use crate::config::{Config, Secret};
+use crate::config::Config;
 use crate::controller::{Controller, Limits, Setup, Shared};
 use crate::error::{Error, Kind, Result};
 use crate::store::Bounds;
@@ -39,8 +39,6 @@ const AGAIN_LAST: Duration = Duration::from_secs(10);
 const WELL: Duration = Duration::from_secs(30);
 /// How often closed connections are told of.
 const TELL_CLOSED: Duration = Duration::from_mins(1);
-/// A signing key of fewer bytes can be found out.
-const LEAST_KEY: usize = 32;
 /// How long whoever waits for the agent may go on waiting once this process is to end.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// How long answers may take to be written once their work is done.
@@ -65,9 +63,8 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
         let is_activated = !passed.sockets.is_empty();
         let api_socket = listen(&paths.socket, &mut passed.sockets)?;
         let agent_socket = listen(&paths.agent_socket, &mut passed.sockets)?;
-        let tls = config.controller.tls.files().map(|files| tls::Server::new(&files));
-        let tls = tls.transpose()?.map(Arc::new);
-        let network = network(&config, passed.network, is_activated, tls.is_some())?;
+        let tls = encryption(&config, &passed.network, is_activated)?;
+        let network = network(&config, passed.network, is_activated)?;
         for (path, _) in passed.sockets {
             tracing::warn!("the inherited socket {} is none of ours, and not used", path.display());
         }
@@ -77,11 +74,17 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
         let answering = tokio::spawn(answer_agents(agent_socket, controller.clone(), agent_uid));
         let mut serving = tokio::task::JoinSet::new();
         serving.spawn(serve(api.clone(), api_socket));
+        let mut addresses = Vec::new();
         for (address, listener) in network {
-            let scheme = if tls.is_some() { "https" } else { "http" };
-            tracing::info!("listening at {scheme}://{address}, to whoever brings a token");
+            let place = format!("{}://{address}", if tls.is_some() { "https" } else { "http" });
+            if tls.as_ref().is_none_or(|tls| tls.fault().is_none()) {
+                tracing::info!("listening at {place}, to whoever brings a token");
+            }
+            addresses.push(place);
             serving.spawn(serve_network(api.clone(), listener, tls.clone()));
         }
+        let fault = tls.as_ref().and_then(|tls| tls.fault());
+        controller.note_network(&addresses, fault);
         let (end_child, ended) = channel(false);
         let (give_up, mut defeat) = mpsc::channel(1);
         let child = with_agent.then(|| {
@@ -109,6 +112,8 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
                             let running =
                                 Running { with_agent, paths: &paths, tls: tls.as_deref() };
                             reload(&config, &new.config, &running, &volume, &api).await;
+                            let fault = tls.as_ref().and_then(|tls| tls.fault());
+                            controller.note_network(&addresses, fault);
                         }
                         Err(error) => tracing::error!("the old configuration stays: {error}"),
                     }
@@ -184,34 +189,6 @@ fn access(config: &Config, paths: &Paths, own_is_admin: bool) -> Result<Access> 
         key: Some(key_of(config, || Key::kept_or_made(&paths.controller_state))?),
         origins: origins.cloned().collect(),
     })
-}
-
-/// Where the API is served beside its socket. The service manager's socket units decide that where
-/// there are any.
-fn network(
-    config: &Config,
-    passed: Vec<TcpListener>,
-    is_activated: bool,
-    is_encrypted: bool,
-) -> Result<Vec<(SocketAddr, tokio::net::TcpListener)>> {
-    let mut listeners = passed;
-    match config.controller.api.port {
-        // Whoever sets it expects to be able to connect to it.
-        Some(port) if is_activated => tracing::warn!(
-            "controller.api.port is set to {port} and has no effect here: the socket units decide; \
-             `systemctl enable --now osapi-tls.socket` opens a port"
-        ),
-        Some(port) => listeners.extend(loopback(port)?),
-        None => {}
-    }
-    let key = Secret::set(config.controller.api.security.signing_key.as_ref());
-    if key.is_some_and(|key| key.reveal().len() < LEAST_KEY) && !listeners.is_empty() {
-        tracing::warn!(
-            "controller.api.security.signing_key is shorter than {LEAST_KEY} characters; whoever \
-             guesses it makes tokens for anything"
-        );
-    }
-    listeners.into_iter().map(|listener| for_network(listener, is_encrypted)).collect()
 }
 
 async fn serve_network(
@@ -434,6 +411,9 @@ async fn reload(
     if let Some((tls, files)) = running.tls.zip(new.controller.tls.files()) {
         match tls.reload(&files) {
             Ok(()) => tracing::info!("new connections see the certificate that there is now"),
+            Err(error) if tls.fault().is_some() => {
+                tracing::error!("nobody is served over the network: {error}");
+            }
             Err(error) => tracing::error!("the old certificate stays: {error}"),
         }
     }

@@ -104,26 +104,20 @@ pub(super) fn loopback(port: u16) -> Result<Vec<TcpListener>> {
     Ok(listeners)
 }
 
-/// Makes `listener` ready to be served, and says where it listens. Without a certificate that is
-/// refused where others than this host could connect.
-pub(super) fn for_network(
-    listener: TcpListener,
-    is_encrypted: bool,
-) -> Result<(SocketAddr, tokio::net::TcpListener)> {
-    let cannot = |error: &std::io::Error| {
+/// Whether others than this host could connect.
+pub(super) fn is_for_others(listener: &TcpListener) -> bool {
+    let address = listener.local_addr();
+    address.is_ok_and(|address| !address.ip().to_canonical().is_loopback())
+}
+
+/// Makes `listener` ready to be served, and says where it listens.
+pub(super) fn for_network(listener: TcpListener) -> Result<(SocketAddr, tokio::net::TcpListener)> {
+    let cannot = |error: std::io::Error| {
         Error::new(Kind::Unavailable, format!("cannot listen on TCP: {error}"))
     };
-    let address = listener.local_addr().map_err(|error| cannot(&error))?;
-    if !is_encrypted && !address.ip().to_canonical().is_loopback() {
-        let message = format!(
-            "cannot listen at {address} without a certificate: what is said there, tokens among \
-             it, would be readable on the way; set controller.tls.cert and controller.tls.key, or \
-             listen at a loopback address"
-        );
-        return Err(Error::new(Kind::Denied, message));
-    }
-    listener.set_nonblocking(true).map_err(|error| cannot(&error))?;
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| cannot(&error))?;
+    let address = listener.local_addr().map_err(cannot)?;
+    listener.set_nonblocking(true).map_err(cannot)?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(cannot)?;
     Ok((address, listener))
 }
 
@@ -197,19 +191,11 @@ fn cannot(path: &Path, error: &std::io::Error) -> Error {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn without_a_certificate_only_this_host_may_connect() {
-        for (bound, is_refused) in
-            [("127.0.0.1:0", false), ("127.8.9.1:0", false), ("0.0.0.0:0", true)]
+    #[test]
+    fn who_could_connect_is_told_from_the_address() {
+        for (bound, is_so) in [("127.0.0.1:0", false), ("127.8.9.1:0", false), ("0.0.0.0:0", true)]
         {
-            let listener = || TcpListener::bind(bound).unwrap();
-            let (plain, encrypted) =
-                (for_network(listener(), false), for_network(listener(), true));
-            assert_eq!(plain.is_err(), is_refused, "{bound}");
-            assert!(encrypted.is_ok());
-            if let Err(error) = plain {
-                assert!(error.to_string().contains("controller.tls.cert"), "{error}");
-            }
+            assert_eq!(is_for_others(&TcpListener::bind(bound).unwrap()), is_so, "{bound}");
         }
     }
 

@@ -548,6 +548,17 @@ fn healthy(asked: &Asked) -> (u16, Value) {
 }
 
 #[test]
+fn a_controller_that_is_not_well_is_shown_with_what_it_says_of_that() {
+    let components =
+        json!({ "network": { "status": "error", "error": "there is no certificate" } });
+    let told = json!({ "status": "degraded", "components": components, "registry": [] });
+    let controller = Controller::new(move |_, _| (503, told.clone()));
+    let exit = Kind::Unavailable.exit();
+    assert_eq!(controller.run(&["health", "status"]), exit);
+    assert_eq!(controller.run(&["health", "status", "--json"]), exit);
+}
+
+#[test]
 fn the_status_of_a_host_is_asked_for_as_by_any_client() {
     let controller = Controller::new(|asked, _| healthy(asked));
     assert_eq!(controller.run(&["status"]), 0);

@@ -197,11 +197,38 @@ fn what_is_handed_over_is_served_encrypted_and_its_certificate_exchanged() {
 }
 
 #[test]
-fn without_a_certificate_nothing_is_served_to_other_hosts() {
+fn without_a_certificate_only_this_host_is_served_until_there_is_one() {
     let appliance = appliance();
+    let dir = appliance.dir().display();
+    configure(&appliance, "");
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
-    let refused = activated(&appliance, listener).output().unwrap();
+    let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    let controller = controller(&appliance, activated(&appliance, listener));
+    until("it is there", || log(&appliance).contains("try `").then_some(()));
+    assert!(log(&appliance).contains("nobody is served over the network"));
+    let health = || {
+        let shown = osapi(&appliance, &["--json", "health", "status"]).output().unwrap();
+        String::from_utf8(shown.stdout).unwrap()
+    };
+    assert!(health().contains("controller.tls.cert"), "{}", health());
+    let token = token(&appliance, "read");
+    let refused = ask(&appliance, &url, &[], &token);
+    assert!(error(&refused).contains("closed the connection"), "{}", error(&refused));
+
+    let authority = certify(&appliance, "first");
+    configure(&appliance, &format!("  tls: {{ cert: {dir}/tls.cert, key: {dir}/tls.key }}\n"));
+    controller.signal(Signal::HUP);
+    until("it is served", || log(&appliance).contains("that there is now").then_some(()));
+    let asked = ask(&appliance, &url, &["--cacert", authority.to_str().unwrap()], &token);
+    assert!(asked.status.success(), "{}", error(&asked));
+    assert!(!health().contains("controller.tls.cert"), "{}", health());
+}
+
+#[test]
+fn a_certificate_that_cannot_be_used_keeps_a_controller_started_by_hand_from_starting() {
+    let appliance = appliance();
+    configure(&appliance, "  tls: { cert: /nowhere/cert, key: /nowhere/key }\n");
+    let refused = osapi(&appliance, &["controller", "start"]).output().unwrap();
     assert!(!refused.status.success());
-    assert!(error(&refused).contains("without a certificate"), "{}", error(&refused));
-    assert!(error(&refused).contains("controller.tls.cert"), "{}", error(&refused));
+    assert!(error(&refused).contains("/nowhere/cert"), "{}", error(&refused));
 }
