@@ -18,6 +18,10 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::error::{Error, Kind, Result};
 
+mod shown;
+
+pub use shown::{Shown, shown};
+
 /// No file of certificates is larger, in bytes.
 const LARGEST: u64 = 4 << 20;
 /// The authorities that this host trusts, where Debian keeps them.

@@ -20,6 +20,7 @@ use super::{Reach, terminal};
 
 mod evidence;
 mod host;
+mod network;
 mod own;
 mod own_files;
 #[cfg(test)]
@@ -45,7 +46,7 @@ type Judge = fn(&Evidence) -> Result<Finding, Finding>;
 
 /// Every check, in the order in which they are told.
 fn checks() -> impl Iterator<Item = &'static Check> {
-    own::CHECKS.iter().chain(own_files::CHECKS).chain(host::CHECKS)
+    own::CHECKS.iter().chain(own_files::CHECKS).chain(network::CHECKS).chain(host::CHECKS)
 }
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]

@@ -126,7 +126,7 @@ impl Evidence {
         self.config.as_ref().map_err(|_| skipped("the configuration cannot be used"))
     }
 
-    fn below(&self, path: impl AsRef<Path>) -> PathBuf {
+    pub(super) fn below(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
         self.root.join(path.strip_prefix("/").unwrap_or(path))
     }
