@@ -6,6 +6,8 @@ mod frames;
 mod packages;
 #[path = "../fuzz/targets/parameters.rs"]
 mod parameters;
+#[path = "../fuzz/targets/tokens.rs"]
+mod tokens;
 
 fn replay(target: &str, run: fn(&[u8])) {
     let corpus = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
@@ -30,4 +32,9 @@ fn the_corpus_of_frames_is_taken_or_refused() {
 #[test]
 fn the_corpus_of_what_dpkg_and_apt_write_is_read() {
     replay("packages", packages::run);
+}
+
+#[test]
+fn the_corpus_of_tokens_is_believed_or_refused() {
+    replay("tokens", tokens::run);
 }
