@@ -14,7 +14,6 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Request, Response};
-use matchit::Router;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -25,13 +24,13 @@ use self::body::Body;
 use self::listen::Slots;
 use self::metrics::Metrics;
 use self::request::{Gathered, Given, Prefer};
+use self::routes::{METRICS, Place, Routes};
 use self::wire::Head;
 use crate::controller::{
     Call, ControllerOp, Key, Reply, Results, Shared, Submit, Submitted, Target, Trail,
 };
 use crate::error::{Error, Kind, Problem, Result};
-use crate::op::Method;
-use crate::ops::{self, Row, Run};
+use crate::ops::{Row, Run};
 use crate::permission::{Caller, Permission};
 
 pub mod answer;
@@ -44,6 +43,7 @@ pub mod openapi;
 mod pages;
 pub mod problem;
 pub mod request;
+mod routes;
 mod stream;
 mod upload;
 mod wire;
@@ -51,10 +51,6 @@ mod wire;
 pub use auth::Access;
 pub use listen::Caps;
 
-/// Some clients ask here whether the controller is ready.
-const READY_ALIAS: &str = "/health/ready";
-const OPENAPI: &str = "/api/openapi.json";
-const METRICS: &str = "/metrics";
 /// What is on record for a client that hung up before it was answered.
 const HUNG_UP: u16 = 499;
 
@@ -67,19 +63,11 @@ pub struct Api {
     gate: RwLock<Arc<Gate>>,
     /// How long a call waits for hosts where the caller did not say.
     patience: Duration,
-    routes: Router<Vec<(Method, Place)>>,
+    routes: Routes,
     metrics: Metrics,
     slots: Slots,
     stopping: watch::Sender<bool>,
     openapi: OnceLock<Bytes>,
-}
-
-/// What a path and a method lead to.
-#[derive(Clone, Copy)]
-enum Place {
-    Row(&'static Row),
-    OpenApi,
-    Metrics,
 }
 
 /// One request from its first step to its last.
@@ -122,7 +110,7 @@ impl Api {
             controller,
             gate: RwLock::new(Arc::new(Gate::new(access)?)),
             patience,
-            routes: routes()?,
+            routes: Routes::new()?,
             metrics: Metrics::new()?,
             slots: Slots::default(),
             stopping: watch::Sender::new(false),
@@ -213,7 +201,7 @@ impl Api {
             exchange.is_noted = true;
             return Ok(pages::preflight());
         }
-        let (place, captured) = self.route(parts)?;
+        let (place, captured) = self.routes.find(parts)?;
         let row = match place {
             Place::Row(row) => row,
             Place::OpenApi => {
@@ -370,33 +358,6 @@ impl Api {
             .clone()
     }
 
-    /// What the request line leads to, and the values of the route's placeholders, still encoded.
-    fn route(&self, parts: &Parts) -> Result<(Place, Vec<(String, String)>), Failure> {
-        let path = parts.uri.path();
-        let found = self.routes.at(path).map_err(|_| {
-            let shown: String = path.chars().take(200).collect();
-            Error::new(Kind::NotFound, format!("nothing is at {shown}"))
-        })?;
-        let method = match parts.method.as_str() {
-            // Hyper leaves the body away.
-            "HEAD" => "GET",
-            other => other,
-        };
-        let offered = found.value.iter().find(|(offered, _)| offered.as_str() == method);
-        let Some((_, place)) = offered else {
-            let mut allow: Vec<_> = found.value.iter().map(|(m, _)| m.as_str()).collect();
-            if allow.contains(&"GET") {
-                allow.push("HEAD");
-            }
-            let allow = allow.join(", ");
-            let error = Error::new(Kind::MethodNotAllowed, format!("only {allow} is offered here"));
-            return Err(Failure { allow: Some(allow), ..Failure::from(error) });
-        };
-        let captured = found.params.iter();
-        let captured = captured.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Ok((*place, captured.collect()))
-    }
-
     /// Puts on record that somebody sent what is no request.
     fn note_unreadable(&self, peer: &Peer) {
         let trail = Trail {
@@ -534,28 +495,4 @@ fn dress(answer: Answer, id: &str) -> Response<Body> {
         headers.insert(REQUEST_ID, id);
     }
     response
-}
-
-fn routes() -> Result<Router<Vec<(Method, Place)>>> {
-    let mut paths: Vec<(String, Vec<(Method, Place)>)> = vec![
-        (OPENAPI.to_owned(), vec![(Method::Get, Place::OpenApi)]),
-        (METRICS.to_owned(), vec![(Method::Get, Place::Metrics)]),
-    ];
-    if let Some(row) = ops::find("health.ready") {
-        paths.push((READY_ALIAS.to_owned(), vec![(Method::Get, Place::Row(row))]));
-    }
-    for row in ops::all() {
-        let (route, place) = (row.route(), (row.method, Place::Row(row)));
-        match paths.iter_mut().find(|(path, _)| *path == route) {
-            Some((_, methods)) => methods.push(place),
-            None => paths.push((route, vec![place])),
-        }
-    }
-    let mut router = Router::new();
-    for (path, methods) in paths {
-        router.insert(&path, methods).map_err(|error| {
-            Error::new(Kind::Internal, format!("{path} is not a usable route")).because(error)
-        })?;
-    }
-    Ok(router)
 }

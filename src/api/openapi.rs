@@ -28,7 +28,7 @@ pub fn document() -> Value {
             add(&mut paths, &row.route(), row.method.as_str(), operation(chapter, row, &problem));
         }
     }
-    add(&mut paths, super::OPENAPI, "GET", this_document(&problem));
+    add(&mut paths, super::routes::OPENAPI, "GET", this_document(&problem));
     add(&mut paths, super::METRICS, "GET", metrics(&problem));
     let tags = ops::chapters().iter();
     let tags = tags.map(|chapter| json!({ "name": chapter.name, "description": chapter.about }));
