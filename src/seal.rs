@@ -7,6 +7,7 @@
 //! parameter that is shown.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -54,7 +55,10 @@ impl Purpose {
     /// `params` have [`HIDDEN`] in the place of each secret.
     fn of(op: &str, params: &Value) -> Self {
         let digest = Sha256::digest(params.to_string());
-        let beside = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let beside = digest.iter().fold(String::new(), |mut text, byte| {
+            _ = write!(text, "{byte:02x}");
+            text
+        });
         Self { op: op.to_owned(), beside }
     }
 }
