@@ -192,6 +192,7 @@ impl Desk for Table {
                     options: Options::default(),
                     objects: std::collections::BTreeMap::new(),
                     sealed: None,
+                    called_off: false,
                     left_ms: 60_000,
                 };
                 let body = serde_json::to_string(&task).unwrap();
@@ -199,11 +200,13 @@ impl Desk for Table {
                     tasks: vec![Sealed { body }],
                     has_more: false,
                     heads: Vec::new(),
+                    called_off: Vec::new(),
                 })
             }
             Ask::Next(next) => {
                 tokio::time::sleep(Duration::from_millis(next.wait_ms)).await;
-                Ok(Answer::Tasks { tasks: Vec::new(), has_more: false, heads: Vec::new() })
+                let (tasks, heads, called_off) = (Vec::new(), Vec::new(), Vec::new());
+                Ok(Answer::Tasks { tasks, has_more: false, heads, called_off })
             }
             Ask::Finish(_) => {
                 let _ = self.done.send(()).await;

@@ -53,9 +53,10 @@ use looking::Looking;
 use pulse::Pulses;
 use report::Outbox;
 
-/// How many reads, and how many acts, run beside each other.
+/// How many reads, and how many acts, run beside each other. One more act may wait for days: the
+/// one that is to take the host down.
 const LOOKS: usize = 8;
-const ACTS: usize = 4;
+const ACTS: usize = 4 + 1;
 /// How long one question for work may wait.
 const POLL: Duration = Duration::from_secs(25);
 
@@ -281,6 +282,23 @@ impl<L> Shared<L> {
         lock(&self.held).jobs.insert(job.to_owned())
     }
 
+    /// Has those of `jobs` that are held end before they begin, or before their time.
+    fn call_off(&self, jobs: &[String]) {
+        let held = lock(&self.held);
+        for job in jobs.iter().filter(|job| held.jobs.contains(*job)) {
+            self.executor().call_off(job);
+        }
+    }
+
+    /// Whether nothing is held, or only what waits for the host to go down.
+    fn is_idle(&self) -> bool {
+        let holds = self.holds();
+        holds.is_empty() || {
+            let departure = self.executor().departure();
+            holds.iter().all(|job| Some(job) == departure.as_ref())
+        }
+    }
+
     /// Whether a task that is held may begin.
     fn begin(&self) -> bool {
         let mut held = lock(&self.held);
@@ -314,6 +332,7 @@ impl<L> Shared<L> {
                 continue;
             }
             held.jobs.remove(&report.job);
+            self.executor().let_go(&report.job);
             held.begun = held.begun.saturating_sub(1);
         }
         drop(held);

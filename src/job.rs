@@ -59,6 +59,10 @@ pub struct Mark {
     /// The job that came of it, where one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
+    /// Hosts that had taken the job when it was called off, by machine id: they are asked to let go
+    /// of it, and answer what became of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asked: Vec<String>,
 }
 
 /// A job as it is stored under `job.<id>`, with what only the hosts need.
@@ -109,6 +113,9 @@ pub struct Task {
     /// The secrets among its parameters, which only this host's agent can read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<String>,
+    /// Whether somebody has called it off since a host took it: then it does not begin any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub called_off: bool,
     /// How long after it was handed out it may still begin, in milliseconds.
     pub left_ms: u64,
 }
@@ -120,12 +127,13 @@ impl Record {
         self.sealed.as_ref().is_some_and(|sealed| sealed.len() < self.job.hosts.len())
     }
 
-    /// This job's work for `host`, which may begin within `left_ms`, as the agent opens it.
-    pub fn seal(&self, host: &str, left_ms: u64) -> Result<String> {
+    /// This job's work for `host`, which may begin within `left_ms` unless it was called off, as
+    /// the agent opens it.
+    pub fn seal(&self, host: &str, left_ms: u64, called_off: bool) -> Result<String> {
         let Self { job, params, options, objects, .. } = self;
         let sealed = self.sealed.as_ref().and_then(|sealed| sealed.get(host)).map(String::as_str);
         let (job, op) = (job.id.as_str(), job.op.as_str());
-        let task = Sealing { job, host, op, params, options, objects, sealed, left_ms };
+        let task = Sealing { job, host, op, params, options, objects, sealed, called_off, left_ms };
         serde_json::to_string(&task)
             .map_err(|error| Error::new(Kind::Internal, "cannot encode a task").because(error))
     }
@@ -144,6 +152,8 @@ struct Sealing<'a> {
     objects: &'a BTreeMap<String, Content>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sealed: Option<&'a str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    called_off: bool,
     left_ms: u64,
 }
 

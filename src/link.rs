@@ -93,6 +93,9 @@ pub enum Answer {
         /// Ends of audit chains to keep where only root writes.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         heads: Vec<Head>,
+        /// Jobs that were called off since this host took them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        called_off: Vec<String>,
     },
     Done,
     /// To a [`Ask::Tell`]: nobody listens to that any more.

@@ -194,6 +194,7 @@ mod tests {
                 options,
                 objects: [("object".to_owned(), content)].into(),
                 sealed: None,
+                called_off: false,
                 left_ms: 60_000,
             };
             match self.executor().run(ops::agent(op).unwrap(), &task).unwrap() {

@@ -76,7 +76,7 @@ impl<L: Link + 'static> Lane<L> {
             self.pulse.asks();
             match link.ask(agent, &mut ask) {
                 // Heads are for one connection to keep: from several they come out of order.
-                Ok(Answer::Tasks { tasks, has_more, heads: _ }) => {
+                Ok(Answer::Tasks { tasks, has_more, .. }) => {
                     self.has_more.store(has_more, Ordering::Relaxed);
                     // More than was asked for is not held, and so is handed out again.
                     if let Some(taken) = tasks.first().and_then(|task| take(agent, task)) {
@@ -95,7 +95,12 @@ impl<L: Link + 'static> Lane<L> {
 pub(super) fn take<L: Link + 'static>(agent: &Shared<L>, sealed: &Sealed) -> Option<Taken> {
     let at = agent.clock().uptime();
     match serde_json::from_str::<Task>(&sealed.body) {
-        Ok(task) => agent.hold(&task.job).then_some(Taken { task, at }),
+        Ok(task) => agent.hold(&task.job).then(|| {
+            if task.called_off {
+                agent.executor().call_off(&task.job);
+            }
+            Taken { task, at }
+        }),
         Err(error) => {
             let job = serde_json::from_str::<serde_json::Value>(&sealed.body);
             let job = job.ok().and_then(|task| Some(task.get("job")?.as_str()?.to_owned()));

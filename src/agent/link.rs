@@ -26,6 +26,9 @@ impl<L: Link> Asker<L> {
         if answer.is_ok() {
             agent.trouble.is_over();
         }
+        if let Ok(Answer::Tasks { called_off, .. }) = &answer {
+            agent.call_off(called_off);
+        }
         answer
     }
 

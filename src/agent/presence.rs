@@ -74,7 +74,7 @@ pub(super) fn tell<L: Link + 'static>(agent: &Arc<Shared<L>>) {
         }
         agent.heads.save();
         agent.amend(false);
-        if pruned.elapsed() >= PRUNE && agent.holds().is_empty() {
+        if pruned.elapsed() >= PRUNE && agent.is_idle() {
             match agent.executor().prune() {
                 Ok(0) => {}
                 Ok(dropped) => {

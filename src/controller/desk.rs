@@ -37,13 +37,16 @@ pub struct AgentDesk {
     heads: Option<(Instant, Vec<Head>)>,
     /// What it has told of that has no end.
     told: HashSet<Uuid>,
+    /// What it was told that was called off.
+    called_off: HashSet<Uuid>,
 }
 
 impl Controller {
     /// Answers one connection of the agent that runs as `uid` in process `pid`.
     pub fn agent(self: &Arc<Self>, uid: u32, pid: i32) -> AgentDesk {
         tracing::debug!(uid, pid, "an agent has connected");
-        AgentDesk { controller: self.clone(), pid, host: None, heads: None, told: HashSet::new() }
+        let (told, called_off) = (HashSet::new(), HashSet::new());
+        AgentDesk { controller: self.clone(), pid, host: None, heads: None, told, called_off }
     }
 }
 
@@ -75,7 +78,8 @@ impl Desk for AgentDesk {
                 let asked = self.controller.lanes().asked(&host);
                 let question = Question { holds, classes, most: most.min(ROOM), asked };
                 let (tasks, has_more) = self.next(&host, &question, wait).await?;
-                Ok(Answer::Tasks { tasks, has_more, heads: self.heads().await? })
+                let called_off = self.tell_called_off(&host, wait.is_zero());
+                Ok(Answer::Tasks { tasks, has_more, heads: self.heads().await?, called_off })
             }
             Ask::Finish(reports) => {
                 let host = self.who()?;
@@ -170,7 +174,9 @@ impl AgentDesk {
                 return Ok((Vec::new(), false));
             }
             let (tasks, has_more) = controller.hand_out(host, question)?;
-            if !tasks.is_empty() || arrived.is_empty() || wait.is_zero() {
+            let is_news = question.classes.contains(&Class::Verdict)
+                && !self.called_off.is_superset(&self.called_off_now(host));
+            if !tasks.is_empty() || is_news || arrived.is_empty() || wait.is_zero() {
                 return Ok((tasks, has_more));
             }
             let arrived = futures_util::future::select_all(arrived);
@@ -184,6 +190,21 @@ impl AgentDesk {
                 tokio::task::yield_now().await;
             }
         }
+    }
+
+    /// What was called off since the host took it, and was not told before; all of it to whoever
+    /// asks `again` and again, for what is told to an agent that has yet to take note of the task
+    /// is lost on it.
+    fn tell_called_off(&mut self, host: &str, again: bool) -> Vec<String> {
+        let now = self.called_off_now(host);
+        let is_new = |id: &&Uuid| again || !self.called_off.contains(*id);
+        let told = now.iter().filter(is_new).map(Uuid::to_string).collect();
+        self.called_off = now;
+        told
+    }
+
+    fn called_off_now(&self, host: &str) -> HashSet<Uuid> {
+        self.controller.lanes().called_off(host).into_iter().take(ROOM).collect()
     }
 
     /// The ends of the audit log, where they have moved since they were handed out last.
@@ -206,7 +227,8 @@ impl Controller {
         let at = self.clock.uptime();
         let has_more = self.lanes().next(host, question, at, |open| {
             let left = self.clock.left(&open.record.job.deadline);
-            match open.record.seal(host, left) {
+            let is_off = open.so_far.borrow().cancelled.is_some();
+            match open.record.seal(host, left, is_off) {
                 Ok(body) if tasks.is_empty() || bytes + body.len() <= BYTES => {
                     bytes += body.len();
                     tasks.push(Sealed { body });
@@ -313,7 +335,7 @@ impl Controller {
         if record.job.confirmed.is_some() {
             return Ok(None);
         }
-        let mark = Mark { at: self.clock.wall(), by: by.to_owned(), job: None };
+        let mark = Mark { at: self.clock.wall(), by: by.to_owned(), job: None, asked: Vec::new() };
         record.job.confirmed = Some(mark);
         let key = format!("job.{}", record.job.id);
         Ok(Some(step.put(key, encode(&record)?, Expect::Revision(revision))))

@@ -18,7 +18,7 @@ use super::lanes::{Ended, Open};
 use super::status::Status;
 use super::{Controller, Shared, lock, rows};
 use crate::error::{Error, Kind, Result};
-use crate::job::{Outcome, Record, Report, decode};
+use crate::job::{Deadline, Outcome, Record, Report, decode};
 use crate::link::Class;
 use crate::ops;
 use crate::store::{Entry, Event, Expect, Order, Revision, Step, Store};
@@ -66,6 +66,18 @@ pub(super) async fn begin(controller: &Shared) -> Result<()> {
     controller.spawn(controller.clone().index_all());
     controller.spawn(controller.clone().tick());
     Ok(())
+}
+
+/// Until when a host that has taken a job may tell of it: some work waits there for its time.
+pub(super) fn last_word_of(record: &Record) -> Deadline {
+    let is_for_later = ops::find(&record.job.op).is_some_and(|row| row.ends_boot);
+    let delay = record.params.get("delay").and_then(serde_json::Value::as_u64);
+    let delay = delay.filter(|_| is_for_later).unwrap_or_default();
+    let grace = delay.saturating_mul(1000).saturating_add(GRACE_MS);
+    let mut deadline = record.job.deadline.clone();
+    deadline.at = deadline.at.saturating_add(grace);
+    deadline.uptime = deadline.uptime.saturating_add(grace);
+    deadline
 }
 
 impl Controller {
@@ -189,7 +201,8 @@ impl Controller {
         // An operation of another version is the host's to refuse.
         let class =
             ops::agent(&record.job.op).map_or(Class::Change, |row| Class::of(row, &record.options));
-        let is_late = self.is_due(&record.job);
+        // Of what was called off it is on record who has it.
+        let is_late = self.is_due(&record.job) && record.job.cancelled.is_none();
         let mut lanes = self.lanes();
         lanes.expect(Open::new(id, record, class, true));
         lanes.admit(id, revision);
@@ -207,7 +220,10 @@ impl Controller {
             Err(error) => return Err(error),
         };
         let reports = self.reports(&id.to_string()).await?;
-        let is_over = record.job.cancelled.is_some() || reports.len() >= record.job.hosts.len();
+        let has_answered = |host: &String| reports.iter().any(|(name, _)| name == host);
+        let cancelled = record.job.cancelled.clone();
+        let asked = cancelled.as_ref().map_or(&record.job.hosts, |mark| &mark.asked).clone();
+        let is_over = asked.iter().all(has_answered);
         if is_over {
             if is_parked {
                 self.ride(Step::new().delete(format!("parked.{id}"), Expect::Anything));
@@ -217,6 +233,11 @@ impl Controller {
         self.open(id, record, revision);
         for (host, report) in reports {
             self.lanes().finish(id, &host, report);
+        }
+        if cancelled.is_some() {
+            let mut lanes = self.lanes();
+            lanes.presume_held_by(id, |host| asked.contains(host));
+            lanes.rewritten(id, revision, cancelled);
         }
         if is_parked {
             self.lanes().parked(id);
@@ -329,12 +350,7 @@ impl Controller {
         self.cut_short(self.clock.uptime());
         let is_due = |record: &Record| self.is_due(&record.job);
         // Counted by the boot's clock as well, which no one sets.
-        let is_hopeless = |record: &Record| {
-            let mut deadline = record.job.deadline.clone();
-            deadline.at = deadline.at.saturating_add(GRACE_MS);
-            deadline.uptime = deadline.uptime.saturating_add(GRACE_MS);
-            self.clock.left(&deadline) == 0
-        };
+        let is_hopeless = |record: &Record| self.clock.left(&last_word_of(record)) == 0;
         self.lanes().expire(is_due, is_hopeless);
         self.note_ended();
     }

@@ -74,7 +74,7 @@ pub static DOMAIN: Domain<Local> = Domain {
         },
         Op {
             id: "job.cancel",
-            about: "Call a job off for the hosts that have not taken it yet",
+            about: "Call a job off, where it has not begun or waits for its time",
             method: Method::Post,
             path: "/job/{id}/cancel",
             permission: Some(Permission::JobWrite),
@@ -169,4 +169,8 @@ pub struct Cancelled {
     pub status: Status,
     /// For which hosts it was called off.
     pub hosts: Vec<String>,
+    /// Which hosts have taken it and are asked to let go of it, as they can until its time has
+    /// come; the job says what became of that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asked: Vec<String>,
 }

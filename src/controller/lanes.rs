@@ -99,6 +99,8 @@ struct Lane {
     classes: [BTreeSet<Uuid>; LANES],
     /// What was handed out and may have been begun.
     held: HashMap<Uuid, Held>,
+    /// What of that was called off since.
+    called_off: BTreeSet<Uuid>,
     /// How many questions there were.
     asked: u64,
     /// One for each class: what arrives wakes one who asks for it.
@@ -109,6 +111,7 @@ struct Lane {
 impl Lane {
     fn leave(&mut self, open: &Open) -> bool {
         self.held.remove(&open.id);
+        self.called_off.remove(&open.id);
         let was_there = self.classes[open.class as usize].remove(&open.id);
         if was_there && open.is_stored {
             self.stored -= 1;
@@ -179,6 +182,10 @@ impl Lanes {
             for host in slot.missing.clone() {
                 if !self.is_held(&host, id) {
                     self.withdraw(&host, id);
+                } else if let Some(lane) = self.hosts.get_mut(&host) {
+                    lane.called_off.insert(id);
+                    // Whoever waits for these never waits long.
+                    lane.arrived[Class::Verdict as usize].notify_waiters();
                 }
             }
         }
@@ -278,8 +285,13 @@ impl Lanes {
 
     /// Takes it that `id` was handed to its hosts before the restart.
     pub(super) fn presume_held(&mut self, id: Uuid) {
+        self.presume_held_by(id, |_| true);
+    }
+
+    /// The same for those of its hosts of which `is_holder` says so.
+    pub(super) fn presume_held_by(&mut self, id: Uuid, is_holder: impl Fn(&String) -> bool) {
         let Some(slot) = self.open.get(&id) else { return };
-        for host in &slot.missing {
+        for host in slot.missing.iter().filter(|host| is_holder(host)) {
             if let Some(lane) = self.hosts.get_mut(host) {
                 lane.held.insert(id, Held::default());
             }
@@ -411,6 +423,18 @@ impl Lanes {
     /// Whether `host` was handed `id` and may have begun.
     pub(super) fn is_held(&self, host: &str, id: Uuid) -> bool {
         self.hosts.get(host).is_some_and(|lane| lane.held.contains_key(&id))
+    }
+
+    /// Hosts that have taken `id` and have still to answer.
+    pub(super) fn holders(&self, id: Uuid) -> Vec<String> {
+        let missing = self.open.get(&id).map(|slot| slot.missing.iter()).into_iter().flatten();
+        missing.filter(|host| self.is_held(host, id)).cloned().collect()
+    }
+
+    /// What was called off since `host` took it.
+    pub(super) fn called_off(&self, host: &str) -> Vec<Uuid> {
+        let lane = self.hosts.get(host);
+        lane.into_iter().flat_map(|lane| &lane.called_off).copied().collect()
     }
 
     pub(super) fn is_missing(&self, id: Uuid, host: &str) -> bool {

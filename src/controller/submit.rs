@@ -266,7 +266,8 @@ impl Controller {
         if let Some((original, revision)) = &beside.repeats {
             let mut original = original.clone();
             let (at, by) = (self.clock.wall(), caller.name.clone());
-            original.job.retried.push(crate::job::Mark { at, by, job: Some(id.clone()) });
+            let (job, asked) = (Some(id.clone()), Vec::new());
+            original.job.retried.push(crate::job::Mark { at, by, job, asked });
             let key = format!("job.{}", original.job.id);
             step = step.put(key, encode(&original)?, Expect::Revision(*revision));
         }

@@ -110,6 +110,12 @@ impl Controller {
         }
         drop(lanes);
         let (at, kind, message) = match &so_far.cancelled {
+            Some(mark) if mark.asked.iter().any(|asked| asked == host) => {
+                let by = &mark.by;
+                let message =
+                    format!("{by} called it off, and the host has not said what became of that");
+                (mark.at, Kind::Interrupted, message)
+            }
             Some(mark) => {
                 let message = format!("{} called it off before it began", mark.by);
                 (mark.at, Kind::Cancelled, message)

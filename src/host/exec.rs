@@ -215,6 +215,26 @@ impl Executor {
         Ok(entry.outcome.is_some() || entry.planned.as_deref().is_some_and(is_same))
     }
 
+    /// Has `job` not begin, or not go on to what waits for its time. What else has begun comes to
+    /// its end.
+    pub fn call_off(&self, job: &str) {
+        self.core.gate.call_off(job);
+    }
+
+    /// The answer of `job` is with whoever asked for it.
+    pub fn let_go(&self, job: &str) {
+        self.core.gate.forget(job);
+    }
+
+    /// Why `task` may not begin any more, if that is so.
+    fn too_late(&self, task: &Task) -> Option<Error> {
+        if self.core.gate.is_called_off(&task.job) {
+            return Some(Error::new(Kind::Cancelled, "it was called off before it began"));
+        }
+        let message = format!("{} was not begun by its deadline", task.op);
+        (task.left_ms == 0).then(|| Error::new(Kind::Expired, message))
+    }
+
     /// Makes a change permanent that waits for this. Says whether it did so far.
     pub fn confirm(&self, job: &str) -> Result<bool> {
         self.core.journal.confirm(job, "")
@@ -377,8 +397,8 @@ impl Executor {
     fn begin(&self, turn: &Turn, op: &Op, task: &Task) -> Result<Begun> {
         let provider = op.run;
         // Only here: what has begun comes to its end, however late its task is delivered again.
-        if task.left_ms == 0 {
-            return Err(Error::new(Kind::Expired, format!("{} came too late", op.id)));
+        if let Some(error) = self.too_late(task) {
+            return Err(error);
         }
         if provider.access() == Access::Write {
             self.clear_the_way(turn)?;

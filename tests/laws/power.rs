@@ -153,6 +153,94 @@ fn a_host_goes_down_once_at_a_time() {
     assert!(error.to_string().contains(&job("job")), "{error}");
 }
 
+/// Waits until it is on record that the job asked for it.
+fn is_asked_for(host: &TestHost, name: &str) {
+    let patience = Instant::now() + Duration::from_secs(30);
+    while !std::fs::read_to_string(host.entry("open", name))
+        .is_ok_and(|entry| entry.contains("\"applied\""))
+    {
+        assert!(Instant::now() < patience, "it was never asked for");
+        std::thread::yield_now();
+    }
+}
+
+/// Which units somebody was asked to stop.
+fn stopped(host: &TestHost) -> Vec<String> {
+    let calls = host.calls().into_iter();
+    calls.filter_map(|call| Some(call.strip_prefix("systemctl stop -- ")?.to_owned())).collect()
+}
+
+#[test]
+fn what_is_called_off_before_its_time_takes_nothing_down() {
+    let host = TestHost::with_service_manager();
+    let params = json!({ "delay": 600 });
+    let error = std::thread::scope(|scope| {
+        let run = scope.spawn(|| host.run("job", REBOOT, &params).unwrap_err());
+        is_asked_for(&host, "job");
+        assert_eq!(host.executor.departure(), Some(job("job")));
+        host.executor.call_off(&job("job"));
+        run.join().unwrap()
+    });
+    assert_eq!(error.kind(), Kind::Cancelled);
+    assert_eq!(stopped(&host), [format!("osapi-power-{}.timer", job("job"))]);
+    assert_eq!(host.executor.departure(), None);
+    // It is the answer from then on.
+    assert_eq!(host.run("job", REBOOT, &params).unwrap_err().to_string(), error.to_string());
+    assert_eq!(asked(&host).len(), 1);
+    // Nothing stands in the way of another.
+    units_are(&host, "failed");
+    let other = host.run("other", "node.power.shutdown", &json!({})).unwrap_err();
+    assert_eq!(other.kind(), Kind::HostFailed, "it was tried");
+}
+
+#[test]
+fn what_is_called_off_after_a_crash_takes_nothing_down() {
+    let host = TestHost::with_service_manager();
+    let params = json!({ "delay": 600 });
+    begin(&host, "job", &params);
+    let host = host.restart();
+    host.executor.call_off(&job("job"));
+    assert_eq!(host.run("job", REBOOT, &params).unwrap_err().kind(), Kind::Cancelled);
+    assert_eq!((asked(&host).len(), stopped(&host).len()), (1, 1));
+}
+
+#[test]
+fn what_was_called_off_before_it_began_is_not_begun() {
+    let host = TestHost::with_service_manager();
+    for (op, params) in [(REBOOT, json!({})), ("test.banner", json!("x"))] {
+        host.executor.call_off(&job("job"));
+        assert_eq!(host.run("job", op, &params).unwrap_err().kind(), Kind::Cancelled, "{op}");
+        host.executor.let_go(&job("job"));
+    }
+    assert_eq!(asked(&host), [""; 0]);
+    // Its timer may run although nobody got to write that down.
+    begin(&host, "crashed", &json!({ "delay": 600 }));
+    let host = host.restart();
+    let text = std::fs::read_to_string(host.entry("open", "crashed")).unwrap();
+    let planned = text.lines().find(|line| line.starts_with("{\"planned\"")).unwrap();
+    std::fs::write(host.entry("open", "crashed"), planned).unwrap();
+    host.executor.call_off(&job("crashed"));
+    let error = host.run("crashed", REBOOT, &json!({ "delay": 600 })).unwrap_err();
+    assert_eq!((error.kind(), stopped(&host).len()), (Kind::Cancelled, 1));
+}
+
+#[test]
+fn what_is_called_off_too_late_is_answered_by_another_boot() {
+    let host = TestHost::with_service_manager();
+    begin(&host, "job", &json!({}));
+    let host = host.restart();
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| host.run("job", REBOOT, &json!({})).unwrap_err());
+        host.executor.call_off(&job("job"));
+        host.executor.stop(Duration::from_secs(30));
+        assert_eq!(run.join().unwrap().kind(), Kind::Unavailable);
+    });
+    assert_eq!(stopped(&host), [""; 0]);
+    let host = host.restart();
+    reboot(&host);
+    assert_eq!(host.run("job", REBOOT, &json!({})).unwrap()["changed"], true);
+}
+
 #[test]
 fn a_timer_that_somebody_stopped_takes_nothing_down() {
     let host = TestHost::with_service_manager();

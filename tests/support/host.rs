@@ -78,6 +78,7 @@ pub(crate) fn task(job: &str, op: &Op, params: &Value, options: Options) -> Task
         options,
         objects: objects.collect(),
         sealed: None,
+        called_off: false,
         left_ms: 60_000,
     }
 }

@@ -172,7 +172,10 @@ pub(super) async fn cancel(call: Call, About { id }: About) -> Result<Cancelled>
         }
         // From here on nobody is given it.
         let hosts = controller.lanes().hold_back(uuid);
-        if hosts.is_empty() {
+        // Who has it may let go of it for as long as its time has not come.
+        let is_for_later = ops::find(&record.job.op).is_some_and(|row| row.ends_boot);
+        let asked = if is_for_later { controller.lanes().holders(uuid) } else { Vec::new() };
+        if hosts.is_empty() && asked.is_empty() {
             let message = format!(
                 "job {} was taken by its host already and cannot be called off; undo it when it \
                  is done",
@@ -180,12 +183,16 @@ pub(super) async fn cancel(call: Call, About { id }: About) -> Result<Cancelled>
             );
             return Err(Error::new(Kind::Conflict, message));
         }
-        let names = hosts.iter().map(|host| controller.hosts().name(host)).collect();
+        let names = |hosts: &[String]| {
+            hosts.iter().map(|host| controller.hosts().name(host)).collect::<Vec<_>>()
+        };
+        let (called_off, let_go) = (names(&hosts), names(&asked));
         let status = controller.without(uuid, &record, &hosts);
-        let cancelled = Cancelled { job_id: id.as_str().to_owned(), status, hosts: names };
+        let job_id = id.as_str().to_owned();
+        let cancelled = Cancelled { job_id, status, hosts: called_off, asked: let_go };
         let step = Step::new().note(call.entry_about(id.as_str(), 200));
         let step = call.once(step, &cancelled)?;
-        match controller.call_off(uuid, &hosts, &call.caller.name, step).await {
+        match controller.call_off(uuid, &hosts, asked, &call.caller.name, step).await {
             Ok(()) => return Ok(cancelled),
             Err(error) => {
                 controller.lanes().offer_again(uuid, &hosts);
@@ -212,9 +219,17 @@ impl Controller {
         Status::overall(record.job.hosts.iter().map(on))
     }
 
-    /// Calls a job off, which none of `hosts` had begun, with what else is in `step`.
-    async fn call_off(&self, id: Uuid, hosts: &[String], by: &str, step: Step) -> Result<()> {
-        let mark = Mark { at: self.clock.wall(), by: by.to_owned(), job: None };
+    /// Calls a job off, which none of `hosts` had begun, with what else is in `step`; those that
+    /// are `asked` have taken it.
+    async fn call_off(
+        &self,
+        id: Uuid,
+        hosts: &[String],
+        asked: Vec<String>,
+        by: &str,
+        step: Step,
+    ) -> Result<()> {
+        let mark = Mark { at: self.clock.wall(), by: by.to_owned(), job: None, asked };
         if ids::mark_of(id) != ids::STORED {
             self.commit(step).await?;
             self.lanes().rewritten(id, 1, Some(mark));

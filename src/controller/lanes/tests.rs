@@ -117,7 +117,7 @@ fn calling_off_spares_the_hosts_that_may_have_begun() {
     let open = open(&mut ids, Class::Change, &["a", "b"]);
     admit(&mut lanes, &open, 7);
     next(&mut lanes, "a", &[], &[Class::Change]);
-    let mark = Mark { at: 1, by: "somebody".to_owned(), job: None };
+    let mark = Mark { at: 1, by: "somebody".to_owned(), job: None, asked: Vec::new() };
     lanes.rewritten(open.id, 9, Some(mark));
     assert!(lanes.is_missing(open.id, "a") && !lanes.is_missing(open.id, "b"));
     assert_eq!(lanes.oldest(), Some(9));

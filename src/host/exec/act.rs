@@ -31,7 +31,7 @@ impl Executor {
                 return Ok(confirmed.map(|changed| Acted { done: Done::default(), changed }));
             }
             Act::Revert { job: about } => return self.revert(about, job),
-            Act::Power(power) => return self.go_down(job, power),
+            Act::Power(power) => return self.go_down(job, power, None),
         };
         Ok(done.map(|done| Acted { done, changed: true }))
     }
@@ -54,12 +54,10 @@ impl Executor {
         let is_same_boot = planned.boot == self.boot();
         match act {
             // Its group is on record before it runs, so it never ran.
-            Act::Run(_) if started.is_none() => {
-                if task.left_ms == 0 {
-                    return Ok(Err(Error::new(Kind::Expired, "it was never begun")));
-                }
-                self.act(&task.job, act)
-            }
+            Act::Run(_) if started.is_none() => match self.too_late(task) {
+                Some(error) => Ok(Err(error)),
+                None => self.act(&task.job, act),
+            },
             Act::Run(_) => {
                 if let Some((leader, start)) = started.filter(|_| is_same_boot) {
                     group::end(&task.job, leader, start);
@@ -76,12 +74,7 @@ impl Executor {
                 Ok(Ok(Acted { done: Done::default(), changed: true }))
             }
             // The host did not go down since, so nothing is done twice.
-            Act::Power(power) => {
-                if task.left_ms == 0 && !self.core.journal.load(&task.job)?.applied {
-                    return Ok(Err(Error::new(Kind::Expired, "it was never begun")));
-                }
-                self.go_down(&task.job, power)
-            }
+            Act::Power(power) => self.go_down(&task.job, power, self.too_late(task)),
             // These say the same however often they are asked.
             Act::Confirm { .. } | Act::Revert { .. } => self.act(&task.job, act),
         }

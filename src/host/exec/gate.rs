@@ -27,6 +27,8 @@ struct State {
     away: usize,
     /// The process groups of acts.
     groups: BTreeSet<i32>,
+    /// Jobs that somebody has called off.
+    called_off: BTreeSet<String>,
 }
 
 /// Somebody is at work for as long as this lives.
@@ -88,9 +90,27 @@ impl Gate {
         drop(self.wait(state, LAST_WORDS));
     }
 
-    /// Returns after `patience`, or as soon as the gate is closed; says whether it is.
-    pub(super) fn closes_within(&self, patience: Duration) -> bool {
-        let waited = self.bell.wait_timeout_while(self.state(), patience, |s| !s.is_closed);
+    /// Nobody wants `job` any more.
+    pub(super) fn call_off(&self, job: &str) {
+        self.state().called_off.insert(job.to_owned());
+        self.bell.notify_all();
+    }
+
+    pub(super) fn is_called_off(&self, job: &str) -> bool {
+        self.state().called_off.contains(job)
+    }
+
+    /// Nobody asks about `job` any more.
+    pub(super) fn forget(&self, job: &str) {
+        self.state().called_off.remove(job);
+    }
+
+    /// Returns after `patience`, or as soon as the gate is closed, which it says, or `job` is
+    /// called off that `was_off` says was not.
+    pub(super) fn closes_within(&self, patience: Duration, job: &str, was_off: bool) -> bool {
+        let goes_on =
+            |state: &mut State| !state.is_closed && state.called_off.contains(job) == was_off;
+        let waited = self.bell.wait_timeout_while(self.state(), patience, goes_on);
         waited.unwrap_or_else(PoisonError::into_inner).0.is_closed
     }
 

@@ -63,25 +63,39 @@ impl Executor {
     }
 
     /// Has the host go down, or goes on waiting for it. The inner error is the answer to the job:
-    /// it does not go down. Otherwise there is none in this boot.
-    pub(super) fn go_down(&self, job: &str, power: &Power) -> Result<Result<Acted>> {
+    /// it does not go down. Otherwise there is none in this boot. Where it was never asked for
+    /// and `late` has a reason, it is not asked for any more.
+    pub(super) fn go_down(
+        &self,
+        job: &str,
+        power: &Power,
+        late: Option<Error>,
+    ) -> Result<Result<Acted>> {
         let unit = format!("osapi-power-{job}");
         if !self.core.journal.load(job)?.applied {
             // Another process may have got as far as this.
-            if !self.is_up(&format!("{unit}.timer"))
-                && let Err(error) = self.ask(&unit, power)
-            {
-                return Ok(Err(error));
+            if !self.is_up(&format!("{unit}.timer")) {
+                if let Some(late) = late {
+                    return Ok(Err(late));
+                }
+                if let Err(error) = self.ask(&unit, power) {
+                    return Ok(Err(error));
+                }
             }
             self.core.journal.write(job, &Event::Applied)?;
         }
         loop {
+            let is_off = self.core.gate.is_called_off(job);
+            if is_off && self.is_stopped(&unit, power) {
+                let message = "it was called off before its time; the host stays up";
+                return Ok(Err(Error::new(Kind::Cancelled, message)));
+            }
             if let Some(error) = self.stays_up(&unit, power) {
                 return Ok(Err(error));
             }
             let left = Duration::from_secs(power.at.saturating_sub(uptime()));
-            let patience = if left.is_zero() { LATE } else { left.min(EARLY) };
-            if self.core.gate.closes_within(patience) {
+            let patience = if left.is_zero() || is_off { LATE } else { left.min(EARLY) };
+            if self.core.gate.closes_within(patience, job, is_off) {
                 let message = "the agent ends; another boot, or another agent, has the answer";
                 return Err(Error::new(Kind::Unavailable, message));
             }
@@ -143,6 +157,23 @@ impl Executor {
         (seconds > PATIENCE).then(|| Error::new(Kind::HostFailed, message))
     }
 
+    /// Stops the timer that takes the host down, and says whether that was in time. Where it was
+    /// not, or cannot be told, the next boot or the host that stays up has the answer.
+    fn is_stopped(&self, unit: &str, power: &Power) -> bool {
+        // It rings at this time or a moment later.
+        if uptime() >= power.at {
+            return false;
+        }
+        let timer = format!("{unit}.timer");
+        let stopped = self.service_manager("systemctl", &["stop", "--", &timer]);
+        if let Err(error) = stopped.and_then(|done| done.success("systemctl")) {
+            // Somebody else may have stopped it, which is seen as well.
+            tracing::warn!(%error, "cannot stop {timer}");
+            return false;
+        }
+        uptime() < power.at
+    }
+
     fn is_up(&self, unit: &str) -> bool {
         self.state(unit) == "active"
     }
@@ -163,6 +194,13 @@ impl Executor {
             },
             _ => None,
         })
+    }
+
+    /// The job that is going to take the host down, as far as its journal says.
+    pub fn departure(&self) -> Option<String> {
+        let jobs = self.core.journal.open_jobs().unwrap_or_default();
+        let is_next = |job: &String| matches!(self.power_of(job), Ok(Some((_, false))));
+        jobs.into_iter().find(is_next)
     }
 
     /// Answers the jobs that took the host down before it came up as it is now. They need not be

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::fs::{self, DirEntry};
 use std::time::Duration;
 
+use super::super::want::Act;
 use super::errand::job_of;
 use super::managed::GIVEN_BACK;
-use super::{At, HOST, Journal, failed};
+use super::{At, HOST, Journal, Work, failed};
 use crate::error::Result;
 
 /// How much one call removes, so that no change waits for it.
@@ -60,7 +61,7 @@ impl Journal {
             total = total.saturating_sub(entry.size + self.sweep(&entry.name, &blobs)?);
             removed += 1;
         }
-        self.file_forsaken(bounds)?;
+        self.file_forsaken(bounds, now)?;
         self.sweep_locks(bounds)?;
         self.sweep_marks(bounds)?;
         self.sweep_untold(bounds)?;
@@ -71,15 +72,20 @@ impl Journal {
     /// Files away what nobody came back for: jobs of which nothing but a torn line is known, and
     /// acts that an agent did not see the end of. Should they be delivered again after all, they
     /// are answered as they would have been before.
-    fn file_forsaken(&self, bounds: Bounds) -> Result<()> {
+    fn file_forsaken(&self, bounds: Bounds, now: &At) -> Result<()> {
         for found in self.found("open")? {
             if found.age < bounds.redelivery.as_secs() || Self::check(&found.name).is_err() {
                 continue;
             }
             let Ok(entry) = self.load(&found.name) else { continue };
-            let is_change = entry.planned.is_some_and(|planned| planned.work.is_plan());
+            let stays = entry.planned.is_some_and(|planned| match &planned.work {
+                Work::Plan(_) => true,
+                // Its time is still to come, whoever waits for it.
+                Work::Act(Act::Power(power)) => planned.boot == now.boot && now.uptime < power.at,
+                Work::Act(_) => false,
+            });
             // An act that is at work has its lock.
-            if !is_change && let Some(_turn) = self.try_lock(&found.name)? {
+            if !stays && let Some(_turn) = self.try_lock(&found.name)? {
                 self.close(&found.name)?;
             }
         }

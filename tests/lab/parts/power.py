@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from lib import boot_id, check, http, kept, next_boot, osapi, out, part, phase, ready, sh, show, until, wait_for_the_end
+from lib import boot_id, check, http, kept, next_boot, osapi, out, part, phase, ready, sh, show, until, user, wait_for_the_end
 
 
 def job(answer):
@@ -47,6 +47,7 @@ def first():
     check(show(timer, "ActiveState") == "active", "for the same timer")
     sh("systemctl", "stop", timer, ok=True)
     until(lambda: "cancelled" in json.dumps(job(answer["job_id"])), "stopped by hand, the job says so", 60)
+    call_off()
 
     status, answer = ask("reboot", delay=4, message="for 5$ or $HOME, %n")
     check(status == 202, "a reboot is taken", (status, answer))
@@ -54,6 +55,44 @@ def first():
     time.sleep(2)
     check(out("systemctl", "show", "--property=SystemState", "--value") != "stopping", "it is not done at once")
     wait_for_the_end()
+
+
+def call_off():
+    """A week is long enough to think better of it."""
+    def later():
+        status, answer = ask("reboot", delay=604800)
+        timer = f"osapi-power-{answer['job_id']}.timer"
+        until(lambda: show(timer, "ActiveState") == "active", "a reboot in a week is scheduled")
+        return answer["job_id"], timer
+
+    def is_off(about, timer, text):
+        until(lambda: job(about)["status"] == "failed" and "cancelled" in json.dumps(job(about)), f"{text}: its job ends as cancelled")
+        check(show(timer, "ActiveState") == "inactive", f"{text}: its timer is stopped", show(timer, "ActiveState"))
+        check("osapi-power" not in out("systemctl", "list-units", "--all", "--plain", "--no-legend"), f"{text}: nothing of it is left")
+
+    user("holds-jobs")
+    about, timer = later()
+    status, answer = osapi("job", "cancel", about, by="holds-jobs")
+    check(status != 0, "who may not reboot may not call a reboot off", (status, answer))
+    check(show(timer, "ActiveState") == "active", "and the timer goes on")
+    jobs = [http("POST", "/node/_any/command", {"command": "sleep", "args": ["20"]}, headers=["prefer: respond-async"])[1]["job_id"]
+            for _ in range(4)]
+    until(lambda: [job(one)["status"] for one in jobs] == ["processing"] * 4, "four other acts run beside it")
+    status, answer = osapi("job", "cancel", about)
+    check(status == 0 and answer.get("asked"), "a scheduled reboot is called off", (status, answer))
+    is_off(about, timer, "called off beside four acts")
+    status, answer = osapi("job", "cancel", about)
+    check(status != 0, "what is over cannot be called off again", (status, answer))
+
+    about, timer = later()
+    sh("systemctl", "kill", "--signal=STOP", "osapi-agent", ok=True)
+    status, answer = osapi("job", "cancel", about)
+    check(status == 0, "so it is while the agent hangs", (status, answer))
+    sh("systemctl", "kill", "--signal=KILL", "osapi-agent", "osapi-controller", ok=True)
+    ready()
+    is_off(about, timer, "after a crash of agent and controller")
+    status, answer = osapi("audit", "verify")
+    check(status == 0, "the audit log is whole", answer)
 
 
 def booted():
