@@ -21,6 +21,7 @@ mod plan;
 mod reach;
 mod root;
 mod standing;
+mod transient;
 mod view;
 mod want;
 

@@ -10,6 +10,7 @@ use super::exec::News;
 use super::journal::{Journal, Turn};
 use super::plan::{Set, Step};
 use super::root::Root;
+use super::transient::{Start, Transient};
 use super::view::View;
 use super::want::Refresh;
 use crate::error::{Error, Kind, Result};
@@ -72,13 +73,16 @@ impl Hands<'_> {
     /// Has what is due in `seconds` taken back, by somebody who outlives this process.
     pub(super) fn alarm(&self, unit: &str, seconds: u64) -> Result<()> {
         let (osapi, _) = self.root.osapi()?;
-        let (unit, delay) = (format!("--unit={unit}"), format!("--on-active={seconds}s"));
-        let osapi = osapi.to_string_lossy();
-        let precise = "--timer-property=AccuracySec=100ms";
-        let state = format!("--setenv=OSAPI_AGENT_STATE_DIR={}", self.journal.dir().display());
-        let args = ["--quiet", "--collect", &unit, &delay, precise, &state, "--", &osapi, "settle"];
-        let path = self.root.command("systemd-run")?;
-        command::child(&path, &args, &[], self.limit, self.turn)?.success("systemd-run").map(drop)
+        let transient = Transient {
+            name: unit.to_owned(),
+            about: format!("Take the change of OSAPI job {} back if nobody confirms it", self.job),
+            job: self.job,
+            start: Start::In(Duration::from_secs(seconds)),
+            environment: vec![format!("OSAPI_AGENT_STATE_DIR={}", self.journal.dir().display())],
+            ..Transient::default()
+        };
+        let args = transient.args(&[&osapi.to_string_lossy(), "settle"]);
+        self.run("systemd-run", &args.iter().map(String::as_str).collect::<Vec<_>>(), &[])
     }
 
     /// Runs a command of a change, which holds the turn as well: whoever takes over after a crash

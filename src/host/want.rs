@@ -261,6 +261,13 @@ impl PowerAction {
         }
     }
 
+    pub(super) fn about(self) -> &'static str {
+        match self {
+            Self::Reboot => "Reboot the host",
+            Self::Shutdown => "Switch the host off",
+        }
+    }
+
     /// The beginning of a sentence that says when.
     pub(super) fn notice(self) -> &'static str {
         match self {

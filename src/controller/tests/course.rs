@@ -157,7 +157,7 @@ async fn what_waits_for_its_time_is_not_given_up_before() {
     let (controller, mut agent) = bench.with_agent().await;
     let job = reboot_later(&controller, &mut agent).await;
     let record = controller.record(&job.id).await.unwrap();
-    let wait = crate::controller::follow::last_word_of(&record).uptime - job.deadline.uptime;
+    let wait = follow::last_word_of(&record).uptime - job.deadline.uptime;
     assert_eq!(wait, 600_000_000 + 3_600_000);
     agent.done(&job.id).await;
 }

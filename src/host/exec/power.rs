@@ -13,6 +13,7 @@ use super::{Executor, uptime};
 use crate::error::{Error, Kind, Result};
 use crate::host::command::{self, Done};
 use crate::host::journal::{Event, Turn, Work};
+use crate::host::transient::{Start, Transient};
 use crate::host::view::{Query, View};
 use crate::host::want::{Act, Power};
 use crate::job::Outcome;
@@ -21,8 +22,8 @@ use crate::job::Outcome;
 const POWER: &str = ".power";
 /// How long a command may take that asks the service manager.
 const LIMIT: Duration = Duration::from_secs(20);
-/// Gives the journal time to have it on record that it was asked for, in milliseconds.
-const BREATH: u64 = 200;
+/// Gives the journal time to have it on record that it was asked for.
+const BREATH: Duration = Duration::from_millis(200);
 /// How often to look whether it is still going to happen, before its time and after.
 const EARLY: Duration = Duration::from_secs(30);
 const LATE: Duration = Duration::from_secs(2);
@@ -78,7 +79,7 @@ impl Executor {
                 if let Some(late) = late {
                     return Ok(Err(late));
                 }
-                if let Err(error) = self.ask(&unit, power) {
+                if let Err(error) = self.ask(job, &unit, power) {
                     return Ok(Err(error));
                 }
             }
@@ -102,20 +103,29 @@ impl Executor {
         }
     }
 
-    fn ask(&self, unit: &str, power: &Power) -> Result<()> {
-        let left = power.at.saturating_sub(uptime()).saturating_mul(1000).saturating_add(BREATH);
-        let (unit, delay) = (format!("--unit={unit}"), format!("--on-active={left}ms"));
-        let mut args = vec!["--quiet", &unit, &delay, "--timer-property=AccuracySec=100ms", "--"];
+    fn ask(&self, job: &str, unit: &str, power: &Power) -> Result<()> {
+        let left = Duration::from_secs(power.at.saturating_sub(uptime()));
+        let transient = Transient {
+            name: unit.to_owned(),
+            about: format!("{} for OSAPI job {job}", power.action.about()),
+            job,
+            start: Start::In(left.saturating_add(BREATH)),
+            // It tells why the host does not go down.
+            stays_failed: true,
+            ..Transient::default()
+        };
         let systemctl = self.core.root.command("systemctl")?;
         let systemctl = systemctl.to_string_lossy();
         let check = if power.is_forced { "no" } else { "yes" };
         let check = format!("--check-inhibitors={check}");
-        args.extend([&*systemctl, &check, "--no-ask-password"]);
+        let mut words = vec![&*systemctl, &check, "--no-ask-password"];
         // The service manager replaces what it takes for a variable.
         let message = power.message.as_ref();
         let message = message.map(|text| format!("--message={}", text.replace('$', "$$")));
-        args.extend(message.as_deref());
-        args.push(power.action.verb());
+        words.extend(message.as_deref());
+        words.push(power.action.verb());
+        let args = transient.args(&words);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
         self.service_manager("systemd-run", &args)?.success("systemd-run")?;
         if let Some(message) = &power.message {
             let said = format!("{} in {} s: {message}", power.action.notice(), power.delay);

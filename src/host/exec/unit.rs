@@ -19,6 +19,7 @@ use crate::host::hands::{Due, Hands};
 use crate::host::journal::{Answer, Event, Journal, Met, Part, Turn, Work};
 use crate::host::plan::Step;
 use crate::host::reach::Reach;
+use crate::host::transient::Transient;
 use crate::host::want::{Act, Run};
 use crate::job::Progress;
 
@@ -199,26 +200,27 @@ impl Executor {
     fn launch(&self, job: &str, number: u32, reach: Reach, bound: Duration) -> Result<()> {
         let (osapi, root) = self.core.root.osapi()?;
         let state = self.core.journal.dir().display();
-        let mut args = vec![
-            "--quiet".to_owned(),
-            "--collect".to_owned(),
-            "--service-type=oneshot".to_owned(),
-            format!("--unit={}", unit(job, number)),
-            format!("--description=OSAPI job {job}, part {number}"),
-            "--slice=osapi.slice".to_owned(),
-            format!("--property=LogExtraFields=OSAPI_JOB_ID={job}"),
-            format!("--setenv=OSAPI_AGENT_STATE_DIR={state}"),
-            format!("--property=TimeoutStartSec={}ms", bound.as_millis()),
-            format!("--property=TimeoutStopSec={}s", STOP.as_secs()),
+        let mut properties = vec![
+            format!("TimeoutStartSec={}ms", bound.as_millis()),
+            format!("TimeoutStopSec={}s", STOP.as_secs()),
         ];
-        let profile = reach.profile();
-        args.extend(profile.iter().map(|property| format!("--property={property}")));
+        properties.extend(reach.profile().into_iter().map(str::to_owned));
         if reach.is_strict() {
-            args.push(format!("--property=ReadWritePaths=\"{state}\""));
+            properties.push(format!("ReadWritePaths=\"{state}\""));
         }
-        args.extend(["--".to_owned(), osapi.display().to_string(), "hand".to_owned()]);
-        args.extend(root.map(|root| format!("--root={}", root.display())));
-        args.push(format!("--errand={job}.{number}"));
+        let transient = Transient {
+            name: unit(job, number),
+            about: format!("OSAPI job {job}, part {number}"),
+            job,
+            properties,
+            environment: vec![format!("OSAPI_AGENT_STATE_DIR={state}")],
+            ..Transient::default()
+        };
+        let osapi = osapi.to_string_lossy();
+        let root = root.map(|root| format!("--root={}", root.display()));
+        let errand = format!("--errand={job}.{number}");
+        let words = [&*osapi, "hand"].into_iter().chain(root.as_deref()).chain([&*errand]);
+        let args = transient.args(&words.collect::<Vec<_>>());
         let path = self.core.root.command("systemd-run")?;
         let mut command = std::process::Command::new(&path);
         command.args(&args).env_clear().envs(command::ENVIRONMENT);

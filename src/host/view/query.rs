@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::View;
 use crate::error::{Error, Kind, Result};
 use crate::host::command::{self, Done};
+use crate::host::transient::Transient;
 
 /// A command that only looks. The constants of this type are all that a view can run.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +41,20 @@ impl View {
         let path = self.root.command(query.program)?;
         let args: Vec<&str> = query.args.iter().chain(operands).copied().collect();
         command::query(&path, &args, &self.journal.scratch(), query.limit)
+    }
+
+    /// Runs what only looks, and yet needs more than whoever plans has, in a unit that gives it
+    /// nothing to change. What it is about stands after two hyphens in `words`.
+    pub(super) fn query_apart(
+        &self,
+        transient: &Transient,
+        words: &[&str],
+        limit: Duration,
+    ) -> Result<Done> {
+        let path = self.root.command("systemd-run")?;
+        let args = transient.args(words);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        command::query(&path, &args, &self.journal.scratch(), limit)
     }
 }
 

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::{Object, Query, View};
 use crate::error::{Error, Kind, Result};
 use crate::host::command::Done;
+use crate::host::transient::{Start, Transient};
 
 /// How many bytes a unit's file may have.
 const MAX_FILE: u64 = 256 * 1024;
@@ -39,31 +40,18 @@ const INSTALLED: Query = Query {
     limit: LIMIT,
 };
 
-/// It insists on a directory of its own in /tmp, where whoever looks may not write. So it gets a
-/// /tmp of its own as well, and nothing else that it could change.
-const VERIFY: Query = Query {
-    program: "systemd-run",
-    args: &[
-        "--quiet",
-        "--collect",
-        "--wait",
-        "--pipe",
-        "--description=Verify a unit file for OSAPI",
-        "--service-type=exec",
-        "--property=PrivateTmp=yes",
-        "--property=PrivateNetwork=yes",
-        "--property=ProtectSystem=strict",
-        "--property=CapabilityBoundingSet=",
-        "--property=NoNewPrivileges=yes",
-        "--property=RuntimeMaxSec=50",
-        "--",
-        "systemd-analyze",
-        "verify",
-        "--man=no",
-        "--",
-    ],
-    limit: Duration::from_mins(1),
-};
+/// What verifies a unit file insists on a directory of its own in /tmp, where whoever looks may not
+/// write. So it gets a /tmp of its own as well, and nothing else that it could change.
+const VERIFYING: &[&str] = &[
+    "PrivateTmp=yes",
+    "PrivateNetwork=yes",
+    "ProtectSystem=strict",
+    "CapabilityBoundingSet=",
+    "NoNewPrivileges=yes",
+    "RuntimeMaxSec=50",
+];
+const VERIFY: &[&str] = &["systemd-analyze", "verify", "--man=no", "--"];
+const VERIFY_LIMIT: Duration = Duration::from_mins(1);
 
 /// A unit, in systemd's words.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -273,7 +261,14 @@ impl View {
         let written = std::fs::write(&path, bytes);
         written.map_err(|error| super::failed("the copy of a unit's file", error))?;
         let path = path.to_string_lossy();
-        let done = self.query(VERIFY, &[&path])?;
+        let transient = Transient {
+            about: "Verify a unit file for OSAPI".to_owned(),
+            job: &self.job,
+            start: Start::Heard,
+            properties: VERIFYING.iter().map(|property| (*property).to_owned()).collect(),
+            ..Transient::default()
+        };
+        let done = self.query_apart(&transient, &[VERIFY, &[&*path]].concat(), VERIFY_LIMIT)?;
         if done.exit_code == 0 {
             return Ok(());
         }

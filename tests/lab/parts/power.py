@@ -75,7 +75,7 @@ def call_off():
     status, answer = osapi("job", "cancel", about, by="holds-jobs")
     check(status != 0, "who may not reboot may not call a reboot off", (status, answer))
     check(show(timer, "ActiveState") == "active", "and the timer goes on")
-    jobs = [http("POST", "/node/_any/command", {"command": "sleep", "args": ["20"]}, headers=["prefer: respond-async"])[1]["job_id"]
+    jobs = [http("POST", "/node/_any/command/exec", {"command": "sleep", "args": ["20"]}, headers=["prefer: respond-async"])[1]["job_id"]
             for _ in range(4)]
     until(lambda: [job(one)["status"] for one in jobs] == ["processing"] * 4, "four other acts run beside it")
     status, answer = osapi("job", "cancel", about)
