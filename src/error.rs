@@ -117,7 +117,8 @@ pub enum Kind {
     MethodNotAllowed,
     /// The thing exists already, or changed since it was read.
     Conflict,
-    /// It would take from under the host what it runs on. Repeat it with `force` to have it so.
+    /// It would take from under the host what it runs on. Where the message says so, `force` has it
+    /// all the same.
     Protected,
     /// A later job has built on what this one did; the message names it.
     Superseded,

@@ -21,7 +21,7 @@ use super::{
     terminal,
 };
 use crate::clock::{Clock, rfc3339};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorBody, Kind, Result};
 
 /// The longest that an answer may take which nobody waits for on purpose.
 const LONGEST: Duration = Duration::from_mins(11);
@@ -295,15 +295,15 @@ fn complain(problem: &Problem, globals: &Globals) -> u8 {
     // What a host refused is no matter of roles, nor is what never reached the controller.
     let is_about_caller = problem.job.is_none() && problem.document.is_some();
     let is_known = matches!(body.kind, Kind::Denied | Kind::Unauthenticated);
-    if let Some(hint) = hint(body.kind).filter(|_| is_about_caller || !is_known) {
+    if let Some(hint) = hint(&body).filter(|_| is_about_caller || !is_known) {
         say(hint);
     }
     body.kind.exit()
 }
 
 /// What to do next, where the message can't know.
-fn hint(kind: Kind) -> Option<&'static str> {
-    match kind {
+fn hint(body: &ErrorBody) -> Option<&'static str> {
+    match body.kind {
         Kind::NoPreview => Some("run it without --dry-run; it cannot tell beforehand"),
         Kind::Denied => Some(
             "roles are given to groups with `controller.groups` in osapi.yaml, and to tokens when \
@@ -313,7 +313,9 @@ fn hint(kind: Kind) -> Option<&'static str> {
             "the token is read from controller.client.security.bearer_token in osapi.yaml, or \
              OSAPI_CONTROLLER_CLIENT_SECURITY_BEARER_TOKEN",
         ),
-        Kind::Protected => Some("--force does it all the same"),
+        Kind::Protected if body.message.contains("use force") => {
+            Some("--force does it all the same")
+        }
         Kind::Stale => Some("look again with --dry-run, then decide"),
         Kind::Interrupted => Some("look at the host before you repeat it"),
         Kind::Expired => Some("it was never begun and can be asked for again"),

@@ -302,7 +302,7 @@ fn start(host: &View, ByName { name }: &ByName) -> Result<Intent> {
     let unit = find(host, name)?;
     if host.value(&Cell::Active(unit.id.clone()))? != Value::Text("active".to_owned()) {
         refuse_unusable(&unit)?;
-        protected::go_on(host, &unit)?;
+        protected::go_on(&unit)?;
         if unit.ends_by_itself() {
             return Ok(Intent::Act(operate(Verb::Start, unit)));
         }
@@ -326,7 +326,7 @@ fn restart(host: &View, ByName { name }: &ByName) -> Result<Act> {
     let unit = find(host, name)?;
     refuse_unusable(&unit)?;
     protected::keep(host, "restart", &unit)?;
-    protected::go_on(host, &unit)?;
+    protected::go_on(&unit)?;
     Ok(operate(Verb::Restart, unit))
 }
 

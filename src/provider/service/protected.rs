@@ -1,9 +1,9 @@
-//! What a host runs on, and what ends it: units that nobody stops or starts by accident.
+//! What a host runs on, and what ends it: units that nobody stops by accident, or starts at all.
 //!
 //! Protected is what could not be started again by the same way once it is gone: OSAPI itself,
 //! what init needs to be asked and to keep anything running, and the files all of them run from.
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::host::{Unit, View};
 
 /// OSAPI's own units. Names that begin like those of its jobs' are its own as well.
@@ -16,7 +16,13 @@ const OWN: &[&str] = &[
     "osapi.slice",
     "osapi.socket",
 ];
-const JOB_PREFIXES: &[&str] = &["osapi-alarm-", "osapi-job-", "osapi-power-"];
+/// How the units of jobs are called, and who else than whoever may do what the job does could end
+/// them: nobody.
+const JOBS: &[(&str, &str)] = &[
+    ("osapi-alarm-", "`osapi job confirm` and `osapi job revert` decide what it waits for"),
+    ("osapi-job-", "`osapi job get` shows how far that is"),
+    ("osapi-power-", "`osapi power reboot` makes such jobs, and `osapi job cancel` calls them off"),
+];
 
 /// What others cannot do without, and what is lost with it.
 const NEEDED: &[(&str, &[&str])] = &[
@@ -63,10 +69,11 @@ const NEEDED: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// What starting a unit of this name does to everything else.
-const ENDS: &[(&str, &[&str])] = &[
+/// What starting a unit of this name does to everything else, and what else to do.
+const ENDS: &[(&str, &str, &[&str])] = &[
     (
         "ends the system",
+        "that takes another permission, and `osapi power reboot` or `osapi power shutdown`",
         &[
             "ctrl-alt-del",
             "exit",
@@ -86,9 +93,14 @@ const ENDS: &[(&str, &[&str])] = &[
             "umount",
         ],
     ),
-    ("stops nearly everything", &["emergency", "initrd-switch-root", "rescue", "runlevel1"]),
+    (
+        "stops nearly everything",
+        "nobody could be asked to take that back",
+        &["emergency", "initrd-switch-root", "rescue", "runlevel1"],
+    ),
     (
         "puts the system to sleep",
+        "nobody could be asked to take that back",
         &[
             "hibernate",
             "hybrid-sleep",
@@ -110,11 +122,23 @@ pub(super) fn is_osapi(unit: &str) -> bool {
 
 /// Whether it acts for one of OSAPI's jobs, to which other permissions belong.
 fn is_job(unit: &str) -> bool {
-    JOB_PREFIXES.iter().any(|prefix| unit.starts_with(prefix))
+    JOBS.iter().any(|(prefix, _)| unit.starts_with(prefix))
+}
+
+/// Refuses to do `what` to a unit of a job, which belongs to whoever may do what the job does.
+fn leave_to_jobs(what: &str, unit: &Unit) -> Result<()> {
+    match JOBS.iter().find(|(prefix, _)| unit.id.starts_with(prefix)) {
+        Some((_, instead)) => {
+            let message = format!("cannot {what} {}: it belongs to a job; {instead}", unit.id);
+            Err(Error::new(Kind::Protected, message))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Refuses to do `what` to a unit that the host runs on, unless it is forced.
 pub(super) fn keep(host: &View, what: &str, unit: &Unit) -> Result<()> {
+    leave_to_jobs(what, unit)?;
     let names = || unit.names.iter().chain([&unit.id]).map(String::as_str);
     let lost = if names().any(is_osapi) {
         Some("OSAPI itself")
@@ -128,20 +152,21 @@ pub(super) fn keep(host: &View, what: &str, unit: &Unit) -> Result<()> {
     }
 }
 
-/// Refuses to start a unit that ends the others, unless it is forced.
-pub(super) fn go_on(host: &View, unit: &Unit) -> Result<()> {
+/// Refuses to start a unit that ends the others: whoever may start units may not take the host
+/// down by that.
+pub(super) fn go_on(unit: &Unit) -> Result<()> {
+    leave_to_jobs("start", unit)?;
     let is_named = |stem: &&str| {
         let is_it = |name: &String| {
             name.strip_suffix(".target").or_else(|| name.strip_suffix(".service")) == Some(*stem)
         };
         is_it(&unit.id) || unit.names.iter().any(is_it)
     };
-    if is_job(&unit.id) {
-        return host.guard(format!("cannot start {}: it belongs to a job", unit.id));
-    }
-    let ends = ENDS.iter().find(|(_, stems)| stems.iter().any(is_named));
-    match ends {
-        Some((ends, _)) => host.guard(format!("cannot start {}: it {ends}", unit.id)),
+    match ENDS.iter().find(|(.., stems)| stems.iter().any(is_named)) {
+        Some((ends, instead, _)) => {
+            let message = format!("cannot start {}: it {ends}; {instead}", unit.id);
+            Err(Error::new(Kind::Protected, message))
+        }
         None => Ok(()),
     }
 }
