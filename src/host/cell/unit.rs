@@ -32,13 +32,19 @@ pub(super) struct Active<'a>(pub(super) &'a str);
 
 impl CellKind for Active<'_> {
     fn observe(&self, host: &View) -> Result<Value> {
-        Ok(Value::Text(host.unit(self.0)?.activity().to_owned()))
+        // Whoever is on the way, or is started over and over, is meant to run.
+        let runs = matches!(host.unit(self.0)?.activity(), "active" | "activating");
+        Ok(active(self.0, runs).value)
     }
 
     fn assign(&self, hands: &Hands, _: &Value, to: &Value, _: &Blobs) -> Result<()> {
         let Value::Text(word) = to else { return Err(self.cannot_hold(to)) };
         if word == "inactive" {
             return hands.run("systemctl", &["stop", "--", self.0], &[]);
+        }
+        if hands.view.unit(self.0)?.ends_by_itself() {
+            // Its end is not what is wanted, so that is not waited for.
+            return hands.run("systemctl", &["start", "--no-block", "--", self.0], &[]);
         }
         let started = hands.run("systemctl", &["start", "--", self.0], &[]);
         started.map_err(|error| told(&hands.view, self.0, &error))?;
@@ -55,7 +61,7 @@ impl CellKind for Active<'_> {
     }
 
     fn residue(&self, from: &Value, _: &Value) -> Option<String> {
-        let starts = *from == Value::Text("inactive".to_owned());
+        let starts = *from == active(self.0, false).value;
         starts.then(|| format!("units that were started along with {}", self.0))
     }
 }
