@@ -17,6 +17,7 @@ use super::root::Root;
 use crate::error::{Error, Kind, Result};
 use crate::job::{Content, Task};
 
+mod install;
 mod log;
 mod machine;
 mod packages;

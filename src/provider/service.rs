@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
-use crate::host::cell::{Cell, Value, active, enabled, object};
+use crate::host::cell::{Cell, Value, active, enabled, nothing, object};
 use crate::host::{Act, Listed, Object, Operate, Refresh, Unit, Verb, View, Want};
 use crate::op::{Bring, Domain, Execute, Intent, Method, Nothing, Op, Read, Rows, Write};
 use crate::permission::Permission;
@@ -290,8 +290,9 @@ fn delete(host: &View, ByName { name }: &ByName) -> Result<Want> {
         return Ok(Want::new());
     }
     let mut want = Want::new().set(active(&unit, false));
-    if is_enabled(host.unit(&unit)?.enablement()) {
-        want = want.set(enabled(&unit, false));
+    let found = host.unit(&unit)?;
+    if is_enabled(found.enablement()) {
+        want = no_longer_enabled(host, want, &found)?;
     }
     // In the other direction systemd has to know the file before it can enable and start.
     let want = want.then(Refresh::reload_units()).release(host, cell);
@@ -300,10 +301,11 @@ fn delete(host: &View, ByName { name }: &ByName) -> Result<Want> {
 
 fn start(host: &View, ByName { name }: &ByName) -> Result<Intent> {
     let unit = find(host, name)?;
-    if host.value(&Cell::Active(unit.id.clone()))? != Value::Text("active".to_owned()) {
+    if unit.activity() != "active" {
         refuse_unusable(&unit)?;
         protected::go_on(&unit)?;
-        if unit.ends_by_itself() {
+        // What is on its way is waited for, and may not get there.
+        if unit.ends_by_itself() || unit.activity() == "activating" {
             return Ok(Intent::Act(operate(Verb::Start, unit)));
         }
     }
@@ -333,9 +335,56 @@ fn restart(host: &View, ByName { name }: &ByName) -> Result<Act> {
 fn enable(host: &View, ByName { name }: &ByName) -> Result<Want> {
     let unit = find(host, name)?;
     match unit.file_state.as_str() {
-        "enabled" | "disabled" | "enabled-runtime" => Ok(Want::new().set(enabled(unit.id, true))),
-        word => Err(not_up_to_anybody("enable", &unit, word)),
+        "enabled" | "disabled" | "enabled-runtime" => {}
+        word => return Err(not_up_to_anybody("enable", &unit, word)),
     }
+    let along = host.installed_along(&unit)?;
+    let mut want = Want::new();
+    // What disabling has taken away comes back as it was.
+    let taken = host.records().into_iter().filter(|record| {
+        let Cell::Node(path) = &record.cell else { return false };
+        let is_of = |unit: &Unit| match &record.origin {
+            Value::Link(target) => View::is_link_of(path, Some(target), &unit.id),
+            Value::Directory { .. } => View::is_link_of(path, None, &unit.id),
+            _ => false,
+        };
+        record.value == Value::Absent && along.iter().chain([&unit]).any(is_of)
+    });
+    for record in taken {
+        want = want.release(host, record.cell);
+    }
+    want = want.then(Refresh::reload_units()).set(enabled(&unit.id, true));
+    for other in along {
+        match other.file_state.as_str() {
+            "disabled" => want = want.set(enabled(other.id, true)),
+            "enabled" if unit.file_state != "enabled" => {
+                let Unit { id, .. } = other;
+                let why = format!("{} names it with Also=", unit.id);
+                want = want.leaves(format!("{id} would no longer start by itself: {why}"));
+            }
+            _ => {}
+        }
+    }
+    Ok(want)
+}
+
+/// That `unit` does not start by itself, nor what systemd disables along with it: every link that
+/// goes is on record.
+fn no_longer_enabled(host: &View, mut want: Want, unit: &Unit) -> Result<Want> {
+    let mut units = host.installed_along(unit)?;
+    units.retain(|other| other.file_state == unit.file_state);
+    let mut links = Vec::new();
+    for unit in std::iter::once(unit).chain(&units) {
+        protected::keep(host, "disable", unit)?;
+        want = want.set(enabled(&unit.id, false));
+        links.extend(host.links_to(&unit.id)?);
+    }
+    // In the other direction the links are there, and systemd has seen them, before anybody would
+    // ask it to make those that it knows of.
+    let directories = host.directories_of(&links)?;
+    want = want.then(Refresh::reload_units());
+    let gone = links.into_iter().chain(directories);
+    Ok(gone.fold(want, |want, path| want.set(nothing(path))).then(Refresh::reload_units()))
 }
 
 fn disable(host: &View, ByName { name }: &ByName) -> Result<Want> {
@@ -350,7 +399,7 @@ fn disable(host: &View, ByName { name }: &ByName) -> Result<Want> {
             );
             return Err(Error::new(Kind::Conflict, message));
         }
-        "enabled" | "enabled-runtime" => protected::keep(host, "disable", &unit)?,
+        "enabled" | "enabled-runtime" => return no_longer_enabled(host, Want::new(), &unit),
         // It does not start at all.
         "masked" | "masked-runtime" => return Ok(Want::new()),
         word => return Err(not_up_to_anybody("disable", &unit, word)),

@@ -22,7 +22,8 @@ const SHOW: Query = Query {
         "show",
         "--no-pager",
         "--property=Id,Names,LoadState,LoadError,ActiveState,SubState,UnitFileState,Description,\
-         MainPID,Type,RemainAfterExit,InvocationID,Result,FragmentPath,CanStart,CanStop",
+         MainPID,Type,RemainAfterExit,InvocationID,Result,FragmentPath,DropInPaths,CanStart,\
+         CanStop",
         "--",
     ],
     limit: LIMIT,
@@ -79,6 +80,8 @@ pub struct Unit {
     pub result: String,
     /// Where its file is.
     pub fragment: String,
+    /// The files that add to that.
+    pub drop_ins: Vec<String>,
     /// Whether anybody may ask for it to be started.
     pub can_start: bool,
     /// Whether anybody may ask for it to be stopped.
@@ -105,6 +108,7 @@ impl Unit {
             invocation: word("InvocationID"),
             result: word("Result"),
             fragment: word("FragmentPath"),
+            drop_ins: word("DropInPaths").split_whitespace().map(str::to_owned).collect(),
             can_start: word("CanStart") != "no",
             can_stop: word("CanStop") != "no",
         }

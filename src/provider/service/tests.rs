@@ -151,12 +151,80 @@ fn what_the_host_runs_on_is_kept_unless_somebody_means_it() {
     let www = format!("{alias}Id=web.service\nUnitFileState=enabled\n");
     fake.put("/run/units/www.service", &www);
     assert_eq!(ask(&fake, "disable", "www"), Err(Kind::Conflict), "it is another name");
-    let force = crate::job::Options { force: true, ..Default::default() };
-    let stop = |name: &str| {
-        let params = json!({ "name": name });
-        fake.run_with("node.service.stop", params, force.clone())
+    let forced = |op: &str, name: &str| {
+        let force = crate::job::Options { force: true, ..Default::default() };
+        fake.run_with(&format!("node.service.{op}"), json!({ "name": name }), force)
     };
-    assert_eq!(stop("dbus").unwrap()["changed"], true);
+    assert_eq!(forced("stop", "dbus").unwrap()["changed"], true);
+    for (op, name) in [
+        ("start", "reboot.target"),
+        ("restart", "reboot.target"),
+        ("stop", "osapi-power-j.timer"),
+        ("start", "osapi-power-j.service"),
+        ("restart", "osapi-power-j.timer"),
+    ] {
+        assert_eq!(forced(op, name).unwrap_err(), Kind::Protected, "{op} {name} takes more");
+    }
+}
+
+/// The id of the job that a test calls so.
+fn id(name: &str) -> String {
+    let number = name.bytes().fold(0_u64, |number, byte| number * 31 + u64::from(byte));
+    format!("01980000-0000-7000-8000-{:012x}", number % (1 << 40))
+}
+
+#[test]
+fn what_is_on_its_way_is_stopped_and_comes_back() {
+    let fake = host(&[("web.service", "ActiveState=activating Type=notify InvocationID=first")]);
+    let stopped =
+        fake.job(&id("stopping"), "node.service.stop", json!({ "name": "web" }), "").unwrap();
+    assert_eq!(stopped["changed"], true);
+    assert_eq!(shown(&fake, "web")["status"], "inactive");
+    let undo = json!({ "id": id("stopping") });
+    assert_eq!(fake.job(&id("undo"), "job.undo", undo, "").unwrap()["changed"], true);
+    assert_eq!(shown(&fake, "web")["status"], "active");
+}
+
+#[test]
+fn every_link_that_disabling_takes_away_comes_back() {
+    let also =
+        |name: &str| format!("ActiveState=active UnitFileState=enabled FragmentPath=/lib/{name}");
+    let fake = host(&[
+        ("a.service", &also("a")),
+        ("b.socket", &also("b")),
+        ("c.path", "UnitFileState=disabled"),
+    ]);
+    fake.put("/lib/a", "[Install]\nWantedBy=x.target\nAlso=b.socket c.path\n");
+    fake.put("/lib/b", "[Install]\nAlso=a.service\n");
+    let dir = "/etc/systemd/system";
+    fake.put(&format!("{dir}/x.target.wants/README"), "");
+    std::fs::create_dir(fake.at(&format!("{dir}/own.target.wants"))).unwrap();
+    let links = [
+        format!("{dir}/alias.service"),
+        format!("{dir}/own.target.wants/a.service"),
+        format!("{dir}/x.target.wants/a.service"),
+    ];
+    for link in &links {
+        symlink("/lib/systemd/system/a.service", fake.at(link)).unwrap();
+    }
+    let found = || links.iter().filter(|link| fake.at(link).is_symlink()).count();
+    let words =
+        || ["a.service", "b.socket", "c.path"].map(|name| shown(&fake, name)["enabled"] == true);
+    let disabled =
+        fake.job(&id("off"), "node.service.disable", json!({ "name": "a" }), "").unwrap();
+    assert_eq!((disabled["changed"] == true, found(), words()), (true, 0, [false; 3]));
+    assert!(!fake.at(&format!("{dir}/own.target.wants")).exists());
+    fake.job(&id("undo"), "job.undo", json!({ "id": id("off") }), "").unwrap();
+    assert_eq!((found(), words()), (3, [true, true, false]));
+
+    // So does enabling, which tells what else an undo of that would take.
+    assert_eq!(changes(&fake, "disable", "a"), Ok(true));
+    let enabled = fake.job(&id("on"), "node.service.enable", json!({ "name": "a" }), "").unwrap();
+    assert_eq!((enabled["residue"].as_array(), found(), words()), (None, 3, [true; 3]));
+    fake.job(&id("undo-on"), "job.undo", json!({ "id": id("on") }), "").unwrap();
+    assert_eq!((found(), words()), (0, [false; 3]));
+    assert_eq!(changes(&fake, "enable", "b.socket"), Ok(true));
+    assert_eq!(changes(&fake, "disable", "c.path"), Ok(true));
 }
 
 #[test]

@@ -129,6 +129,54 @@ sh("systemctl", "enable", "plain", ok=True)
 status, answer = osapi("service", "disable", "plain")
 check(status == 0 and show("plain.service", "UnitFileState") == ["disabled"], "what is enabled twice is disabled twice", answer)
 
+# Links of others, and units that go along.
+unit("own.target", "[Unit]\nDescription=Of its own\n", UNITS)
+unit("pair.service", "[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\nAlias=both.service\nAlso=pair.timer\n")
+unit("pair.timer", "[Timer]\nOnCalendar=yearly\n[Install]\nWantedBy=timers.target\nAlso=pair.service\n")
+unit("lone.service", "[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\nAlso=web.service\n")
+sh("systemctl", "daemon-reload", ok=True)
+cycle("service", "enable", "pair", observe=links)
+sh("systemctl", "enable", "pair", ok=True)
+sh("systemctl", "add-wants", "own.target", "pair.service", ok=True)
+sh("systemctl", "add-wants", "multi-user.target", "pair.timer", ok=True)
+wanted = lambda: [links(), show("pair.service", "UnitFileState"), show("pair.timer", "UnitFileState"), (UNITS / "own.target.wants").is_dir()]
+cycle("service", "disable", "pair", observe=wanted)
+there = wanted()
+osapi("service", "disable", "pair")
+check(wanted()[1:] == [["disabled"], ["disabled"], False], "what goes along is disabled as well", wanted())
+status, answer = osapi("service", "enable", "pair")
+check(status == 0 and wanted() == there, "what was disabled is enabled as it was", (answer, wanted(), there))
+status, answer = osapi("service", "disable", "pair", "--confirm", "2")
+check(status == 0 and wanted() != there, "it is disabled until somebody confirms it", answer)
+until(lambda: wanted() == there, "nobody did, and every link is back")
+sh("systemctl", "enable", "web", ok=True)
+status, answer = osapi("service", "enable", "lone", "--dry-run")
+check("web.service" in str(result(answer).get("residue")), "what an undo would take along is told before", answer)
+sh("systemctl", "disable", "pair", "web", ok=True)
+
+# On the way.
+unit("slow.service", "[Service]\nType=notify\nTimeoutStartSec=infinity\nNotifyAccess=all\n"
+     "ExecStart=/bin/sh -c 'while [ ! -e /run/go ]; do sleep 0.1; done; systemd-notify --ready; exec sleep infinity'\n")
+unit("again.service", "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestart=always\nRestartSec=2\nExecStart=/bin/sleep 1\n")
+unit("long.service", "[Service]\nType=oneshot\nExecStart=/bin/sleep 600\n")
+sh("systemctl", "daemon-reload", ok=True)
+for name in ["slow", "again", "long"]:
+    sh("systemctl", "start", "--no-block", name, ok=True)
+    until(lambda: show(f"{name}.service", "ActiveState") == ["activating"], f"{name} is on its way")
+    status, answer = osapi("service", "stop", name)
+    stopped = show(f"{name}.service", "ActiveState")[0] in ("inactive", "failed")  # what is to end by itself has failed
+    check(status == 0 and result(answer).get("changed") and stopped, f"{name} is stopped", answer)
+    Path("/run/go").touch()
+    status, undone = osapi("job", "undo", job_of(answer) or "none")
+    check(status == 0 and show(f"{name}.service", "ActiveState")[0] in ("active", "activating"), f"and {name} is started by an undo", undone)
+    sh("systemctl", "stop", name, ok=True)
+Path("/run/go").unlink()
+sh("systemctl", "start", "--no-block", "slow", ok=True)
+until(lambda: show("slow.service", "ActiveState") == ["activating"], "slow is on its way")
+go = sh("systemd-run", "--on-active=1s", "touch", "/run/go", ok=True)
+status, answer = osapi("service", "start", "slow")
+check(status == 0 and show("slow.service", "ActiveState") == ["active"], "what is on its way is waited for", answer)
+
 # --- unconfirmed -------------------------------------------------------------------------------------
 status, answer = osapi("service", "start", "plain", "--confirm", "2")
 check(status == 0 and show("plain.service", "ActiveState") == ["active"], "it runs until somebody confirms it", answer)
@@ -183,6 +231,18 @@ for verb, name in [("stop", "osapi-agent"), ("restart", "osapi-controller"), ("d
     refused(("service", verb, name), "protected", f"{verb} {name}")
     if verb != "restart":
         refused(("service", verb, name, "--dry-run"), "protected", f"a dry run of {verb} {name}")
+for verb, name in [("start", "reboot.target"), ("start", "runlevel6.target"), ("start", "ctrl-alt-del.target"), ("start", "kexec.target"),
+                   ("start", "halt.target"), ("start", "exit.target"), ("start", "poweroff.target"), ("start", "rescue.target"),
+                   ("start", "emergency.target"), ("start", "systemd-reboot"), ("start", "systemd-poweroff"), ("restart", "reboot.target")]:
+    refused(("service", verb, name, "--force"), "protected", f"{verb} {name} with force")
+status, answer = http("POST", "/node/_any/power/reboot", {"delay": 604800}, headers=["prefer: respond-async"])
+scheduled = f"osapi-power-{answer['job_id']}"
+until(lambda: show(f"{scheduled}.timer", "ActiveState") == ["active"], "a reboot is scheduled")
+for verb, name in [("stop", f"{scheduled}.timer"), ("restart", f"{scheduled}.timer"), ("start", f"{scheduled}.service"), ("restart", f"{scheduled}.service")]:
+    refused(("service", verb, name, "--force"), "protected", f"{verb} of what belongs to a job, with force", "osapi power reboot")
+status, _ = osapi("job", "cancel", answer["job_id"])
+check(status == 0, "its job is called off")
+until(lambda: show(f"{scheduled}.timer", "ActiveState") == ["inactive"], "and so it is gone")
 check(http("POST", "/node/_any/service/dbus/stop")[0] == 409, "over HTTP that is a 409")
 status, answer = osapi("service", "stop", "systemd-logind", "--force")
 check(status == 0 and result(answer).get("changed"), "forced, it is stopped", answer)
