@@ -12,7 +12,7 @@ pub(super) enum Reach {
     Here,
     /// Files anywhere, with any mode.
     Files,
-    /// Parameters of the running kernel.
+    /// Parameters of the running kernel, and its name for the host.
     Kernel,
     /// Accounts and groups, which programs keep in several files, and homes anywhere.
     Accounts,
@@ -62,7 +62,7 @@ const KERNEL: &[&str] = &[
     "IPAddressDeny=any",
     "ProtectSystem=strict",
     "RestrictAddressFamilies=AF_UNIX",
-    "SystemCallFilter=@system-service",
+    "SystemCallFilter=@system-service sethostname",
     "SystemCallFilter=~@keyring @resources @setuid",
 ];
 

@@ -113,3 +113,16 @@ fn what_did_not_last_is_in_nobodys_way() {
     undone(&host, "undo", "j", true);
     host.assert_is(&before, "undone");
 }
+
+#[test]
+fn a_name_that_only_the_kernel_had_comes_back() {
+    let host = TestHost::with_units();
+    host.write("/proc/sys/kernel/hostname", "from-dhcp\n");
+    let before = host.snapshot();
+    host.run("job", "node.hostname.update", &json!({ "hostname": "new" })).unwrap();
+    assert!(!host.calls().iter().any(|call| call.starts_with("systemd-run")), "hostnamed does it");
+    host.undo("undo", "job").unwrap();
+    host.assert_is(&before, "undone");
+    let mut units = host.calls().into_iter().filter(|call| call.starts_with("systemd-run"));
+    assert!(units.any(|call| call.contains("sethostname") && call.contains("CAP_SYS_ADMIN")));
+}

@@ -8,6 +8,7 @@ use std::fmt;
 use super::{Blobs, Cell, CellKind, State, Value, file, node::Node, nothing};
 use crate::error::{Error, Kind, Result};
 use crate::host::hands::Hands;
+use crate::host::reach::Reach;
 use crate::host::view::{Capability, View};
 
 /// The name for every boot, as hostnamed and the service manager read it.
@@ -64,6 +65,15 @@ impl CellKind for Hostname {
         }
         // hostnamed gives the kernel no other name than the one for every boot.
         hands.run("hostname", &["--", name], &[])
+    }
+
+    /// hostnamed sets what the kernel is to have in every boot. For another name it takes whoever
+    /// may set that.
+    fn reach(&self, to: &Value) -> Reach {
+        match to {
+            Value::Hostname { fixed: Some(fixed), kernel } if fixed != kernel => Reach::Kernel,
+            _ => Reach::Here,
+        }
     }
 
     /// It is set in two places.

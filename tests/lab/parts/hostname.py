@@ -34,6 +34,16 @@ def first():
     status, answer = osapi("drift", "get")
     check("hostname" in str(answer), "and shows as drift", answer)
     osapi("hostname", "update", "renamed-2")
+
+    # A name that only the kernel has, as DHCP gives one.
+    sh("hostname", "from-dhcp", ok=True)
+    check(out("hostnamectl", "--static") == "renamed-2", "the kernel alone has another name", names())
+    before = names()
+    cycle("hostname", "update", "renamed-3", observe=names)
+    status, answer = osapi("hostname", "update", "--confirm", "3", "renamed-4")
+    check(status == 0 and out("hostname") == "renamed-4", "the host gets a name to be confirmed", answer)
+    until(lambda: names() == before, "nobody confirms, and each of both names comes back")
+    osapi("hostname", "update", "renamed-2")
     for bad in ["-x", "a_b", "a..b", "localhost", "10.0.0.1", "x" * 65]:
         status, answer = osapi("hostname", "update", "--name", bad)
         check(status == 10 and out("hostname") == "renamed-2", f"{bad[:20]!r} is refused", (status, answer))
