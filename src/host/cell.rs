@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
 use self::account::AccountOf;
+use self::group::GroupOf;
 use self::hostname::Hostname;
 use self::node::Node;
 use self::package::Package;
@@ -26,6 +27,7 @@ use super::view::View;
 use crate::error::{Error, Kind, Result};
 
 mod account;
+mod group;
 mod hostname;
 mod node;
 mod package;
@@ -33,7 +35,8 @@ mod password;
 mod sysctl;
 mod unit;
 
-pub use account::{Account, Group, account, no_account};
+pub use account::{Account, account, no_account};
+pub use group::{Group, group, no_group};
 pub use hostname::hostname;
 pub use node::{directory, file, link, nothing, object};
 pub use package::package;
@@ -60,6 +63,8 @@ pub enum Cell {
     Hostname,
     /// A user, by name, with everything but the password.
     Account(String),
+    /// A group, by name.
+    Group(String),
     /// The password of a user, as its hash.
     Password(String),
 }
@@ -99,8 +104,11 @@ pub(super) trait CellKind: fmt::Display {
         None
     }
 
-    /// Removes what an interrupted assignment may have left beside the cell.
-    fn sweep(&self, _: &Hands) {}
+    /// Removes what an interrupted assignment may have left beside the cell, which holds what it
+    /// is to hold.
+    fn sweep(&self, _: &Hands, _: &Set) -> Result<()> {
+        Ok(())
+    }
 
     /// Whether an interrupted assignment leaves either the former value or the new one.
     fn is_atomic(&self, _from: &Value, _to: &Value) -> bool {
@@ -140,19 +148,34 @@ impl Cell {
             Self::Package(name) => Box::new(Package(name)),
             Self::Hostname => Box::new(Hostname),
             Self::Account(name) => Box::new(AccountOf(name)),
+            Self::Group(name) => Box::new(GroupOf(name)),
             Self::Password(user) => Box::new(PasswordOf(user)),
         }
     }
 
-    /// Whether one command assigns this and `other`, if both are to be.
+    /// Whether one command assigns this and `other`, if both are to be: or may, as the group of an
+    /// account goes with it.
     pub(super) fn goes_with(&self, other: &Self) -> bool {
-        matches!((self, other), (Self::Package(_), Self::Package(_)))
+        match (self, other) {
+            (Self::Package(_), Self::Package(_)) => true,
+            (Self::Account(user), Self::Group(group))
+            | (Self::Group(group), Self::Account(user)) => user == group,
+            _ => false,
+        }
     }
 }
 
 /// Assigns cells that [go with](Cell::goes_with) each other.
-pub(super) fn assign_all(hands: &Hands, dues: &[Due]) -> Result<()> {
-    package::assign_all(hands, dues)
+pub(super) fn assign_all(hands: &Hands, dues: &[Due], blobs: &Blobs) -> Result<()> {
+    if dues.iter().all(|due| matches!(due.set.cell, Cell::Package(_))) {
+        return package::assign_all(hands, dues);
+    }
+    for Due { set, .. } in dues {
+        // The one before may have taken it along.
+        let now = hands.view.value(&set.cell)?;
+        hands.assign(&Due { set, now }, blobs)?;
+    }
+    Ok(())
 }
 
 /// Refuses what no [`check`](CellKind::check) of a single cell would, because taking cells back
@@ -199,6 +222,9 @@ pub enum Value {
         kernel: String,
     },
     Account(Account),
+    Group {
+        gid: u32,
+    },
     /// The hash of a password, by digest, and whether it is locked.
     Password {
         hash: Digest,

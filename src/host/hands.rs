@@ -40,15 +40,16 @@ impl Hands<'_> {
         if let [Step::Refresh(refresh)] = steps {
             return self.refresh(refresh);
         }
-        if let [Due { set, now }] = dues {
-            let kind = set.cell.kind();
-            if *now == set.to {
-                kind.sweep(self);
-                return Ok(());
-            }
-            return kind.take(self, &dues[0], blobs);
+        match dues {
+            [] => Ok(()),
+            [due] => self.assign(due, blobs),
+            dues => cell::assign_all(self, dues, blobs),
         }
-        if dues.is_empty() { Ok(()) } else { cell::assign_all(self, dues) }
+    }
+
+    pub(super) fn assign(&self, due: &Due, blobs: &Blobs) -> Result<()> {
+        let kind = due.set.cell.kind();
+        if due.now == due.set.to { kind.sweep(self, due.set) } else { kind.take(self, due, blobs) }
     }
 
     /// Writes what `digest` names to `file`.

@@ -228,11 +228,15 @@ impl Plan {
     }
 }
 
-/// Whether assigning `to` would take a directory away in which there is something.
+/// Whether assigning `to` would take a directory away in which there is something, or a group in
+/// which there is somebody.
 fn goes_with_others(host: &View, cell: &Cell, from: &Value, to: &Value) -> Result<bool> {
     match (cell, from, to) {
         (Cell::Node(path), Value::Directory { .. }, Value::Absent) => {
             Ok(!host.list_dir(path)?.is_empty())
+        }
+        (Cell::Group(name), Value::Group { .. }, Value::Absent) => {
+            Ok(!host.members(name)?.is_empty())
         }
         _ => Ok(false),
     }

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
-use crate::host::cell::{Account, Cell, Group, Value, account, no_account, no_password};
+use crate::host::cell::{Account, Cell, Group, account, group, no_account, no_group, no_password};
 use crate::host::{View, Want};
 use crate::op::{Domain, Method, Nothing, Op, Read, Write};
 use crate::permission::Permission;
@@ -104,15 +104,6 @@ const COLUMNS: &[(&str, &str)] = &[
 
 /// How long it may take to move or remove the files of a home.
 const HOMES: std::time::Duration = std::time::Duration::from_mins(5);
-
-/// Whose members may become root, on one distribution or another.
-const ADMINISTRATORS: [&str; 3] = ["sudo", "admin", "wheel"];
-/// Shells of those who are not to log in.
-const NO_LOGIN: [&str; 2] = ["nologin", "false"];
-/// The account that the controller has under the package.
-const CONTROLLER: &str = "osapi";
-/// Numbers that mean nobody in one interface or another.
-const NOBODY: [u32; 2] = [65_535, u32::MAX];
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -248,9 +239,21 @@ fn user(host: &View, groups: &[Group], name: String, account: Account) -> User {
 
 fn create(host: &View, params: &Create) -> Result<Want> {
     let NewName(name) = &params.name;
+    let mut want = Want::new();
     let mut wanted = match host.account(name)? {
         Some(account) => account,
-        None => fresh(host, params)?,
+        None => {
+            let made = fresh::account(host, params)?;
+            want = match params.gid {
+                None => want.create(group(name, fresh::gid(host, made.uid, params.system)?)),
+                // The tools remove it with the account then.
+                Some(gid) if group_of(host, gid)? == *name => want.leaves(format!(
+                    "the group {name} goes with its account, unless somebody else is in it by then"
+                )),
+                Some(_) => want,
+            };
+            made
+        }
     };
     // What is there already, and is as wanted, is no conflict.
     wanted.uid = params.uid.unwrap_or(wanted.uid);
@@ -266,7 +269,7 @@ fn create(host: &View, params: &Create) -> Result<Want> {
     if let Some(groups) = &params.groups {
         wanted.groups = joined(host, groups, &wanted.group)?;
     }
-    let mut want = Want::new().create(account(name, wanted));
+    want = want.create(account(name, wanted));
     if let Some(secret) = &params.password {
         want = want.create(host.password(name, secret)?);
     }
@@ -296,7 +299,7 @@ fn update(host: &View, params: &Update) -> Result<Want> {
     if let Some(groups) = groups {
         wanted.groups = joined(host, groups, &now.group)?;
     }
-    guard(host, name, &now, Some(&wanted), *lock == Some(true))?;
+    guard::admit(host, name, &now, Some(&wanted), *lock == Some(true))?;
     let mut want = Want::new().set(account(name, wanted));
     if let Some(locked) = *lock {
         match host.password_locked(name, locked)? {
@@ -318,9 +321,19 @@ fn delete(host: &View, params: &ByName) -> Result<Want> {
     let Some(now) = host.account(name)? else {
         return if host.has_touched(&cell) { Ok(Want::new()) } else { Err(unknown(name)) };
     };
-    guard(host, name, &now, None, false)?;
+    guard::admit(host, name, &now, None, false)?;
     // First, so that an undo has it.
-    Ok(Want::new().set(no_password(name)).set(no_account(name)))
+    let want = Want::new().set(no_password(name)).set(no_account(name));
+    // Last, so that an undo has it before the account.
+    Ok(if has_own_group(host, name, &now)? { want.set(no_group(name)) } else { want })
+}
+
+/// Whether the account has a group of its name, in which nobody else is.
+fn has_own_group(host: &View, name: &str, account: &Account) -> Result<bool> {
+    let is_shared = host.members(name)?.iter().any(|member| member != name);
+    let accounts = host.accounts()?;
+    let mut others = accounts.iter().filter(|(other, _)| other != name);
+    Ok(account.group == name && !is_shared && others.all(|(_, other)| other.group != name))
 }
 
 fn password(host: &View, params: &Password) -> Result<Want> {
@@ -335,83 +348,6 @@ fn existing(host: &View, name: &str) -> Result<Account> {
 
 fn unknown(name: &str) -> Error {
     Error::new(Kind::NotFound, format!("there is no account {name} on this host"))
-}
-
-/// An account as it would be made without further wishes.
-fn fresh(host: &View, params: &Create) -> Result<Account> {
-    let Create { name: NewName(name), uid, gid, home, system, .. } = params;
-    let accounts = host.accounts()?;
-    let groups = host.groups()?;
-    let uid = match *uid {
-        None => free(host, &accounts, &groups, *system)?,
-        Some(uid) if NOBODY.contains(&uid) => {
-            let message = format!("the number {uid} means nobody; give another uid");
-            return Err(Error::new(Kind::InvalidInput, message));
-        }
-        Some(uid) => uid,
-    };
-    if let Some((owner, _)) = accounts.iter().find(|(_, account)| account.uid == uid) {
-        let message = format!("the uid {uid} is that of {owner} already; give another one");
-        return Err(Error::new(Kind::Conflict, message));
-    }
-    if gid.is_none() && groups.iter().any(|group| group.name == *name) {
-        let message = format!(
-            "there is a group {name} already, which may be meant for others; give its number as \
-             gid if {name} is to have it"
-        );
-        return Err(Error::new(Kind::Conflict, message));
-    }
-    let defaults = host.read("/etc/default/useradd").unwrap_or_default();
-    let default = |key: &str| {
-        let value = defaults.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        value.map(str::trim).filter(|value| value.starts_with('/')).map(str::to_owned)
-    };
-    let base = default("HOME").unwrap_or_else(|| "/home".to_owned());
-    let home = home.as_ref().map_or_else(|| format!("{base}/{name}"), |Place(home)| home.clone());
-    // An undo removes what belongs to the account, and this would be somebody's.
-    if let Ok(Value::Directory { owner, .. }) = host.value(&Cell::Node(home.clone()))
-        && owner.split(':').next() == Some(&uid.to_string())
-    {
-        let message = format!(
-            "{home} is there and would belong to {name}; move it away, or give another uid"
-        );
-        return Err(Error::new(Kind::Conflict, message));
-    }
-    Ok(Account {
-        uid,
-        group: name.clone(),
-        groups: Vec::new(),
-        comment: String::new(),
-        home,
-        has_home: true,
-        shell: default("SHELL").unwrap_or_else(|| "/bin/sh".to_owned()),
-    })
-}
-
-/// A number that neither an account nor a group has: for people the next one, for the system the
-/// last one.
-fn free(
-    host: &View,
-    accounts: &[(String, Account)],
-    groups: &[Group],
-    system: bool,
-) -> Result<u32> {
-    let setting = |key: &str, default: u32| host.login_setting(key, default);
-    let uids = accounts.iter().map(|(_, account)| account.uid);
-    let taken: Vec<u32> = uids.chain(groups.iter().map(|group| group.gid)).collect();
-    let is_free = |id: &u32| !taken.contains(id) && !NOBODY.contains(id);
-    let found = if system {
-        (setting("SYS_UID_MIN", 100)..=setting("SYS_UID_MAX", 999)).rev().find(is_free)
-    } else {
-        let (first, last) = (setting("UID_MIN", 1000), setting("UID_MAX", 60_000));
-        let highest = taken.iter().copied().filter(|id| (first..=last).contains(id)).max();
-        let next = highest.map_or(first, |id| id + 1);
-        (next..=last).find(is_free).or_else(|| (first..=last).find(is_free))
-    };
-    found.ok_or_else(|| {
-        let message = "every number that /etc/login.defs has for accounts is taken; give a uid";
-        Error::new(Kind::Conflict, message)
-    })
 }
 
 fn group_of(host: &View, gid: u32) -> Result<String> {
@@ -448,53 +384,6 @@ fn program(host: &View, Place(path): &Place) -> Result<String> {
         return Ok(path.clone());
     }
     Err(Error::new(Kind::InvalidInput, format!("there is no program {path} on this host")))
-}
-
-/// Refuses to lock anybody out whom the host or OSAPI cannot do without, unless it is forced.
-/// `wanted` is what becomes of an account that stays.
-fn guard(
-    host: &View,
-    name: &str,
-    now: &Account,
-    wanted: Option<&Account>,
-    lock: bool,
-) -> Result<()> {
-    let refused = |why: &str| host.guard(format!("{name} {why} and is neither removed nor locked"));
-    let has_password = |name: &str| host.is_locked(name) != Some(true);
-    let is_to_be_locked = lock && has_password(name);
-    let logs_in = wanted.is_some_and(may_log_in) && !is_to_be_locked;
-    if !logs_in && may_log_in(now) && now.uid == 0 {
-        return refused("is root");
-    }
-    let stays = wanted.is_some() && !is_to_be_locked;
-    if !stays && (name == CONTROLLER || now.uid == rustix::process::geteuid().as_raw()) {
-        return refused("is an account of OSAPI itself");
-    }
-    if !is_administrator(now) {
-        return Ok(());
-    }
-    let remains = wanted.is_some_and(is_administrator);
-    if remains && !is_to_be_locked {
-        return Ok(());
-    }
-    let accounts = host.accounts()?;
-    let mut others = accounts.iter().filter(|(other, it)| other != name && is_administrator(it));
-    // Most log in with a key, and their passwords are locked. Only where a password is taken away
-    // does it matter who else has one.
-    let is_another_left = others.any(|(other, _)| !remains || has_password(other));
-    if is_another_left { Ok(()) } else { refused("is the last administrator of this host") }
-}
-
-/// Whether somebody can log in to it and become root; root itself does not count.
-fn is_administrator(account: &Account) -> bool {
-    let groups = account.groups.iter().chain([&account.group]);
-    let is_member = groups.into_iter().any(|group| ADMINISTRATORS.contains(&group.as_str()));
-    account.uid != 0 && is_member && may_log_in(account)
-}
-
-fn may_log_in(account: &Account) -> bool {
-    let shell = account.shell.rsplit('/').next().unwrap_or_default();
-    !NO_LOGIN.contains(&shell)
 }
 
 /// The name of an account that is to be made: one that every tool takes.
@@ -543,5 +432,7 @@ impl TryFrom<String> for Place {
     }
 }
 
+mod fresh;
+mod guard;
 #[cfg(test)]
 mod tests;

@@ -185,10 +185,87 @@ fn an_account_of_the_system_is_made_as_one() {
     for (name, system) in [("daemon2", true), ("ada", false)] {
         let params = json!({ "name": name, "system": system });
         host.run(name, "node.user.create", &params).unwrap();
-        let call = host.calls().into_iter().find(|call| call.ends_with(&format!("-- {name}")));
+        let is_made =
+            |call: &String| call.starts_with("useradd ") && call.ends_with(&format!("-- {name}"));
+        let call = host.calls().into_iter().find(is_made);
         assert_eq!(call.unwrap().contains("--system"), system, "{name}");
     }
     let preview = host.preview("node.user.delete", &json!({ "name": "ada" })).unwrap();
     let residue = preview["residue"].to_string();
-    assert!(residue.contains("in a group ada and the number"), "{residue}");
+    assert!(residue.contains("its mail, and the age of its password"), "{residue}");
+    assert!(residue.contains("the administrators of group ada"), "{residue}");
+}
+
+#[test]
+fn a_deleted_account_comes_back_with_the_number_of_its_group() {
+    let host = host("carol:x:1501:1777::/home/carol:/bin/bash\n");
+    host.write("/etc/group", &(host.read("/etc/group") + "carol:x:1777:\n"));
+    host.write("/etc/shadow", &(host.read("/etc/shadow") + "carol:!:19000:0:99999:7:::\n"));
+    let before = host.snapshot();
+    host.run("job", "node.user.delete", &json!({ "name": "carol" })).unwrap();
+    assert!(!host.read("/etc/group").contains("carol"));
+    host.undo("undo", "job").unwrap();
+    host.assert_is(&before, "undone");
+    // Whoever has its number meanwhile keeps it, and then nothing is half undone.
+    host.run("again", "node.user.delete", &json!({ "name": "carol" })).unwrap();
+    host.write("/etc/group", &(host.read("/etc/group") + "carol:x:4711:\n"));
+    let before = host.snapshot();
+    let error = host.undo("late", "again").unwrap_err();
+    assert_eq!(error.kind(), Kind::Conflict, "{error}");
+    host.assert_is(&before, "refused");
+}
+
+#[test]
+fn whoever_has_joined_the_group_of_an_account_stays_in_it() {
+    for members in ["", "bob"] {
+        let host = host("");
+        host.run("job", "node.user.create", &json!({ "name": "ada" })).unwrap();
+        let groups = host.read("/etc/group").replace("ada:x:1501:", "ada:x:1501:bob");
+        host.write("/etc/group", &groups);
+        match members {
+            "" => host.undo("undo", "job").map(drop).unwrap(),
+            _ => host.run("del", "node.user.delete", &json!({ "name": "ada" })).map(drop).unwrap(),
+        }
+        assert!(!host.read("/etc/passwd").contains("ada"));
+        assert!(host.read("/etc/group").contains("ada:x:1501:bob"), "{}", host.read("/etc/group"));
+    }
+}
+
+#[test]
+fn a_home_is_removed_that_was_left_when_its_account_was_gone() {
+    let lines = |text: &str| {
+        let others = text.split_inclusive('\n').filter(|line| !line.starts_with("bob:"));
+        others.collect::<String>()
+    };
+    let bob = json!({ "name": "bob" });
+    let done = host("");
+    done.run("job", "node.user.delete", &bob).unwrap();
+    let record = fs::read_to_string(done.entry("done", "job")).unwrap();
+    let planned = record.lines().find(|line| line.starts_with("{\"planned\"")).unwrap();
+    // An agent was killed when the tool had written the tables, and not come to the files.
+    let host = host("");
+    fs::create_dir(host.path("/home/bob/letters")).unwrap();
+    host.write("/home/bob/letters/first", "dear\n");
+    fs::write(host.entry("open", "job"), planned).unwrap();
+    for table in ["/etc/passwd", "/etc/shadow", "/etc/group"] {
+        host.write(table, &lines(&host.read(table)));
+    }
+    host.executor.settle().unwrap();
+    host.run("job", "node.user.delete", &bob).unwrap();
+    assert!(!host.path("/home/bob").exists());
+    // The tool itself fails there.
+    let host = self::host("");
+    let left = "mkdir -p \"$root/home/bob/letters\"; chown 1500 \"$root/home/bob\" || :; exit 12\n";
+    fs::write(host.dir().join("after-userdel"), left).unwrap();
+    host.run("job", "node.user.delete", &bob).unwrap();
+    assert!(!host.path("/home/bob").exists());
+    // What cannot be removed is no success.
+    let host = self::host("");
+    fs::write(host.dir().join("after-userdel"), left).unwrap();
+    fs::write(host.dir().join("fail-rm"), "").unwrap();
+    let error = host.run("job", "node.user.delete", &bob).unwrap_err();
+    assert_eq!(error.kind(), Kind::HostFailed, "{error}");
+    assert!(
+        host.read("/etc/passwd").contains("bob:") && host.read("/etc/group").contains("bob:x:1500")
+    );
 }

@@ -7,16 +7,18 @@ use rustix::fs::OFlags;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Blobs, Cell, CellKind, State, Value};
+use super::{Blobs, Cell, CellKind, Group, State, Value};
 use crate::error::{Error, Kind, Result};
 use crate::host::hands::{Due, Hands};
+use crate::host::plan::Set;
 use crate::host::reach::Reach;
 use crate::host::view::View;
 
 mod home;
 
 pub(super) const USERS: &str = "/etc/passwd";
-const GROUPS: &str = "/etc/group";
+/// Where the mail of each is, in a file of its name.
+const MAIL: &str = "/var/mail";
 
 /// What an account is. Groups go by name.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
@@ -31,14 +33,6 @@ pub struct Account {
     /// Whether there is a directory at `home`.
     pub has_home: bool,
     pub shell: String,
-}
-
-/// A line of the table of groups.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Group {
-    pub name: String,
-    pub gid: u32,
-    pub members: Vec<String>,
 }
 
 pub fn account(name: impl Into<String>, account: Account) -> State {
@@ -85,6 +79,14 @@ impl CellKind for AccountOf<'_> {
         false
     }
 
+    /// The account goes before its home, from which a crash may have cut that off.
+    fn sweep(&self, hands: &Hands, set: &Set) -> Result<()> {
+        match (&set.from, &set.to) {
+            (Value::Account(from), Value::Absent) => self.clear(hands, from, set.is_back),
+            _ => Ok(()),
+        }
+    }
+
     fn stays(&self, host: &View, from: &Value, to: &Value) -> Option<String> {
         let Value::Account(from) = from else { return None };
         let stays = match to {
@@ -101,13 +103,12 @@ impl CellKind for AccountOf<'_> {
         let name = self.0;
         match (from, to) {
             (Value::Account(Account { home, has_home: true, .. }), Value::Absent) => Some(format!(
-                "its files in {home}, its mail, and who else was in a group {name} and the number \
-                 of that, as far as they are removed with {name}, and its password's age are gone"
+                "the files in {home} as far as they are removed with {name}, its mail, and the age \
+                 of its password"
             )),
-            (Value::Account(_), Value::Absent) => Some(format!(
-                "the age of {name}'s password; and, where a group {name} is removed with it, its \
-                 number and who else was in it"
-            )),
+            (Value::Account(_), Value::Absent) => {
+                Some(format!("the mail of {name} and the age of its password"))
+            }
             (Value::Absent, Value::Account(Account { home, has_home: true, .. })) => {
                 Some(format!("{home}, if by then there is more in it than in a new home"))
             }
@@ -119,18 +120,13 @@ impl CellKind for AccountOf<'_> {
 impl AccountOf<'_> {
     fn add(&self, hands: &Hands, to: &Account) -> Result<()> {
         let (uid, groups) = (to.uid.to_string(), to.groups.join(","));
-        let has_group = hands.view.groups()?.iter().any(|group| group.name == to.group);
-        // Without a group that could be its own, it gets one of its name.
-        let group: &[&str] = if has_group { &["--gid", &to.group] } else { &["--user-group"] };
         let home = if to.has_home { "--create-home" } else { "--no-create-home" };
-        // Its group then has a number of the system's as well, and it gets none of what is for
-        // people.
+        // One of the system gets none of what is for people.
         let is_persons = to.uid >= hands.view.login_setting("UID_MIN", 1000);
         let class: &[&str] = if is_persons { &[] } else { &["--system"] };
         let args = ["--uid", &uid, "--comment", &to.comment, "--shell", &to.shell];
-        let args = [class, &args].concat();
-        let args = [&args[..], &["--groups", &groups, "--home-dir", &to.home, home], group];
-        hands.run("useradd", &[&args.concat()[..], &["--", self.0]].concat(), &[])
+        let places = ["--gid", &to.group, "--groups", &groups, "--home-dir", &to.home, home];
+        hands.run("useradd", &[class, &args, &places, &["--", self.0]].concat(), &[])
     }
 
     /// `found` is what the plan found, and `now` what there is.
@@ -222,20 +218,36 @@ impl AccountOf<'_> {
 
     /// Removes the account; and its home if that is its own and, on a way back, like a new one.
     fn remove(&self, hands: &Hands, now: &Account, is_back: bool) -> Result<()> {
-        let view = &hands.view;
-        let goes = now.has_home
-            && if is_back {
-                home::is_disposable(view, self.0, now)
-            } else {
-                home::own(view, self.0, now).is_ok()
-            };
-        let home: &[&str] = if goes { &["--remove"] } else { &[] };
+        let home: &[&str] = if self.goes(&hands.view, now, is_back) { &["--remove"] } else { &[] };
         let removed = hands.run("userdel", &[home, &["--", self.0]].concat(), &[]);
-        // It leaves a home alone that belongs to somebody else, and calls that a failure.
-        if removed.is_err() && view.entry(USERS, 0, self.0)?.is_none() {
-            return Ok(());
+        // Where it leaves a home behind, it calls that a failure, whoever that belongs to.
+        if removed.is_err() && hands.view.entry(USERS, 0, self.0)?.is_none() {
+            return self.clear(hands, now, is_back);
         }
         removed
+    }
+
+    /// Whether the home of an account is removed with it.
+    fn goes(&self, host: &View, account: &Account, is_back: bool) -> bool {
+        account.has_home
+            && if is_back {
+                home::is_disposable(host, self.0, account)
+            } else {
+                home::own(host, self.0, account).is_ok()
+            }
+    }
+
+    /// Removes what is left of `account`, which is no longer there.
+    fn clear(&self, hands: &Hands, account: &Account, is_back: bool) -> Result<()> {
+        let mail = format!("{MAIL}/{}", self.0);
+        if home::is_file_of(&hands.view, &mail, account) {
+            hands.run("rm", &["--force", "--", &mail], &[])?;
+        }
+        if self.goes(&hands.view, account, is_back) {
+            let args = ["--recursive", "--force", "--one-file-system", "--", &account.home];
+            hands.run("rm", &args, &[])?;
+        }
+        Ok(())
     }
 }
 
@@ -316,23 +328,6 @@ impl View {
             words.next().filter(|word| *word == key).and_then(|_| words.next())
         });
         value.and_then(|value| value.parse().ok()).unwrap_or(default)
-    }
-
-    /// The groups there are, in the order of their table.
-    pub fn groups(&self) -> Result<Vec<Group>> {
-        let text = self.read(GROUPS)?;
-        let group = |line: &str| {
-            let mut fields = line.split(':');
-            let (name, _, gid) = (fields.next()?, fields.next()?, fields.next()?);
-            let members = fields.next().unwrap_or_default().split(',');
-            let members = members.map(str::trim).filter(|member| !member.is_empty());
-            Some(Group {
-                name: name.to_owned(),
-                gid: gid.parse().ok()?,
-                members: members.map(str::to_owned).collect(),
-            })
-        };
-        Ok(text.lines().filter_map(group).collect())
     }
 
     /// Whether there is a directory at `path`; links are followed, below the root.

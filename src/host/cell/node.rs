@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::{Blobs, Cell, CellKind, Digest, Mode, State, Value};
 use crate::error::{Error, Kind, Result};
 use crate::host::hands::{self, Hands};
+use crate::host::plan::Set;
 use crate::host::reach::Reach;
 use crate::host::view::{Object, View, failed};
 
@@ -131,10 +132,11 @@ impl CellKind for Node<'_> {
         }
     }
 
-    fn sweep(&self, hands: &Hands) {
+    fn sweep(&self, hands: &Hands, _: &Set) -> Result<()> {
         if let Ok((parent, _)) = hands.root.parent(self.0) {
             let _ = sweep(hands, &parent, self.0);
         }
+        Ok(())
     }
 
     fn is_atomic(&self, from: &Value, to: &Value) -> bool {
@@ -226,6 +228,7 @@ fn make(
         | Value::Package { .. }
         | Value::Hostname { .. }
         | Value::Account(_)
+        | Value::Group { .. }
         | Value::Password { .. } => {
             return Err(Errno::INVAL.into());
         }

@@ -82,8 +82,13 @@ fn an_account_nobody_has_is_not_found() {
 
 #[test]
 fn a_new_account_gets_the_next_number_and_the_hosts_defaults() {
-    let account =
-        |params: Json| wanted(&host(), "create", &params).unwrap()[0]["to"]["account"].clone();
+    let made = |params: Json, kind: &str| {
+        let changes = wanted(&host(), "create", &params).unwrap();
+        let mut changes = changes.as_array().unwrap().iter();
+        let change = changes.find(|change| !change["to"][kind].is_null());
+        change.map_or(Json::Null, |change| change["to"][kind].clone())
+    };
+    let account = |params: Json| made(params, "account");
     let ada = account(json!({ "name": "ada", "groups": ["sudo", "100", "sudo"] }));
     let expected = json!({
         "uid": 1002, "group": "ada", "groups": ["sudo", "users"], "comment": "",
@@ -93,6 +98,16 @@ fn a_new_account_gets_the_next_number_and_the_hosts_defaults() {
     assert_eq!(account(json!({ "name": "ada", "system": true }))["uid"], 989);
     assert_eq!(account(json!({ "name": "ada", "gid": 0 }))["group"], "root");
     assert_eq!(account(json!({ "name": "ada", "uid": 7 }))["uid"], 7);
+    // Its own group has its number, if that is nobody's.
+    for (params, gid) in [
+        (json!({ "name": "ada" }), json!({ "gid": 1002 })),
+        (json!({ "name": "ada", "uid": 7 }), json!({ "gid": 7 })),
+        (json!({ "name": "ada", "uid": 998 }), json!({ "gid": 1001 })),
+        (json!({ "name": "ada", "uid": 27, "system": true }), json!({ "gid": 989 })),
+        (json!({ "name": "ada", "gid": 100 }), Json::Null),
+    ] {
+        assert_eq!(made(params.clone(), "group"), gid, "{params}");
+    }
 }
 
 #[test]
@@ -156,11 +171,15 @@ fn whom_the_host_cannot_do_without_is_protected() {
     for (verb, params) in [
         ("delete", json!({ "name": "root" })),
         ("delete", json!({ "name": "osapi" })),
+        ("update", json!({ "name": "osapi", "home": "/srv/osapi" })),
+        ("update", json!({ "name": "osapi", "shell": "/bin/bash" })),
+        ("update", json!({ "name": "osapi", "groups": ["sudo"] })),
         ("update", json!({ "name": "bob", "lock": true })),
         ("update", json!({ "name": "root", "shell": "/usr/sbin/nologin" })),
     ] {
         assert_eq!(wanted(&fake, verb, &params), Err(Kind::Protected), "{verb} {params}");
     }
+    assert_eq!(wanted(&fake, "update", &json!({ "name": "osapi", "groups": [] })), Ok(json!([])));
     // With another who has a password, one may lose it.
     let shadow = fake.text("/etc/shadow").unwrap().replace("eve:!", "eve:");
     fake.put("/etc/shadow", &shadow);
@@ -194,6 +213,23 @@ fn the_last_administrator_is_protected_whether_the_password_is_locked_or_not() {
     }
     let lock = json!({ "name": "eve", "lock": true });
     assert!(wanted(&fake, "update", &lock).is_ok(), "she was locked already");
+}
+
+#[test]
+fn the_group_of_an_account_goes_with_it_if_it_is_nobody_elses() {
+    let goes = |passwd: &str, members: &str| {
+        let fake = host();
+        fake.put("/etc/passwd", &(fake.text("/etc/passwd").unwrap() + passwd));
+        let group = fake.text("/etc/group").unwrap();
+        fake.put("/etc/group", &group.replace("bob:x:1000:", &format!("bob:x:1000:{members}")));
+        let changes = wanted(&fake, "delete", &json!({ "name": "bob" })).unwrap();
+        changes.as_array().unwrap().iter().any(|change| change["cell"]["group"] == "bob")
+    };
+    assert!(goes("", ""));
+    assert!(goes("", "bob"), "itself");
+    assert!(goes("", "nobody-knows"), "no account");
+    assert!(!goes("", "eve") && !goes("", "bob,eve"));
+    assert!(!goes("al:x:1002:1000::/home/al:/bin/bash\n", ""), "it is that of another account");
 }
 
 #[test]

@@ -101,6 +101,9 @@ check(status == 200 and again[1].get("job_id") == answer.get("job_id"), "the sam
 reused = http("POST", "/node/_any/user/ada/password", {"password": second}, headers=["Idempotency-Key: one"])
 check(reused[0] == 422, "the same key and another secret are not", reused)
 
+status, answer = password("not @fact.hostname", "--dry-run")
+check(status == 0 and changed(answer), "a password may contain what refers to a fact elsewhere", answer)
+
 # Locks keep the password and come off again.
 cycle("user", "update", "ada", "--lock", observe=lambda: field("ada"))
 osapi("user", "update", "ada", "--lock")
@@ -137,6 +140,25 @@ made = result(osapi("user", "get", "daemon2")[1])["users"][0]
 check(status == 0 and made["uid"] < 1000, "one of the system has a number of the system", made)
 osapi("user", "delete", "daemon2")
 
+# A group of its own, with a number of its own.
+sh("groupadd", "--gid", "4711", "carol", ok=True)
+sh("useradd", "--uid", "1555", "--gid", "carol", "--create-home", "carol", ok=True)
+cycle("user", "delete", "carol", observe=seen("carol"))
+check(os.stat("/home/carol").st_gid == 4711, "files have the number that the group has", os.stat("/home/carol"))
+sh("usermod", "--append", "--groups", "carol", "grace", ok=True)
+cycle("user", "delete", "carol", observe=seen("carol"))
+check(lines("/etc/group", "carol") == ["carol:x:4711:grace"], "who else is in the group stays in it", lines("/etc/group", "carol"))
+osapi("user", "delete", "carol")
+check(lines("/etc/group", "carol") == ["carol:x:4711:grace"], "also while the account is gone", lines("/etc/group", "carol"))
+sh("groupdel", "carol", ok=True)
+status, answer = osapi("user", "create", "dora", "--uid", "4712")
+check(status == 0 and lines("/etc/group", "dora") == ["dora:x:4712:"], "a new one has the number of its account", answer)
+sh("usermod", "--append", "--groups", "dora", "grace", ok=True)
+status, answer = osapi("job", "undo", job_of(answer) or "none")
+check(status == 0 and lines("/etc/passwd", "dora") == [] and lines("/etc/group", "dora") == ["dora:x:4712:grace"],
+      "an undo leaves a group that somebody has joined", (answer, lines("/etc/group", "dora")))
+sh("groupdel", "dora", ok=True)
+
 # Whom the host cannot do without.
 osapi("user", "update", "ada", "--groups", "sudo")
 status, answer = osapi("user", "delete", "grace")
@@ -144,6 +166,8 @@ check(status == 0, "one of two administrators may be removed", answer)
 for words, text in [
     (["delete", "root"], "root is not removed"),
     (["delete", "osapi"], "the controller's account is not removed"),
+    (["update", "osapi", "--shell", "/bin/sh"], "it is not changed either"),
+    (["update", "osapi", "--home", "/srv/osapi"], "nor is its home moved"),
     (["delete", "ada"], "the last administrator is not removed"),
     (["update", "ada", "--lock"], "the last administrator is not locked"),
 ]:

@@ -121,6 +121,14 @@ pub(super) fn is_owned(host: &View, account: &Account) -> bool {
     look(&host.root, &account.home).is_ok_and(|stat| belongs(&stat, account))
 }
 
+/// Whether there is a file at `path` that belongs to the account alone.
+pub(super) fn is_file_of(host: &View, path: &str, account: &Account) -> bool {
+    let file = host.root.open_exact(path, OFlags::PATH | OFlags::NOFOLLOW);
+    let stat = file.and_then(rustix::fs::fstat);
+    let is_file = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    stat.is_ok_and(|stat| is_file(&stat) && stat.st_uid == account.uid)
+}
+
 /// What not even root moves by accident. Where the agent is not root, the kernel says what is
 /// whose.
 fn belongs(stat: &Stat, account: &Account) -> bool {
