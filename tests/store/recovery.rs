@@ -263,7 +263,15 @@ async fn a_second_process_is_told_who_has_the_store() {
     assert!(refused.to_string().contains(&pid), "{refused}");
     first.commit(put("a")).await.unwrap();
     drop(first);
+    until_unlocked(dir.path());
     assert!(value(&open(dir.path()).unwrap(), "a").await.is_some());
+}
+
+/// Waits for processes that other tests have just started: until each is a program of its own, it
+/// has a copy of every lock of this one.
+fn until_unlocked(dir: &Path) {
+    let lock = std::fs::File::open(dir.join("controller.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
 }
 
 /// What is on the disk of a store that is running, as a crash would leave it.
