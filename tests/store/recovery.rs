@@ -13,6 +13,7 @@ use osapi::error::Kind;
 use osapi::store::audit::Note;
 use osapi::store::redb::RedbStore;
 use osapi::store::{Bounds, Expect, Step, Store};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use tempfile::TempDir;
 
 use super::{Disk, links, list, noted, put, refusal, request, until_taken, value, verdict};
@@ -270,8 +271,9 @@ async fn a_second_process_is_told_who_has_the_store() {
 /// Waits for processes that other tests have just started: until each is a program of its own, it
 /// has a copy of every lock of this one.
 fn until_unlocked(dir: &Path) {
-    let lock = std::fs::File::open(dir.join("controller.lock")).unwrap();
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let path = dir.join("controller.lock");
+    let lock = rustix::fs::open(path, OFlags::RDONLY, Mode::empty()).unwrap();
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
 }
 
 /// What is on the disk of a store that is running, as a crash would leave it.
