@@ -126,7 +126,9 @@ pub(crate) fn connector(authority: Option<&Path>) -> Result<TlsConnector> {
 pub(crate) fn explain(server: &str, error: &io::Error) -> Error {
     let Some(fault) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
     else {
-        if error.kind() == io::ErrorKind::UnexpectedEof {
+        // It may have done so before it took out what it was sent.
+        let hung_up = [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset];
+        if hung_up.contains(&error.kind()) {
             let message = format!(
                 "{server} closed the connection at once; it may lack a certificate, which `osapi \
                  doctor` tells there"

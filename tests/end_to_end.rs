@@ -340,23 +340,23 @@ fn whatever_has_not_begun_can_be_called_off() {
     appliance.kill_agent();
     let act = json!({ "command": "held", "args": [], "timeout": 300 });
     let acts: Vec<_> =
-        (0..7).map(|_| submit(&appliance, "POST", "/api/node/_any/command/exec", &act)).collect();
+        (0..8).map(|_| submit(&appliance, "POST", "/api/node/_any/command/exec", &act)).collect();
     // The agent finds all of them waiting, and begins what it has workers for.
     appliance.start_agent();
     let begun = appliance.dir().join("begun");
-    until("as many run as there are workers", || (lines(&begun) == 4).then_some(()));
+    until("as many run as there are workers", || (lines(&begun) == 5).then_some(()));
     let cancel = |act: &str| ask(&appliance, "POST", &format!("/api/job/{act}/cancel"), None);
-    for act in &acts[4..6] {
+    for act in &acts[5..7] {
         let cancelled = cancel(act);
         assert_eq!(cancelled.status, 200, "{}", cancelled.json());
     }
     assert_eq!(cancel(&acts[0]).status, 409, "it has begun");
     File::create(appliance.dir().join("release")).unwrap();
     for (number, act) in acts.iter().enumerate() {
-        let expected = if [4, 5].contains(&number) { "failed" } else { "completed" };
+        let expected = if [5, 6].contains(&number) { "failed" } else { "completed" };
         assert_eq!(finished(&appliance, act)["status"], expected, "{number}");
     }
-    assert_eq!(lines(&begun), 5);
+    assert_eq!(lines(&begun), 6);
 }
 
 #[test]

@@ -206,6 +206,7 @@ impl Controller {
         let mut lanes = self.lanes();
         lanes.expect(Open::new(id, record, class, true));
         lanes.admit(id, revision);
+        lanes.inherit(id);
         if is_late {
             // Its host may have begun in time, and is to say so.
             lanes.presume_held(id);

@@ -169,8 +169,8 @@ pub struct Cancelled {
     pub status: Status,
     /// For which hosts it was called off.
     pub hosts: Vec<String>,
-    /// Which hosts have taken it and are asked to let go of it, as they can until its time has
-    /// come; the job says what became of that.
+    /// Which hosts may have taken it and are asked to let go of it, as they can until it has
+    /// begun, or until its time has come; the job says what became of that.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asked: Vec<String>,
 }

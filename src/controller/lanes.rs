@@ -93,13 +93,22 @@ struct Held {
     is_lost: bool,
 }
 
+impl Held {
+    /// Somebody says `at` that time that it is held.
+    fn again(self, at: u64) -> Self {
+        Self { since: self.since.or(Some(at)), is_lost: false, ..self }
+    }
+}
+
 #[derive(Default)]
 struct Lane {
     /// What is left, by class, in order of id.
     classes: [BTreeSet<Uuid>; LANES],
     /// What was handed out and may have been begun.
     held: HashMap<Uuid, Held>,
-    /// What of that was called off since.
+    /// What was found in the store and not handed out since. Whoever ran before may have done that.
+    inherited: BTreeSet<Uuid>,
+    /// What of both was called off since.
     called_off: BTreeSet<Uuid>,
     /// How many questions there were.
     asked: u64,
@@ -111,12 +120,23 @@ struct Lane {
 impl Lane {
     fn leave(&mut self, open: &Open) -> bool {
         self.held.remove(&open.id);
+        self.inherited.remove(&open.id);
         self.called_off.remove(&open.id);
         let was_there = self.classes[open.class as usize].remove(&open.id);
         if was_there && open.is_stored {
             self.stored -= 1;
         }
         was_there
+    }
+
+    /// Whether it was handed out, as far as anybody knows.
+    fn may_have(&self, id: Uuid) -> bool {
+        self.held.contains_key(&id) || self.inherited.contains(&id)
+    }
+
+    /// Whether the agent that is there now has it.
+    fn has(&self, id: Uuid) -> bool {
+        self.held.get(&id).is_some_and(|held| held.since.is_some() && !held.is_lost)
     }
 }
 
@@ -180,12 +200,13 @@ impl Lanes {
             open.so_far.send_modify(|so_far| so_far.cancelled = Some(mark));
             // Who may have begun may still answer.
             for host in slot.missing.clone() {
-                if !self.is_held(&host, id) {
-                    self.withdraw(&host, id);
-                } else if let Some(lane) = self.hosts.get_mut(&host) {
+                let lane = self.hosts.get_mut(&host).filter(|lane| lane.may_have(id));
+                if let Some(lane) = lane {
                     lane.called_off.insert(id);
                     // Whoever waits for these never waits long.
                     lane.arrived[Class::Verdict as usize].notify_waiters();
+                } else {
+                    self.withdraw(&host, id);
                 }
             }
         }
@@ -283,6 +304,16 @@ impl Lanes {
         }
     }
 
+    /// Takes it that `id` may have been handed to its hosts by whoever ran before.
+    pub(super) fn inherit(&mut self, id: Uuid) {
+        let Some(slot) = self.open.get(&id) else { return };
+        for host in &slot.missing {
+            if let Some(lane) = self.hosts.get_mut(host) {
+                lane.inherited.insert(id);
+            }
+        }
+    }
+
     /// Takes it that `id` was handed to its hosts before the restart.
     pub(super) fn presume_held(&mut self, id: Uuid) {
         self.presume_held_by(id, |_| true);
@@ -343,7 +374,8 @@ impl Lanes {
         for id in holds {
             if lane.classes.iter().any(|left| left.contains(id)) {
                 let new = Held { after: 0, since: Some(at), is_lost: false };
-                lane.held.entry(*id).or_insert(new).is_lost = false;
+                lane.held.entry(*id).and_modify(|held| *held = held.again(at)).or_insert(new);
+                lane.inherited.remove(id);
             }
         }
         let mut has_more = false;
@@ -364,6 +396,7 @@ impl Lanes {
                 left -= 1;
                 let held = Held { after: lane.asked, since: Some(at), is_lost: false };
                 lane.held.insert(*id, held);
+                lane.inherited.remove(id);
             }
         }
         has_more
@@ -381,7 +414,7 @@ impl Lanes {
         let mut hosts = Vec::new();
         for host in &slot.missing {
             let Some(lane) = self.hosts.get_mut(host) else { continue };
-            if !lane.held.contains_key(&id) && lane.leave(&slot.open) {
+            if !lane.may_have(id) && lane.leave(&slot.open) {
                 hosts.push(host.clone());
             }
         }
@@ -425,10 +458,12 @@ impl Lanes {
         self.hosts.get(host).is_some_and(|lane| lane.held.contains_key(&id))
     }
 
-    /// Hosts that have taken `id` and have still to answer.
-    pub(super) fn holders(&self, id: Uuid) -> Vec<String> {
+    /// Hosts that may have taken `id`, have still to answer, and can be asked to let go of it: any
+    /// where it `waits` for its time, else those of which nobody knows whether they have begun.
+    pub(super) fn may_let_go(&self, id: Uuid, waits: bool) -> Vec<String> {
         let missing = self.open.get(&id).map(|slot| slot.missing.iter()).into_iter().flatten();
-        missing.filter(|host| self.is_held(host, id)).cloned().collect()
+        let may = |lane: &Lane| lane.may_have(id) && (waits || !lane.has(id));
+        missing.filter(|host| self.hosts.get(*host).is_some_and(may)).cloned().collect()
     }
 
     /// What was called off since `host` took it.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 use crate::host::cell::{Cell, Value, active, enabled, nothing, object};
-use crate::host::{Act, Listed, Object, Operate, Refresh, Unit, Verb, View, Want};
+use crate::host::{Act, Listed, Object, Operate, Record, Refresh, Unit, Verb, View, Want};
 use crate::op::{Bring, Domain, Execute, Intent, Method, Nothing, Op, Read, Rows, Write};
 use crate::permission::Permission;
 use crate::types::{ObjectName, UnitName};
@@ -341,14 +341,24 @@ fn enable(host: &View, ByName { name }: &ByName) -> Result<Want> {
     let along = host.installed_along(&unit)?;
     let mut want = Want::new();
     // What disabling has taken away comes back as it was.
-    let taken = host.records().into_iter().filter(|record| {
-        let Cell::Node(path) = &record.cell else { return false };
-        let is_of = |unit: &Unit| match &record.origin {
-            Value::Link(target) => View::is_link_of(path, Some(target), &unit.id),
-            Value::Directory { .. } => View::is_link_of(path, None, &unit.id),
-            _ => false,
+    let mut taken = host.records();
+    taken.retain(|record| record.value == Value::Absent);
+    let is_link = |record: &Record| {
+        let (Cell::Node(path), Value::Link(target)) = (&record.cell, &record.origin) else {
+            return false;
         };
-        record.value == Value::Absent && along.iter().chain([&unit]).any(is_of)
+        along.iter().chain([&unit]).any(|unit| View::is_link_of(path, target, &unit.id))
+    };
+    let links: Vec<_> = taken.iter().filter(|record| is_link(record)).cloned().collect();
+    taken.retain(|record| match (&record.cell, &record.origin) {
+        (Cell::Node(path), Value::Directory { .. }) => {
+            let is_within = |link: &Record| {
+                let Cell::Node(link) = &link.cell else { return false };
+                link.strip_prefix(path.as_str()).is_some_and(|rest| rest.starts_with('/'))
+            };
+            links.iter().any(is_within)
+        }
+        _ => is_link(record),
     });
     for record in taken {
         want = want.release(host, record.cell);

@@ -91,12 +91,13 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
             tokio::spawn(supervise(child_arguments(server), paths.clone(), ended, give_up))
         });
         greet(&paths);
-        tokio::spawn(tell({
+        let status = {
             let (controller, socket) = (controller.clone(), paths.socket.clone());
-            move || {
-                let line = controller.line();
-                Health { status: format!("{line}; listens at {}", socket.display()), stuck: None }
-            }
+            move || format!("{}; listens at {}", controller.line(), socket.display())
+        };
+        tokio::spawn(tell({
+            let status = status.clone();
+            move || Health { status: status(), stuck: None }
         }));
         let outcome = loop {
             let wish = tokio::select! {
@@ -114,6 +115,7 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
                             reload(&config, &new.config, &running, &volume, &api).await;
                             let fault = tls.as_ref().and_then(|tls| tls.fault());
                             controller.note_network(&addresses, fault);
+                            notify(&[NotifyState::Status(&status())]);
                         }
                         Err(error) => tracing::error!("the old configuration stays: {error}"),
                     }

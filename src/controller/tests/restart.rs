@@ -47,6 +47,54 @@ async fn a_drain_and_a_cancellation_survive_a_restart() {
 }
 
 #[tokio::test]
+async fn what_was_taken_before_a_restart_is_called_off_by_whoever_took_it() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let (begun, queued) = (ask(&controller, ACT).await, ask(&controller, CHANGE).await);
+    agent.next_of(&[Class::Act], 5_000).await;
+    end(controller, agent).await;
+
+    let controller = bench.start().await;
+    for job in [&begun, &queued] {
+        let id = json!({ "id": job.id });
+        let cancelled = call(&controller, "job.cancel", id.clone()).await.unwrap();
+        let told = (&cancelled["hosts"], &cancelled["asked"], &cancelled["status"]);
+        assert_eq!((told.0, told.1), (&json!([]), &json!(["web"])), "nobody can tell yet");
+        assert_ne!(told.2, "failed");
+    }
+    let mut agent = Agent::new(&controller, "m1", "web", 2).await;
+    let tasks = agent.next().await;
+    assert_eq!(tasks.len(), 2);
+    assert!(tasks.iter().all(|task| task.called_off));
+    agent.done(&begun.id).await;
+    let error = Error::new(Kind::Cancelled, "it was called off before it began");
+    agent.finish(std::slice::from_ref(&queued.id), Outcome::from(Err(error))).await.unwrap();
+    for (job, status) in [(&begun, "completed"), (&queued, "failed")] {
+        let view = call(&controller, "job.get", json!({ "id": job.id })).await.unwrap();
+        assert_eq!(view["status"], status);
+    }
+}
+
+#[tokio::test]
+async fn what_an_agent_still_has_after_a_restart_has_begun() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let (begun, queued) = (ask(&controller, ACT).await, ask(&controller, ACT).await);
+    agent.next_of(&[Class::Act], 5_000).await;
+    let holds = vec![begun.id.clone()];
+    end(controller, agent).await;
+
+    let controller = bench.start().await;
+    let mut agent = Agent::new(&controller, "m1", "web", 2).await;
+    agent.holds = holds;
+    assert_eq!(agent.next_of(&[Class::Act], 5_000).await[0].job, queued.id);
+    for job in [&begun, &queued] {
+        let refused = call(&controller, "job.cancel", json!({ "id": job.id })).await.unwrap_err();
+        assert_eq!(refused.kind(), Kind::Conflict);
+    }
+}
+
+#[tokio::test]
 async fn old_unfinished_jobs_are_found_by_name_and_do_not_make_a_restart_read_more() {
     let mut bench = Bench::new();
     (bench.limits.lag, bench.limits.jobs) = (100, 100_000);

@@ -77,15 +77,10 @@ impl View {
         Ok(directories)
     }
 
-    /// Whether a unit of this full name is what `path` led to, or a directory of such links.
-    pub fn is_link_of(path: &str, target: Option<&str>, unit: &str) -> bool {
+    /// Whether a unit of this full name is what the link at `path` led to.
+    pub fn is_link_of(path: &str, target: &str, unit: &str) -> bool {
         let Some(rest) = path.strip_prefix(LINKS) else { return false };
-        match target {
-            Some(target) => {
-                rest.ends_with(&format!("/{unit}")) || target.rsplit('/').next() == Some(unit)
-            }
-            None => DIRECTORIES.iter().any(|end| rest.ends_with(end)),
-        }
+        rest.ends_with(&format!("/{unit}")) || target.rsplit('/').next() == Some(unit)
     }
 }
 
