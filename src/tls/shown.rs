@@ -63,6 +63,8 @@ fn look(found: &CertificateDer<'_>) -> std::result::Result<Shown, rustls::Error>
     };
     let until = match invalid(at(FOR_EVER)) {
         Some(CertificateError::ExpiredContext { not_after, .. }) => not_after.as_secs(),
+        // It ends before it begins.
+        Some(CertificateError::Expired) => 0,
         _ => FOR_EVER,
     };
     let names = match ServerName::try_from(NOBODY).map(|n| verify_server_name(&certificate, &n)) {

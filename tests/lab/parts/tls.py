@@ -124,16 +124,23 @@ def first():
     until(lambda: listeners() == before, "then nothing listens again")
 
     # As the drop-in says: root alone may read the key.
-    certify("first")
-    sh("chmod", "0600", PLACE / "key.pem", ok=True)
     DROPIN.parent.mkdir(parents=True, exist_ok=True)
     DROPIN.write_text(f"""[Service]
 LoadCredential=tls.cert:{PLACE}/cert.pem
 LoadCredential=tls.key:{PLACE}/key.pem
+SetCredential=tls.cert:missing
+SetCredential=tls.key:missing
 Environment=OSAPI_CONTROLLER_TLS_CERT=%d/tls.cert
 Environment=OSAPI_CONTROLLER_TLS_KEY=%d/tls.key
 """)
     sh("systemctl", "daemon-reload", ok=True)
+    sh("rm", "-rf", PLACE, ok=True)
+    sh("systemctl", "restart", "osapi-controller", ok=True)
+    ready()
+    status, answer = osapi("os", "get")
+    check(status == 0, "where the files are missing, this host is served", answer)
+    certify("first")
+    sh("chmod", "0600", PLACE / "key.pem", ok=True)
     old = pid("osapi-controller")
     r = sh("systemctl", "enable", "--now", SOCKET)
     check(r.returncode == 0, "enabling the socket is the whole switch", r.stderr)
