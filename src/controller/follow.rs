@@ -201,16 +201,11 @@ impl Controller {
         // An operation of another version is the host's to refuse.
         let class =
             ops::agent(&record.job.op).map_or(Class::Change, |row| Class::of(row, &record.options));
-        // Of what was called off it is on record who has it.
-        let is_late = self.is_due(&record.job) && record.job.cancelled.is_none();
         let mut lanes = self.lanes();
         lanes.expect(Open::new(id, record, class, true));
         lanes.admit(id, revision);
-        lanes.inherit(id);
-        if is_late {
-            // Its host may have begun in time, and is to say so.
-            lanes.presume_held(id);
-        }
+        // Its hosts may have begun, and are to say so.
+        lanes.inherit(id, |_| true);
     }
 
     /// Takes up a stored job with what has become of it so far, whether or not it goes on.
@@ -236,8 +231,9 @@ impl Controller {
             self.lanes().finish(id, &host, report);
         }
         if cancelled.is_some() {
+            // Of what was called off it is on record who has it.
             let mut lanes = self.lanes();
-            lanes.presume_held_by(id, |host| asked.contains(host));
+            lanes.inherit(id, |host| asked.contains(host));
             lanes.rewritten(id, revision, cancelled);
         }
         if is_parked {

@@ -304,27 +304,16 @@ impl Lanes {
         }
     }
 
-    /// Takes it that `id` may have been handed to its hosts by whoever ran before.
-    pub(super) fn inherit(&mut self, id: Uuid) {
+    /// Takes it that whoever ran before may have handed `id` to those of its hosts of which
+    /// `may_have` says so, and to no others.
+    pub(super) fn inherit(&mut self, id: Uuid, may_have: impl Fn(&String) -> bool) {
         let Some(slot) = self.open.get(&id) else { return };
         for host in &slot.missing {
-            if let Some(lane) = self.hosts.get_mut(host) {
+            let Some(lane) = self.hosts.get_mut(host) else { continue };
+            if may_have(host) {
                 lane.inherited.insert(id);
-            }
-        }
-    }
-
-    /// Takes it that `id` was handed to its hosts before the restart.
-    pub(super) fn presume_held(&mut self, id: Uuid) {
-        self.presume_held_by(id, |_| true);
-    }
-
-    /// The same for those of its hosts of which `is_holder` says so.
-    pub(super) fn presume_held_by(&mut self, id: Uuid, is_holder: impl Fn(&String) -> bool) {
-        let Some(slot) = self.open.get(&id) else { return };
-        for host in slot.missing.iter().filter(|host| is_holder(host)) {
-            if let Some(lane) = self.hosts.get_mut(host) {
-                lane.held.insert(id, Held::default());
+            } else {
+                lane.inherited.remove(&id);
             }
         }
     }
@@ -451,6 +440,12 @@ impl Lanes {
         let mut jobs = held.keys().filter_map(|id| self.open.get(id));
         jobs.find_map(|slot| slot.open.record.objects.get(name))
             .map(|content| content.digest.clone())
+    }
+
+    /// Whether `host` was handed `id`, by this controller or perhaps by one before, and may have
+    /// begun.
+    pub(super) fn may_have(&self, host: &str, id: Uuid) -> bool {
+        self.hosts.get(host).is_some_and(|lane| lane.may_have(id))
     }
 
     /// Whether `host` was handed `id` and may have begun.

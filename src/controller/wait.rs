@@ -105,7 +105,7 @@ impl Controller {
         so_far: &SoFar,
     ) -> Option<Report> {
         let lanes = self.lanes();
-        if lanes.is_missing(id, host) && (lanes.is_held(host, id) || !self.is_due(job)) {
+        if lanes.is_missing(id, host) && (lanes.may_have(host, id) || !self.is_due(job)) {
             return None;
         }
         drop(lanes);
@@ -144,9 +144,10 @@ impl Controller {
             return Status::of(report.outcome.kind());
         }
         let lanes = self.lanes();
-        if lanes.is_held(host, id) {
+        let begins_no_more = so_far.cancelled.is_some() || self.is_due(job);
+        if lanes.is_held(host, id) || begins_no_more && lanes.may_have(host, id) {
             Status::Processing
-        } else if so_far.cancelled.is_some() || self.is_due(job) {
+        } else if begins_no_more {
             Status::Failed
         } else {
             Status::Submitted

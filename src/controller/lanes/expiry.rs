@@ -6,8 +6,8 @@ use super::{Held, Lanes, Open, Slot};
 use crate::job::Record;
 
 impl Lanes {
-    /// Lets go of what `is_due` says will not be begun any more. What a host holds may have been
-    /// begun in time; it is let go of once `is_hopeless` says so.
+    /// Lets go of what `is_due` says will not be begun any more. What a host may have been handed
+    /// may have been begun in time; it is let go of once `is_hopeless` says so.
     pub(in crate::controller) fn expire(
         &mut self,
         is_due: impl Fn(&Record) -> bool,
@@ -22,7 +22,7 @@ impl Lanes {
         for open in due {
             let missing = self.open.get(&open.id).map(|slot| slot.missing.clone());
             for host in missing.unwrap_or_default() {
-                if !self.is_held(&host, open.id) || is_hopeless(&open.record) {
+                if !self.may_have(&host, open.id) || is_hopeless(&open.record) {
                     self.withdraw(&host, open.id);
                 }
             }

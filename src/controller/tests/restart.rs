@@ -61,6 +61,8 @@ async fn what_was_taken_before_a_restart_is_called_off_by_whoever_took_it() {
         let told = (&cancelled["hosts"], &cancelled["asked"], &cancelled["status"]);
         assert_eq!((told.0, told.1), (&json!([]), &json!(["web"])), "nobody can tell yet");
         assert_ne!(told.2, "failed");
+        let view = call(&controller, "job.get", id).await.unwrap();
+        assert_eq!(view["status"], "processing");
     }
     let mut agent = Agent::new(&controller, "m1", "web", 2).await;
     let tasks = agent.next().await;
@@ -73,6 +75,30 @@ async fn what_was_taken_before_a_restart_is_called_off_by_whoever_took_it() {
         let view = call(&controller, "job.get", json!({ "id": job.id })).await.unwrap();
         assert_eq!(view["status"], status);
     }
+}
+
+#[tokio::test]
+async fn what_a_restart_left_open_is_waited_for_beyond_its_deadline() {
+    let mut bench = Bench::new();
+    bench.limits.patience = Duration::from_millis(1);
+    let (controller, agent) = bench.with_agent().await;
+    let (job, called_off) = (ask(&controller, ACT).await, ask(&controller, ACT).await);
+    end(controller, agent).await;
+
+    let controller = bench.start().await;
+    let cancelled = call(&controller, "job.cancel", json!({ "id": called_off.id })).await.unwrap();
+    assert_eq!(cancelled["asked"], json!(["web"]));
+    while bench.clock.left(&called_off.deadline) > 0 {
+        tokio::task::yield_now().await;
+    }
+    controller.expire();
+    for job in [&job, &called_off] {
+        let view = call(&controller, "job.get", json!({ "id": job.id })).await.unwrap();
+        assert_eq!(view["status"], "processing", "its host may have begun");
+    }
+    let mut agent = Agent::new(&controller, "m1", "web", 2).await;
+    let tasks = agent.next().await;
+    assert_eq!(tasks.iter().map(|task| task.called_off).collect::<Vec<_>>(), [false, true]);
 }
 
 #[tokio::test]

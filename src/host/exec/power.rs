@@ -177,9 +177,11 @@ impl Executor {
         let timer = format!("{unit}.timer");
         let stopped = self.service_manager("systemctl", &["stop", "--", &timer]);
         if let Err(error) = stopped.and_then(|done| done.success("systemctl")) {
-            // Somebody else may have stopped it, which is seen as well.
-            tracing::warn!(%error, "cannot stop {timer}");
-            return false;
+            // An agent that was killed then may have stopped it already.
+            if self.is_up(&timer) {
+                tracing::warn!(%error, "cannot stop {timer}");
+                return false;
+            }
         }
         uptime() < power.at
     }
