@@ -75,12 +75,24 @@ impl Session<'_> {
             }
         }
         let newest = lists.pop().unwrap_or_default();
-        let ids = newest.iter().filter_map(|job| job["id"].as_str()).take(LATEST);
-        let uris: Vec<_> = ids.map(|id| format!("/api/job/{}", encoded(id))).collect();
-        let latest = join_all(uris.iter().map(|uri| self.hear(uri, limit))).await;
+        let mut unfinished = lists.concat();
+        let (latest, shown) =
+            tokio::join!(self.singly(&newest, limit), self.singly(&unfinished, limit));
+        for (job, shown) in unfinished.iter_mut().zip(shown) {
+            if let Some(shown) = shown.told() {
+                *job = shown.clone();
+            }
+        }
         // One that was deleted meanwhile is left out.
         let latest: Vec<_> = latest.iter().filter_map(Answer::told).collect();
-        Answer::Told(json!({ "unfinished": lists.concat(), "latest": latest }))
+        Answer::Told(json!({ "unfinished": unfinished, "latest": latest }))
+    }
+
+    /// The first few of `jobs` with what lists leave out, such as who asked for them.
+    async fn singly(&self, jobs: &[Value], limit: Duration) -> Vec<Answer> {
+        let ids = jobs.iter().filter_map(|job| job["id"].as_str()).take(LATEST);
+        let uris: Vec<_> = ids.map(|id| format!("/api/job/{}", encoded(id))).collect();
+        join_all(uris.iter().map(|uri| self.hear(uri, limit))).await
     }
 }
 
