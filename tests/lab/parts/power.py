@@ -85,6 +85,16 @@ def call_off():
     check(status != 0, "what is over cannot be called off again", (status, answer))
 
     about, timer = later()
+    sh("systemctl", "stop", "osapi-agent", ok=True)
+    sh("systemctl", "restart", "osapi-controller", ok=True)
+    status, answer = osapi("job", "cancel", about)
+    check(status == 0 and answer.get("asked"), "a controller that knows nothing of it asks the host", (status, answer))
+    check(job(about)["status"] == "processing", "whose answer is waited for", job(about))
+    sh("systemctl", "start", "osapi-agent", ok=True)
+    ready()
+    is_off(about, timer, "after a restart of the controller without an agent")
+
+    about, timer = later()
     sh("systemctl", "kill", "--signal=STOP", "osapi-agent", ok=True)
     status, answer = osapi("job", "cancel", about)
     check(status == 0, "so it is while the agent hangs", (status, answer))
