@@ -235,6 +235,23 @@ fn at_sigterm_what_was_begun_is_finished_or_said_to_be_interrupted() {
 }
 
 #[test]
+fn whoever_has_connected_is_answered_by_a_controller_that_stops() {
+    let appliance = appliance();
+    let mut daemon = Daemon::start(&appliance);
+    until_ready(&appliance);
+    let mut stream = UnixStream::connect(appliance.socket()).unwrap();
+    // Answered only after what came before it was accepted.
+    assert!(appliance.is_ready());
+    daemon.signal(Signal::TERM);
+    until("it accepts no more", || (!appliance.socket().exists()).then_some(()));
+    stream.write_all(b"GET /api/health HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(daemon.ended().success());
+}
+
+#[test]
 fn what_is_asked_while_the_agent_is_away_is_done_once_it_is_back() {
     let mut appliance = appliance();
     appliance.start();

@@ -25,6 +25,8 @@ use crate::tls;
 const SILENCE: Duration = Duration::from_secs(30);
 /// How long it may take to agree on how to encrypt.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long the first request of a connection is waited for when no more are accepted.
+const FIRST_WORD: Duration = Duration::from_secs(1);
 const TOO_MANY: &str = "too many connections; close some and try again";
 /// When there are no descriptors left, trying again at once would only burn the processor.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -258,7 +260,9 @@ impl Api {
     {
         let (wire, head) = Wire::new(stream);
         let api = &self;
+        let has_asked = Notify::new();
         let service = service_fn(|request| {
+            has_asked.notify_one();
             let now = api.gate();
             let peer = match &peer.source {
                 Source::Account { .. } if Arc::ptr_eq(&now, &gate) => peer.clone(),
@@ -284,8 +288,15 @@ impl Api {
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             () = self.told_to_stop() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+                // Whoever has just connected counts on an answer to what is still on its way.
+                tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = has_asked.notified() => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                    () = tokio::time::sleep(FIRST_WORD) => Ok(()),
+                }
             }
         };
         if let Err(error) = ended {
