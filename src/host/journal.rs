@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,11 @@ pub use prune::Bounds;
 pub(super) const HOST: &str = ".host";
 /// What the one agent of this journal holds for as long as it lives.
 const AGENT: &str = ".agent";
+/// How long a process may have a copy of an agent's locks that the agent was killed while starting:
+/// until it is a program of its own.
+const BIRTH: Duration = Duration::from_secs(1);
+/// How often it is looked whether it is.
+const PACE: Duration = Duration::from_millis(20);
 /// The form of everything below the journal's directory.
 const VERSION: &str = "1\n";
 
@@ -277,10 +282,18 @@ impl Journal {
 
     /// What keeps a second agent away for as long as it is held.
     pub(super) fn agent(&self) -> Result<Turn> {
-        self.try_lock(AGENT)?.ok_or_else(|| {
-            let message = format!("another agent works with {}; end it first", self.dir.display());
-            Error::new(Kind::Conflict, message)
-        })
+        let until = Instant::now() + BIRTH;
+        loop {
+            if let Some(turn) = self.try_lock(AGENT)? {
+                return Ok(turn);
+            }
+            if Instant::now() >= until {
+                let dir = self.dir.display();
+                let message = format!("another agent works with {dir}; end it first");
+                return Err(Error::new(Kind::Conflict, message));
+            }
+            std::thread::sleep(PACE);
+        }
     }
 
     /// The jobs about which something may be left to do, oldest first as far as names tell.

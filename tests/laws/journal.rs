@@ -187,3 +187,16 @@ fn a_second_agent_is_kept_away() {
     drop(second);
     host.executor.claim().unwrap();
 }
+
+#[test]
+fn what_a_killed_agent_has_just_started_keeps_the_next_one_waiting_and_not_away() {
+    let host = TestHost::new();
+    host.executor.claim().unwrap();
+    let root = Root::at(host.path("/"));
+    let next = Executor::new(root, &host.state(""), UndoBounds::default()).unwrap();
+    std::thread::scope(|scope| {
+        let claimed = scope.spawn(|| next.claim());
+        let _killed = host.restart();
+        claimed.join().unwrap().unwrap();
+    });
+}
