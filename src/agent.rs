@@ -6,10 +6,10 @@
 //!
 //! Each class of work has connections and threads of its own: changes happen one after the other,
 //! and so do verdicts on changes, which must not wait for anything else; acts and what only looks
-//! have a few workers each; what has no end has a thread for as long as it goes on. A worker that is free asks for work itself, so
-//! a task goes from the socket to the thread that does it and on to the socket without being
-//! passed on; and where all are busy nothing more of that class is asked for, which leaves the
-//! rest where it can still be called off.
+//! have a few workers each; what has no end has a thread for as long as it goes on. A worker that
+//! is free asks for work itself, so a task goes from the socket to the thread that does it and on
+//! to the socket without being passed on; and where all are busy nothing more of that class is
+//! asked for, which leaves the rest where it can still be called off.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -53,10 +53,10 @@ use looking::Looking;
 use pulse::Pulses;
 use report::Outbox;
 
-/// How many reads, and how many acts, run beside each other. One more act may wait for days: the
-/// one that is to take the host down.
+/// How many reads, and how many acts, run beside each other. One act may wait for days: the one
+/// that is to take the host down.
 const LOOKS: usize = 8;
-const ACTS: usize = 4 + 1;
+const ACTS: usize = 5;
 /// How long one question for work may wait.
 const POLL: Duration = Duration::from_secs(25);
 

@@ -16,7 +16,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use schemars::{Schema, SchemaGenerator};
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
@@ -356,58 +355,4 @@ impl<P: Params + Send, O: Output> ControllerOp for Streamed<P, O> {
     }
 }
 
-impl<P: Params, O: Output> Shape for Here<P, O> {
-    fn params(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<P>()
-    }
-
-    fn output(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<O>()
-    }
-
-    fn check(&self, params: &Value) -> Result<()> {
-        op::parse::<P>(params).map(drop)
-    }
-}
-
-impl<P: Params, O: Output> Shape for Upload<P, O> {
-    fn params(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<P>()
-    }
-
-    fn output(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<O>()
-    }
-
-    fn check(&self, params: &Value) -> Result<()> {
-        op::parse::<P>(params).map(drop)
-    }
-}
-
-impl<P: Params, O: Output> Shape for Judged<P, O> {
-    fn params(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<P>()
-    }
-
-    fn output(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<O>()
-    }
-
-    fn check(&self, params: &Value) -> Result<()> {
-        op::parse::<P>(params).map(drop)
-    }
-}
-
-impl<P: Params, O: Output> Shape for Streamed<P, O> {
-    fn params(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<P>()
-    }
-
-    fn output(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<O>()
-    }
-
-    fn check(&self, params: &Value) -> Result<()> {
-        op::parse::<P>(params).map(drop)
-    }
-}
+op::shaped! { Here => O, Upload => O, Judged => O, Streamed => O }

@@ -127,6 +127,17 @@ pub const MOST_FOLLOWED: usize = 8;
 impl Class {
     pub const ALL: [Self; 5] = [Self::Look, Self::Change, Self::Act, Self::Verdict, Self::Follow];
 
+    /// As the metrics call it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Look => "read",
+            Self::Change => "write",
+            Self::Act => "execute",
+            Self::Verdict => "verdict",
+            Self::Follow => "follow",
+        }
+    }
+
     /// That of a task.
     pub fn of(op: &Op<Agent>, options: &Options) -> Self {
         match op.run.access() {

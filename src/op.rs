@@ -370,75 +370,27 @@ impl<P: Params, O: Output> AgentOp for Execute<P, O> {
     }
 }
 
-impl<P: Params, O: Output> Shape for Read<P, O> {
-    fn params(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<P>()
-    }
+/// What a row takes and answers with follows from its types alone.
+macro_rules! shaped {
+    ($($run:ident => $answer:ty),+ $(,)?) => {$(
+        impl<P: $crate::op::Params, O: $crate::op::Output> $crate::op::Shape for $run<P, O> {
+            fn params(&self, generator: &mut ::schemars::SchemaGenerator) -> ::schemars::Schema {
+                generator.subschema_for::<P>()
+            }
 
-    fn output(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<O>()
-    }
+            fn output(&self, generator: &mut ::schemars::SchemaGenerator) -> ::schemars::Schema {
+                generator.subschema_for::<$answer>()
+            }
 
-    fn check(&self, params: &Value) -> Result<()> {
-        parse::<P>(params).map(drop)
-    }
+            fn check(&self, params: &::serde_json::Value) -> $crate::error::Result<()> {
+                $crate::op::parse::<P>(params).map(drop)
+            }
+        }
+    )+};
 }
+pub(crate) use shaped;
 
-impl<P: Params, O: Output> Shape for Follow<P, O> {
-    fn params(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<P>()
-    }
-
-    fn output(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<O>()
-    }
-
-    fn check(&self, params: &Value) -> Result<()> {
-        parse::<P>(params).map(drop)
-    }
-}
-
-impl<P: Params, O: Output> Shape for Write<P, O> {
-    fn params(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<P>()
-    }
-
-    fn output(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<Changed<O>>()
-    }
-
-    fn check(&self, params: &Value) -> Result<()> {
-        parse::<P>(params).map(drop)
-    }
-}
-
-impl<P: Params, O: Output> Shape for Bring<P, O> {
-    fn params(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<P>()
-    }
-
-    fn output(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<Changed<O>>()
-    }
-
-    fn check(&self, params: &Value) -> Result<()> {
-        parse::<P>(params).map(drop)
-    }
-}
-
-impl<P: Params, O: Output> Shape for Execute<P, O> {
-    fn params(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<P>()
-    }
-
-    fn output(&self, generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<O>()
-    }
-
-    fn check(&self, params: &Value) -> Result<()> {
-        parse::<P>(params).map(drop)
-    }
-}
+shaped! { Read => O, Follow => O, Execute => O, Write => Changed<O>, Bring => Changed<O> }
 
 /// Parses `params` as an operation takes them.
 pub fn parse<P: Params>(params: &Value) -> Result<P> {

@@ -90,3 +90,8 @@ impl Row {
         format!("/api{}", self.path)
     }
 }
+
+/// Whether hosts have jobs of the operation `id` wait for their time, and then go down.
+pub fn ends_boot(id: &str) -> bool {
+    find(id).is_some_and(|row| row.ends_boot)
+}

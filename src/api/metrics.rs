@@ -10,6 +10,7 @@ use prometheus::{
 
 use crate::controller::Figures;
 use crate::error::{Error, Kind, Result};
+use crate::link::Class;
 use crate::ops;
 use crate::token::Refusal;
 
@@ -152,9 +153,8 @@ fn snapshot(figures: &Figures) -> prometheus::Result<Registry> {
     let lanes =
         gauges("osapi_lane_jobs", "What a host has still to do, by class.", &["host", "class"])?;
     for (host, lengths) in &figures.lanes {
-        let classes = ["read", "write", "execute", "verdict", "follow"];
-        for (class, length) in classes.into_iter().zip(lengths) {
-            lanes.with_label_values(&[host.as_str(), class]).set(clamp(*length as u64));
+        for (class, length) in Class::ALL.into_iter().zip(lengths) {
+            lanes.with_label_values(&[host.as_str(), class.as_str()]).set(clamp(*length as u64));
         }
     }
     let agents = gauges("osapi_agents", "Agents, known and there.", &["state"])?;

@@ -70,7 +70,7 @@ pub(super) async fn begin(controller: &Shared) -> Result<()> {
 
 /// Until when a host that has taken a job may tell of it: some work waits there for its time.
 pub(super) fn last_word_of(record: &Record) -> Deadline {
-    let is_for_later = ops::find(&record.job.op).is_some_and(|row| row.ends_boot);
+    let is_for_later = ops::ends_boot(&record.job.op);
     let delay = record.params.get("delay").and_then(serde_json::Value::as_u64);
     let delay = delay.filter(|_| is_for_later).unwrap_or_default();
     let grace = delay.saturating_mul(1000).saturating_add(GRACE_MS);

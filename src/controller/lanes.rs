@@ -14,6 +14,7 @@ use crate::job::{Mark, Progress, Record, Report};
 use crate::link::Class;
 use crate::store::Revision;
 
+mod cancel;
 mod expiry;
 
 /// One for each class.
@@ -396,31 +397,6 @@ impl Lanes {
         self.open.get(&id).is_some_and(|slot| !slot.missing.is_empty())
     }
 
-    /// Hands a job out no more, and says to which hosts it never was, so that none of these has
-    /// begun.
-    pub(super) fn hold_back(&mut self, id: Uuid) -> Vec<String> {
-        let Some(slot) = self.open.get(&id) else { return Vec::new() };
-        let mut hosts = Vec::new();
-        for host in &slot.missing {
-            let Some(lane) = self.hosts.get_mut(host) else { continue };
-            if !lane.may_have(id) && lane.leave(&slot.open) {
-                hosts.push(host.clone());
-            }
-        }
-        hosts
-    }
-
-    /// Takes that back.
-    pub(super) fn offer_again(&mut self, id: Uuid, hosts: &[String]) {
-        let Some(slot) = self.open.get(&id) else { return };
-        for host in hosts.iter().filter(|host| slot.missing.contains(*host)) {
-            let Some(lane) = self.hosts.get_mut(host) else { continue };
-            lane.stored += usize::from(slot.open.is_stored);
-            lane.classes[slot.open.class as usize].insert(id);
-            lane.arrived[slot.open.class as usize].notify_waiters();
-        }
-    }
-
     /// Tells when something of `classes` for `host` arrives.
     pub(super) fn arrivals(&mut self, host: &str, classes: &[Class]) -> Vec<Arc<Notify>> {
         let lane = self.hosts.entry(host.to_owned()).or_default();
@@ -451,20 +427,6 @@ impl Lanes {
     /// Whether `host` was handed `id` and may have begun.
     pub(super) fn is_held(&self, host: &str, id: Uuid) -> bool {
         self.hosts.get(host).is_some_and(|lane| lane.held.contains_key(&id))
-    }
-
-    /// Hosts that may have taken `id`, have still to answer, and can be asked to let go of it: any
-    /// where it `waits` for its time, else those of which nobody knows whether they have begun.
-    pub(super) fn may_let_go(&self, id: Uuid, waits: bool) -> Vec<String> {
-        let missing = self.open.get(&id).map(|slot| slot.missing.iter()).into_iter().flatten();
-        let may = |lane: &Lane| lane.may_have(id) && (waits || !lane.has(id));
-        missing.filter(|host| self.hosts.get(*host).is_some_and(may)).cloned().collect()
-    }
-
-    /// What was called off since `host` took it.
-    pub(super) fn called_off(&self, host: &str) -> Vec<Uuid> {
-        let lane = self.hosts.get(host);
-        lane.into_iter().flat_map(|lane| &lane.called_off).copied().collect()
     }
 
     pub(super) fn is_missing(&self, id: Uuid, host: &str) -> bool {

@@ -18,6 +18,7 @@ use crate::store::redb::RedbStore;
 use crate::store::{Bounds, Order};
 
 mod audit;
+mod cancel;
 mod course;
 mod restart;
 

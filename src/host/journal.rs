@@ -39,7 +39,7 @@ const AGENT: &str = ".agent";
 /// How long a process may have a copy of an agent's locks that the agent was killed while starting:
 /// until it is a program of its own.
 const BIRTH: Duration = Duration::from_secs(1);
-/// How often it is looked whether it is.
+/// How often it is looked whether it is: flock(2) waits for ever or not at all.
 const PACE: Duration = Duration::from_millis(20);
 /// The form of everything below the journal's directory.
 const VERSION: &str = "1\n";

@@ -174,8 +174,7 @@ pub(super) async fn cancel(call: Call, About { id }: About) -> Result<Cancelled>
         let hosts = controller.lanes().hold_back(uuid);
         // Who has it may let go of it for as long as its time has not come, and of who had it when
         // this controller or its agent ended, its journal knows whether it has begun.
-        let waits = ops::find(&record.job.op).is_some_and(|row| row.ends_boot);
-        let asked = controller.lanes().may_let_go(uuid, waits);
+        let asked = controller.lanes().may_let_go(uuid, ops::ends_boot(&record.job.op));
         if hosts.is_empty() && asked.is_empty() {
             let message = format!(
                 "job {} was taken by its host already and cannot be called off; undo it when it \

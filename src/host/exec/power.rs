@@ -140,7 +140,7 @@ impl Executor {
 
     /// Runs what the service manager, or somebody else who outlives this process, is told by. It
     /// holds no turn, for nobody has to wait for it.
-    fn service_manager(&self, program: &str, args: &[&str]) -> Result<Done> {
+    pub(super) fn service_manager(&self, program: &str, args: &[&str]) -> Result<Done> {
         let path = self.core.root.command(program)?;
         command::query(&path, args, &self.core.journal.scratch(), LIMIT)
     }

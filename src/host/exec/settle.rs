@@ -123,8 +123,8 @@ impl Executor {
     /// Takes back at once what waits to be confirmed, because nobody will be there to do so when
     /// the time is over. Says which jobs that were; an error if one is not taken back in full.
     pub fn settle_unconfirmed(&self) -> Result<Vec<String>> {
-        // Where nothing waits, the turn may be somebody's whose change removes OSAPI itself.
-        // While something does, nobody has it for long.
+        // Where nothing waits, nobody who is at work is waited for. While something does, no other
+        // change begins, so that the turn is free before long.
         if self.unconfirmed()?.is_empty() {
             return Ok(Vec::new());
         }

@@ -29,11 +29,10 @@ const COMMANDS: u32 = 4;
 const GRACE: Duration = Duration::from_secs(10);
 /// How long it may take to end once it is told to.
 const STOP: Duration = Duration::from_secs(5);
-/// How long what is killed has to be gone, and how often that is looked at.
+/// How long what is killed has to be gone, and how often that is looked at: its lock cannot be
+/// waited for with a limit.
 const KILLED: Duration = Duration::from_secs(2);
 const PACE: Duration = Duration::from_millis(50);
-/// How long the service manager may take to kill it.
-const KILLING: Duration = Duration::from_secs(30);
 /// How often an answer is written that the disk does not take, and how long after one another.
 const ATTEMPTS: u32 = 30;
 const AGAIN: Duration = Duration::from_secs(1);
@@ -161,13 +160,8 @@ impl Executor {
         let unit = format!("{unit}.service");
         tracing::warn!("killing {unit}, which has not ended in time");
         let args = ["kill", "--signal=KILL", "--", &unit];
-        let killed = self.core.root.command("systemctl").and_then(|path| {
-            let mut command = std::process::Command::new(&path);
-            command.args(args).env_clear().envs(command::ENVIRONMENT);
-            let child =
-                command::spawn(&mut command, false, None).map_err(command::cannot_run(&path))?;
-            command::follow(child, &path, &[], KILLING)?.success("systemctl")
-        });
+        let killed = self.service_manager("systemctl", &args);
+        let killed = killed.and_then(|done| done.success("systemctl"));
         if let Err(error) = killed {
             tracing::warn!("cannot kill {unit}: {error}");
         }
