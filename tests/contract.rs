@@ -18,6 +18,8 @@ use osapi::ops::{self, Row, Run};
 use osapi::schema::{self, Field, Type};
 use serde_json::{Map, Value, json};
 
+use crate::say::say;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -386,7 +388,7 @@ fn every_row_is_as_published() {
     for id in additions.keys().filter(|id| !used.contains(*id)) {
         writeln!(comparison.wrong, "additions.txt: {id} is not needed").unwrap();
     }
-    println!("{rows} of the {} published operations have a row", operations.len());
+    say(format!("{rows} of the {} published operations have a row", operations.len()));
     assert!(comparison.wrong.is_empty(), "\n{}", comparison.wrong);
 }
 

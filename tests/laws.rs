@@ -8,6 +8,7 @@ use osapi::op::{Access, Intent};
 use osapi::ops::{self, Run};
 use serde_json::json;
 
+use crate::say::say;
 use crate::support::cases::{SECRET, cases, deploy, find, host_for};
 use crate::support::host::{TestHost, job, task};
 
@@ -68,7 +69,7 @@ fn what_is_done_rather_than_brought_about_has_no_preview() {
 fn a_provider_that_writes_while_it_plans_is_refused() {
     let host = TestHost::new();
     if !host.executor.landlock() {
-        println!("SKIPPED: a_provider_that_writes_while_it_plans_is_refused: no Landlock");
+        say("SKIPPED: a_provider_that_writes_while_it_plans_is_refused: no Landlock");
         return;
     }
     let params = json!(host.path("/etc/sneaked"));

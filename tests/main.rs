@@ -8,6 +8,8 @@ mod documents;
 mod fuzz;
 mod laws;
 mod maintainer;
+#[path = "support/say.rs"]
+mod say;
 mod security;
 #[path = "support/server.rs"]
 mod server;

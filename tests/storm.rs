@@ -6,6 +6,8 @@
 
 #[path = "support/http.rs"]
 mod http;
+#[path = "support/say.rs"]
+mod say;
 #[path = "support/appliance.rs"]
 mod support;
 
@@ -14,6 +16,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use say::say;
 use serde_json::{Value, json};
 use support::{Appliance, Random, Site};
 
@@ -134,12 +137,12 @@ fn nothing_that_was_promised_is_lost_or_done_twice() {
             .entry(format!("{status}{}{kind}", if kind.is_empty() { "" } else { ":" }))
             .or_default() += 1;
     }
-    println!(
+    say(format!(
         "storm: {points} points, seed {seed}, killed {killed:?}; {writes} writes and {acts} acts \
          accepted, {} reads, {} refused; outcomes {kinds:?}",
         ledger.reads.load(Ordering::Relaxed),
         ledger.refused.load(Ordering::Relaxed),
-    );
+    ));
 }
 
 /// Waits until every job is final; returns status and kind of error of each.
@@ -207,7 +210,7 @@ fn judge(appliance: &Appliance, ledger: &Ledger, outcomes: &BTreeMap<String, (St
 #[test]
 fn a_full_disk_heals_without_a_restart() {
     let Some(mut appliance) = Appliance::on_a_small_disk() else {
-        return println!("SKIPPED: a full disk: only root may mount a file system of 64 MiB");
+        return say("SKIPPED: a full disk: only root may mount a file system of 64 MiB");
     };
     appliance.write("proc/sys/test/n0", "0\n");
     appliance.start();
@@ -283,8 +286,8 @@ fn a_full_disk_heals_without_a_restart() {
     assert_eq!(appliance.pids(), pids, "nobody was started again");
     appliance.assert_audit_is_intact();
     let last: Value = json!(accepted.last().map(|(_, value)| value));
-    println!(
+    say(format!(
         "full disk: 3 rounds, {} accepted, {done} done, {refused} refused with 507, last {last}",
         accepted.len()
-    );
+    ));
 }

@@ -20,6 +20,8 @@ use serde_json::{Value, json};
 use sha2::Digest as _;
 use tempfile::TempDir;
 
+use crate::say::say;
+
 #[derive(Clone, Debug)]
 struct Asked {
     line: String,
@@ -300,7 +302,7 @@ fn a_refusal_is_heard_although_the_file_was_not_taken() {
 #[test]
 fn whoever_comes_first_in_a_place_for_all_is_told_nothing() {
     if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: only root can listen as another account");
+        say("SKIPPED: only root can listen as another account");
         return;
     }
     let directory = tempfile::tempdir_in("/tmp").unwrap();

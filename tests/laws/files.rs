@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use osapi::error::Kind;
 use serde_json::{Value, json};
 
+use crate::say::say;
 use crate::server::as_account;
 use crate::support::cases::deploy;
 use crate::support::host::TestHost;
@@ -51,7 +52,7 @@ fn mode_and_owner_are_really_applied_and_really_given_back() {
         host.write("/etc/group", "root:x:0:\nada:x:1235:\nstaff:x:50:\n");
         (params["owner"], params["group"]) = (json!("ada"), json!("staff"));
     } else {
-        println!("SKIPPED: owners of others: not root");
+        say("SKIPPED: owners of others: not root");
     }
     host.run("job", "file.deploy.execute", &params).unwrap();
     let about = host.path("/etc/motd").metadata().unwrap();
@@ -113,7 +114,7 @@ fn what_a_change_would_lose_is_refused() {
     let flags = rustix::fs::XattrFlags::empty();
     let has_attributes = rustix::fs::setxattr(&marked, "user.mark", b"x", flags).is_ok();
     if !has_attributes {
-        println!("SKIPPED: extended attributes: this file system has none");
+        say("SKIPPED: extended attributes: this file system has none");
     }
     let before = host.snapshot();
     let marked = has_attributes.then_some(("/etc/marked", "user.mark"));

@@ -28,6 +28,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
 
 use crate::answers;
+use crate::say::say;
 
 #[path = "chunks.rs"]
 mod chunks;
@@ -259,7 +260,7 @@ pub(crate) fn as_account<T: Send>(
     work: impl FnOnce() -> T + Send,
 ) -> Option<T> {
     if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: only root can try what other accounts may");
+        say("SKIPPED: only root can try what other accounts may");
         return None;
     }
     let become_it = || {
