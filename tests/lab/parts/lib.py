@@ -73,11 +73,6 @@ def check(holds, text, detail=None):
     return bool(holds)
 
 
-def skip(why):
-    """Says that something was left out; a run that must leave out nothing counts it as failed."""
-    say(f"SKIPPED: {_name}: {why}")
-
-
 def figure(name, value):
     """Something measured, for docs/performance.md."""
     say(f"FIGURE {name}: {value}")
