@@ -209,6 +209,7 @@ impl Controller {
             task.abort();
         }
         self.flush_notes().await;
+        self.store.close().await;
     }
 
     pub fn clock(&self) -> &Clock {

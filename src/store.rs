@@ -29,8 +29,13 @@ use tokio::io::AsyncRead;
 use crate::error::{Error, Kind, Result};
 
 pub mod audit;
+pub mod nats;
 pub mod objects;
+mod queue;
 pub mod redb;
+
+/// The longest key, in bytes.
+const KEY: usize = 512;
 
 /// Position of a write within the store: later writes have greater revisions.
 pub type Revision = u64;
@@ -132,6 +137,26 @@ impl Step {
         self.is_owed || !self.writes.is_empty() && self.writes.iter().all(is_deletion)
     }
 
+    /// Fails unless it is a step that every backend can take, with values of up to `most` bytes.
+    pub(crate) fn check(&self, most: usize) -> Result<()> {
+        for write in &self.writes {
+            if write.key.len() > KEY || !write.key.split('.').all(is_token) {
+                let message = format!("{:?} is no key of the store", write.key);
+                return Err(Error::new(Kind::Internal, message));
+            }
+            if write.value.as_ref().is_some_and(|value| value.len() > most) {
+                let message = format!("{} is larger than a record may be", write.key);
+                return Err(Error::new(Kind::TooLarge, message));
+            }
+        }
+        let mut keys: Vec<_> = self.writes.iter().map(|write| &write.key).collect();
+        keys.sort_unstable();
+        if keys.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(Error::new(Kind::Internal, "a step writes a key twice"));
+        }
+        Ok(())
+    }
+
     /// What its values take.
     pub(crate) fn bytes(&self) -> usize {
         self.writes.iter().filter_map(|write| write.value.as_ref()).map(Bytes::len).sum()
@@ -177,15 +202,16 @@ pub trait Store: Send + Sync {
     /// changes. A deletion is heard of by whoever resumes within an hour. Ends when the store
     /// closes or cannot be read; go on from the last revision seen.
     async fn watch(&self, prefix: &str, since: Revision) -> Result<BoxStream<'static, Event>>;
-    /// Up to `limit` links of both audit chains that come behind the number `after` in `order`; 0
-    /// stands for the end that `order` begins at. There are fewer where these are large, and none
-    /// only at the end. Numbers may have gaps: reads and refusals are dropped sooner than the rest.
+    /// Up to `limit` links of the audit chains of all writers that come behind the place `after` in
+    /// `order`; 0 stands for the end that `order` begins at. There are fewer where these are large,
+    /// and none only at the end. Places may have gaps: reads and refusals are dropped sooner than
+    /// the rest.
     async fn audit(&self, after: u64, limit: usize, order: Order) -> Result<Vec<audit::Stored>>;
-    /// Keeps retention from the audit log until it is dropped, so that the log can be read as it
-    /// is now; not for more than a sixteenth of what the log may take. `Busy` where some do so
-    /// already.
+    /// Keeps retention from this writer's part of the audit log until it is dropped, so that it can
+    /// be read as it is now; not for more than a sixteenth of what the log may take. `Busy` where
+    /// some do so already.
     fn keep(&self) -> Result<Kept>;
-    /// Where the audit chains begin and end. From memory.
+    /// Where the audit chains of this writer begin and end. From memory.
     async fn ends(&self) -> Result<audit::Ends>;
     /// Where the chain of requests ends. From memory.
     async fn head(&self) -> Result<audit::Head> {
@@ -197,6 +223,9 @@ pub trait Store: Send + Sync {
     /// there will be none. Take it only when the commit is a matter of microseconds, such as
     /// after a request's body has arrived: commits gather for those who are on their way.
     fn expect(&self) -> Coming;
+    /// Returns once what waits is durable, lazy steps included, or where that cannot be had in a few
+    /// seconds. Nothing is taken after it.
+    async fn close(&self) {}
 }
 
 /// What a store and its objects may take. Every bound has the documented default.
@@ -318,6 +347,12 @@ impl Drop for Kept {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// What keys are made of, between their dots.
+pub(crate) fn is_token(token: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    !token.is_empty() && token.bytes().all(is_plain)
 }
 
 pub(crate) fn is_under(key: &str, prefix: &str) -> bool {

@@ -1,6 +1,9 @@
-//! The promises in `osapi::store`: one suite for every backend, then what is redb's own.
+//! The promises in `osapi::store`: one suite for every backend, then what is each one's own.
 
 mod audit;
+#[path = "support/broker.rs"]
+mod broker;
+mod nats;
 mod objects;
 mod recovery;
 mod suite;

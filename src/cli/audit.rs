@@ -49,35 +49,36 @@ pub(super) async fn verify(session: &Session<'_>, reach: &Reach) -> Result<u8, P
 
 /// Looks through the log of the running controller.
 pub(super) async fn walk(session: &Session<'_>, known: &[link::Head]) -> Result<Verdict, Problem> {
-    let (mut check, mut after, mut last) = (None, 0, 0);
+    let (mut check, mut after, mut goal) = (None, 0, 0);
     loop {
         let uri = format!("/api/audit/chain?after={after}&limit={PAGE}");
         let chain = session.get(&uri).await?.json()?;
-        if check.is_none() {
-            let ends: Ends = parse(&chain["ends"])?;
-            last = ends.head.number.max(ends.refusals_head.number);
-            check = Some(Check::new(&ends, known));
-        }
-        let links = chain["links"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let before = after;
-        for link in links {
+        let check = match &mut check {
+            Some(check) => check,
+            none => {
+                let ends: Ends = parse(&chain["ends"])?;
+                goal = ends.head.number.max(ends.refusals_head.number);
+                none.insert(Check::new(&ends, known))
+            }
+        };
+        let mut is_done = goal == 0;
+        for link in chain["links"].as_array().map(Vec::as_slice).unwrap_or_default() {
             let stored = link.as_str().unwrap_or_default().as_bytes();
+            let number = decode::<Link>(stored).map_or(0, |link| link.number);
+            is_done |= number >= goal;
             // What has been written since the first page is none of this walk's business.
-            let number = decode::<Link>(stored).map(|link| link.number);
-            if number.as_ref().is_ok_and(|number| *number > last) {
-                after = last;
+            if number > goal {
                 break;
             }
-            after = number.unwrap_or(after);
-            if let Some(check) = &mut check {
-                check.link(stored);
-            }
+            check.link(stored);
         }
-        if links.is_empty() || after >= last || after == before {
-            let verdict = check.map(Check::end);
-            return Ok(verdict.unwrap_or_default());
+        let last = chain["last"].as_u64().unwrap_or_default();
+        if is_done || last <= after {
+            break;
         }
+        after = last;
     }
+    Ok(check.map(Check::end).unwrap_or_default())
 }
 
 fn parse<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T> {

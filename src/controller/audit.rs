@@ -100,7 +100,7 @@ pub struct ById {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Chain {
-    /// The number of the link behind which to begin; 0 for the oldest that is kept.
+    /// The place behind which to begin, as `last` says it; 0 for the oldest that is kept.
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub after: u64,
@@ -139,7 +139,7 @@ pub struct Links {
     pub ends: Value,
     /// Links of both chains as stored, in order of number.
     pub links: Vec<String>,
-    /// The number of the last of them, to go on behind; 0 at the end.
+    /// The place to go on behind; 0 at the end.
     pub last: u64,
 }
 

@@ -144,13 +144,17 @@ pub struct Link {
 /// A link and the very bytes that its hash is of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
+    /// Where it stands among the links of all writers. With one writer, its number.
+    pub place: u64,
+    /// Whose it is, as the heads of its requests say.
+    pub writer: String,
     pub link: Link,
     pub bytes: Bytes,
 }
 
 impl Stored {
-    pub fn parse(bytes: Bytes) -> Result<Self> {
-        Ok(Self { link: decode(&bytes)?, bytes })
+    pub fn parse(place: u64, writer: &str, bytes: Bytes) -> Result<Self> {
+        Ok(Self { place, writer: writer.to_owned(), link: decode(&bytes)?, bytes })
     }
 }
 

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::io;
 use std::ops::Bound;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -26,6 +26,7 @@ use redb::{
 use tokio::sync::oneshot;
 
 use super::audit::{Ends, Stored};
+use super::queue::{Admitted, Queue};
 use super::{Bounds, Coming, Entry, Event, Kept, Order, Revision, Room, Step, Store, is_under};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
@@ -41,14 +42,13 @@ use open::Source;
 use tables::{REFUSALS, REQUESTS, State, Tables};
 use time::Time;
 use watch::Recent;
-use writer::{Command, Pending, Writer};
+use writer::{Command, Writer};
 
 /// key -> (revision, end of life in the store's time or MAX, value)
 const RECORDS: TableDefinition<&str, (u64, u64, &[u8])> = TableDefinition::new("records");
 /// revision -> key it wrote last: what a watch since some revision has to read.
 const CHANGES: TableDefinition<u64, &str> = TableDefinition::new("changes");
 
-const KEY: usize = 512;
 const VALUE: usize = 8 << 20;
 /// How much of the audit log is read at a time, in bytes; the last link of it may go beyond.
 const PAGE: usize = 1 << 20;
@@ -75,15 +75,9 @@ struct Shared {
     recent: Recent,
     room: Mutex<Room>,
     ends: Mutex<Ends>,
-    /// How many commits are about to come or under way, as far as callers say so.
-    coming: Arc<AtomicUsize>,
     /// How many read the audit log as it was when they began.
     kept: Arc<AtomicUsize>,
-    /// How many steps are in the writer's queue.
-    waiting: AtomicUsize,
-    lazy: Mutex<Vec<Pending>>,
-    /// Notes of lazy steps that were dropped and not yet accounted for.
-    lost: AtomicU64,
+    queue: Queue,
 }
 
 impl RedbStore {
@@ -117,11 +111,8 @@ impl RedbStore {
             recent: Recent::new(state.revision),
             room: Mutex::new(Room { bound: bounds.database, ..Room::default() }),
             ends: Mutex::default(),
-            coming: Arc::default(),
             kept: Arc::default(),
-            waiting: AtomicUsize::new(0),
-            lazy: Mutex::default(),
-            lost: AtomicU64::new(0),
+            queue: Queue::new(&bounds),
             bounds,
         });
         let (sender, commands) = mpsc::channel();
@@ -156,33 +147,12 @@ impl Handle {
         sender.send(command).map_err(|_| closed())
     }
 
-    fn enqueue(&self, mut step: Step, done: oneshot::Sender<Result<Revision>>) -> Result<()> {
-        let Shared { bounds, waiting, lazy, lost, .. } = &*self.shared;
-        if !step.is_lazy {
-            if waiting.fetch_add(1, Ordering::Relaxed) >= bounds.queue {
-                waiting.fetch_sub(1, Ordering::Relaxed);
-                return Err(busy());
-            }
-            return self.send(Command::Commit(Pending { step, done }));
+    fn enqueue(&self, step: Step, done: oneshot::Sender<Result<Revision>>) -> Result<()> {
+        match self.shared.queue.admit(step, done)? {
+            Admitted::Now(pending) => self.send(Command::Commit(pending)),
+            Admitted::First => self.send(Command::Wake),
+            Admitted::Rides => Ok(()),
         }
-        let mut lazy = lock(lazy);
-        let count = step.notes.len();
-        if lazy.len() >= bounds.lazy {
-            step.notes.clear();
-        } else if lazy.len() >= bounds.lazy / 2 {
-            // Reads and refusals cost whoever asks next to nothing, so they give way first.
-            step.notes.retain(|note| !note.is_idle());
-        }
-        let dropped = count - step.notes.len();
-        lost.fetch_add(dropped as u64, Ordering::Relaxed);
-        let is_hollow = dropped > 0 && step.notes.is_empty() && step.writes.is_empty();
-        if is_hollow || lazy.len() >= bounds.lazy {
-            return Err(busy());
-        }
-        lazy.push(Pending { step, done });
-        let is_first = lazy.len() == 1;
-        drop(lazy);
-        if is_first { self.send(Command::Wake) } else { Ok(()) }
     }
 }
 
@@ -244,7 +214,7 @@ impl Shared {
 #[async_trait]
 impl Store for RedbStore {
     async fn commit(&self, step: Step) -> Result<Revision> {
-        check(&step)?;
+        step.check(VALUE)?;
         let (done, committed) = oneshot::channel();
         self.0.enqueue(step, done)?;
         committed.await.map_err(|_| closed())?
@@ -352,7 +322,13 @@ impl Store for RedbStore {
             }
             Ok(links)
         };
-        self.0.shared.read(read).await?.into_iter().map(Stored::parse).collect()
+        let writer = lock(&self.0.shared.ends).head.writer.clone();
+        let links = self.0.shared.read(read).await?.into_iter();
+        let stored = |bytes| {
+            let stored = Stored::parse(0, &writer, bytes)?;
+            Ok(Stored { place: stored.link.number, ..stored })
+        };
+        links.map(stored).collect()
     }
 
     fn keep(&self) -> Result<Kept> {
@@ -368,7 +344,7 @@ impl Store for RedbStore {
     }
 
     fn expect(&self) -> Coming {
-        Coming::among(&self.0.shared.coming)
+        self.0.shared.queue.expect()
     }
 }
 
@@ -377,30 +353,6 @@ fn is_range(low: Bound<&str>, high: Bound<&str>) -> bool {
         (Bound::Included(low) | Bound::Excluded(low), Bound::Excluded(high)) => low < high,
         _ => true,
     }
-}
-
-/// Whether the step is one that every backend can take.
-fn check(step: &Step) -> Result<()> {
-    for write in &step.writes {
-        let is_token = |token: &str| {
-            !token.is_empty()
-                && token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
-        };
-        if write.key.len() > KEY || !write.key.split('.').all(is_token) {
-            let message = format!("{:?} is no key of the store", write.key);
-            return Err(Error::new(Kind::Internal, message));
-        }
-        if write.value.as_ref().is_some_and(|value| value.len() > VALUE) {
-            let message = format!("{} is larger than a record may be", write.key);
-            return Err(Error::new(Kind::TooLarge, message));
-        }
-    }
-    let mut keys: Vec<_> = step.writes.iter().map(|write| &write.key).collect();
-    keys.sort_unstable();
-    if keys.windows(2).any(|pair| pair[0] == pair[1]) {
-        return Err(Error::new(Kind::Internal, "a step writes a key twice"));
-    }
-    Ok(())
 }
 
 fn live(key: &str, (revision, end, value): (u64, u64, &[u8]), now: u64) -> Option<Entry> {
@@ -414,10 +366,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn closed() -> Error {
     Error::new(Kind::Unavailable, "the state store is closed")
-}
-
-fn busy() -> Error {
-    Error::new(Kind::Busy, "too much waits for the state store; retry later")
 }
 
 fn failed(error: redb::Error) -> Error {

@@ -72,12 +72,12 @@ async fn nothing_is_lost_to_a_kill() {
     }
 }
 
-fn pair(i: usize) -> Step {
+pub(super) fn pair(i: usize) -> Step {
     let step = Step::new().put(format!("a.{i}"), i.to_string(), Expect::Absent);
     step.put(format!("b.{i}"), i.to_string(), Expect::Absent).note(request(i))
 }
 
-async fn nothing_is_lost_or_half_done(store: &dyn Store, acknowledged: &[usize]) {
+pub(super) async fn nothing_is_lost_or_half_done(store: &dyn Store, acknowledged: &[usize]) {
     let numbers = async |prefix| -> BTreeSet<usize> {
         let entries = list(store, prefix, "", usize::MAX).await;
         entries.iter().map(|entry| entry.key[2..].parse().unwrap()).collect()

@@ -17,7 +17,7 @@ use serde_json::json;
 use super::super::Call;
 use super::log::{CHUNK, Known, item};
 use crate::error::{Error, Kind, Result};
-use crate::store::audit::{Ends, Note};
+use crate::store::audit::{Ends, Note, Stored};
 use crate::store::{Kept, Order, Store};
 
 /// How long somebody may take to read it.
@@ -28,9 +28,9 @@ pub(super) async fn export(call: Call) -> Result<BoxStream<'static, Result<Bytes
     let kept = store.keep()?;
     let ends = store.ends().await?;
     let last = ends.head.number.max(ends.refusals_head.number);
-    let (next, begun) = (Next::Items { before: last + 1 }, Instant::now());
-    let reading =
-        Reading { store, _kept: kept, ends, last, next, begun, known: Known::default(), items: 0 };
+    let (next, begun) = (Next::Items { before: 0 }, Instant::now());
+    let (known, items, has_links) = (Known::default(), 0, false);
+    let reading = Reading { store, _kept: kept, ends, last, next, begun, known, items, has_links };
     let parts = stream::try_unfold(reading, |mut reading| async move {
         let part = reading.part().await.inspect_err(|error| {
             tracing::warn!(%error, "an export of the audit log was broken off");
@@ -52,6 +52,8 @@ struct Reading {
     known: Known,
     /// How many were written.
     items: u64,
+    /// Whether a link was.
+    has_links: bool,
 }
 
 /// What is to be written next.
@@ -79,12 +81,13 @@ impl Reading {
 
     async fn some_items(&mut self, before: u64) -> Result<Vec<u8>> {
         let mut text = Vec::new();
-        if before > self.last {
+        if before == 0 {
             text.extend_from_slice(b"{\"items\":[");
         }
         let links = self.store.audit(before, CHUNK, Order::Descending).await?;
         self.is_as_it_was().await?;
-        for note in links.iter().flat_map(|stored| stored.link.notes.iter().rev()) {
+        let told: Vec<_> = links.iter().filter(|stored| self.is_told(stored)).collect();
+        for note in told.iter().flat_map(|stored| stored.link.notes.iter().rev()) {
             match note {
                 Note::End(end) => self.known.add(end),
                 Note::Entry(entry) => {
@@ -96,7 +99,7 @@ impl Reading {
         }
         self.next = match links.last() {
             // Nothing comes before the first.
-            Some(stored) if stored.link.number > 1 => Next::Items { before: stored.link.number },
+            Some(stored) if stored.place > 1 => Next::Items { before: stored.place },
             _ => {
                 let (ends, items) = (json!(self.ends), self.items);
                 let rest = format!("],\"total_items\":{items},\"ends\":{ends},\"links\":[");
@@ -111,20 +114,25 @@ impl Reading {
         let links = self.store.audit(after, CHUNK, Order::Ascending).await?;
         self.is_as_it_was().await?;
         let mut text = Vec::new();
-        for stored in links.iter().filter(|stored| stored.link.number <= self.last) {
-            let is_first = after == 0 && text.is_empty();
-            write(&mut text, is_first, &String::from_utf8_lossy(&stored.bytes))?;
+        let mut is_done = self.last == 0;
+        let told: Vec<_> = links.iter().filter(|stored| self.is_told(stored)).collect();
+        for stored in told {
+            write(&mut text, !self.has_links, &String::from_utf8_lossy(&stored.bytes))?;
+            (self.has_links, is_done) = (true, stored.link.number == self.last);
         }
         self.next = match links.last() {
-            Some(stored) if stored.link.number < self.last => {
-                Next::Links { after: stored.link.number }
-            }
+            Some(stored) if !is_done => Next::Links { after: stored.place },
             _ => {
                 text.extend_from_slice(b"]}\n");
                 Next::Nothing
             }
         };
         Ok(text)
+    }
+
+    /// Whether it is a link of this writer, and was there at the beginning.
+    fn is_told(&self, stored: &Stored) -> bool {
+        stored.writer == self.ends.head.writer && stored.link.number <= self.last
     }
 
     /// Fails where retention has dropped something of what is told.

@@ -48,7 +48,7 @@ pub(super) async fn list(call: Call, List { limit, offset }: List) -> Result<Pag
     while items.len() < limit {
         let links = controller.store.audit(after, CHUNK, Order::Descending).await?;
         let Some(last) = links.last() else { break };
-        after = last.link.number;
+        after = last.place;
         for stored in &links {
             for note in stored.link.notes.iter().rev() {
                 match note {
@@ -92,9 +92,12 @@ pub(super) async fn get(call: Call, ById { id }: ById) -> Result<Found> {
 pub(super) async fn chain(call: Call, Chain { after, limit }: Chain) -> Result<Links> {
     let store = &call.controller.store;
     let limit = usize::try_from(limit.clamp(1, 500)).unwrap_or(500);
-    let ends = json!(store.ends().await?);
-    let links = store.audit(after, limit, Order::Ascending).await?;
-    let last = links.last().map_or(0, |stored| stored.link.number);
+    let ends = store.ends().await?;
+    let mut links = store.audit(after, limit, Order::Ascending).await?;
+    let last = links.last().map_or(0, |stored| stored.place);
+    // A chain is checked against its own ends; those of others are theirs to show.
+    links.retain(|stored| stored.writer == ends.head.writer);
+    let ends = json!(ends);
     let text = |stored: &Stored| String::from_utf8_lossy(&stored.bytes).into_owned();
     Ok(Links { ends, links: links.iter().map(text).collect(), last })
 }
@@ -102,14 +105,14 @@ pub(super) async fn chain(call: Call, Chain { after, limit }: Chain) -> Result<L
 impl Controller {
     /// The number of a link that was surely written before the entry `id` was.
     async fn before(&self, id: &str) -> Result<u64> {
-        let ends = self.store.ends().await?;
-        let (mut low, mut high) = (0, ends.head.number.max(ends.refusals_head.number));
+        let newest = self.store.audit(0, 1, Order::Descending).await?;
+        let (mut low, mut high) = (0, newest.first().map_or(0, |stored| stored.place));
         let Some(at) = time_of(id).map(|at| at.saturating_sub(SLACK_MS)) else { return Ok(0) };
         while low < high {
             let middle = low + (high - low) / 2;
             let found = self.store.audit(middle, 1, Order::Ascending).await?;
             match found.first() {
-                Some(stored) if stored.link.at < at => low = stored.link.number.max(middle + 1),
+                Some(stored) if stored.link.at < at => low = stored.place.max(middle + 1),
                 _ => high = middle,
             }
         }
@@ -127,7 +130,7 @@ impl Controller {
         loop {
             let links = self.store.audit(after, CHUNK, Order::Ascending).await?;
             let Some(last) = links.last() else { break };
-            after = last.link.number;
+            after = last.place;
             for note in links.iter().flat_map(|stored| &stored.link.notes) {
                 match note {
                     Note::Entry(entry) if entry.id == id => found = Some(entry.clone()),

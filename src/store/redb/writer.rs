@@ -5,13 +5,11 @@
 //! engine refuses everything after; so the database is opened again, and what it then has says
 //! whether the transaction took effect.
 
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tokio::sync::oneshot;
 
 use super::held::Held;
 use super::open::Source;
@@ -19,15 +17,14 @@ use super::tables::{Applied, State, Tables};
 use super::time::Time;
 use super::{Shared, failed, is_room_error, lock, stored_state};
 use crate::error::{Error, Kind, Result};
+use crate::store::Step;
 use crate::store::audit::Note;
-use crate::store::{Revision, Step};
+use crate::store::queue::{Group, LAZY, Pending, mean_with};
 
 /// Bounds the work of one transaction, and with it the time others wait.
 const GROUP: usize = 512;
 /// The same in bytes.
 const GROUP_BYTES: usize = 16 << 20;
-/// How long lazy steps wait for company; a commit later they are durable, within a second.
-const LAZY: Duration = Duration::from_millis(900);
 /// How long nothing new is tried after a commit has failed.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How often it is looked whether what was wrong still is.
@@ -37,11 +34,6 @@ pub(super) enum Command {
     Commit(Pending),
     /// There are lazy steps.
     Wake,
-}
-
-pub(super) struct Pending {
-    pub(super) step: Step,
-    pub(super) done: oneshot::Sender<Result<Revision>>,
 }
 
 pub(super) struct Writer {
@@ -131,56 +123,39 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        while !lock(&self.shared.lazy).is_empty() {
+        while self.shared.queue.has_lazy() {
             self.round(Vec::new());
         }
         self.shared.recent.close();
         *self.shared.slot.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Takes what waits, and waits for those who are on their way. Without that, two halves of the
-    /// callers would alternate for ever. A third of a commit is less than what it saves, and one
-    /// caller alone never waits.
+    /// Takes what waits, and waits for those who are on their way.
     fn gather(&mut self, first: Pending) -> Vec<Pending> {
-        let (mut group, mut bytes) = (Vec::new(), 0);
-        let mut until = None;
-        let mut next = Some(first);
-        loop {
-            if let Some(pending) = next.take() {
-                self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
-                bytes += pending.step.bytes();
-                group.push(pending);
-            }
-            if group.len() == GROUP || bytes > GROUP_BYTES {
-                return group;
-            }
+        let queue = &self.shared.queue;
+        let mut group = Group::new(GROUP, GROUP_BYTES);
+        group.add(first, queue);
+        while !group.is_full() {
             let command = self.commands.try_recv().ok().or_else(|| {
-                let coming = self.shared.coming.load(Ordering::Relaxed);
-                if coming <= group.len() || self.mean.is_zero() {
-                    return None;
-                }
-                let now = Instant::now();
-                let until = *until.get_or_insert_with(|| now + self.mean / 3);
-                self.commands.recv_timeout(until.saturating_duration_since(now)).ok()
+                let until = group.patience(queue, self.mean)?;
+                let left = until.saturating_duration_since(Instant::now());
+                self.commands.recv_timeout(left).ok()
             });
             match command {
-                Some(Command::Commit(pending)) => next = Some(pending),
+                Some(Command::Commit(pending)) => group.add(pending, queue),
                 Some(Command::Wake) => {
                     self.due.get_or_insert_with(|| Instant::now() + LAZY);
                 }
-                None => return group,
+                None => break,
             }
         }
+        group.into_steps()
     }
 
     /// Commits a group, with the lazy steps that wait.
     fn round(&mut self, mut group: Vec<Pending>) {
-        let rest = {
-            let mut lazy = lock(&self.shared.lazy);
-            let count = lazy.len().min(GROUP);
-            group.extend(lazy.drain(..count));
-            !lazy.is_empty()
-        };
+        let (lazy, rest) = self.shared.queue.take_lazy(GROUP);
+        group.extend(lazy);
         self.due = rest.then(Instant::now);
         let group = self.admit(group);
         if group.is_empty() {
@@ -190,7 +165,7 @@ impl Writer {
         // What makes room, or was promised, may still fit.
         let (urgent, new): (Vec<_>, Vec<_>) =
             group.into_iter().partition(|pending| pending.step.is_urgent());
-        self.refuse(new, &error);
+        self.shared.queue.refuse(new, &error);
         if urgent.is_empty() {
             return;
         }
@@ -200,7 +175,7 @@ impl Writer {
         };
         if let Err((error, urgent)) = result {
             self.pause_all = Some((Instant::now() + PAUSE, Error::from(error.body())));
-            self.refuse(urgent, &error);
+            self.shared.queue.refuse(urgent, &error);
         }
     }
 
@@ -226,22 +201,11 @@ impl Writer {
         let mut admitted = Vec::new();
         for (steps, error) in [(urgent, all), (others, new)] {
             match error {
-                Some(error) => self.refuse(steps, &error),
+                Some(error) => self.shared.queue.refuse(steps, &error),
                 None => admitted.extend(steps),
             }
         }
         admitted
-    }
-
-    fn refuse(&self, group: Vec<Pending>, error: &Error) {
-        for pending in group {
-            if pending.step.is_lazy {
-                let lost = pending.step.notes.len() as u64;
-                self.shared.lost.fetch_add(lost, Ordering::Relaxed);
-            }
-            // Whoever asked may have stopped waiting.
-            let _ = pending.done.send(Err(Error::from(error.body())));
-        }
     }
 
     /// Commits and answers, or gives the steps back, none of which has then taken effect unless
@@ -251,7 +215,7 @@ impl Writer {
             return Err((self.detached(), group));
         }
         let started = Instant::now();
-        let lost = self.shared.lost.load(Ordering::Relaxed);
+        let lost = self.shared.queue.lost();
         let steps = || group.iter().map(|pending| &pending.step);
         match self.transact(steps, lost, false) {
             Ok(applied) => {
@@ -317,11 +281,8 @@ impl Writer {
     fn settle(&mut self, applied: Applied, lost: u64, took: Duration, group: Vec<Pending>) {
         let Applied { state, results, events, steps, bytes } = applied;
         if state.differs(&self.state) {
-            self.mean = match self.mean {
-                Duration::ZERO => took,
-                mean => (mean * 7 + took) / 8,
-            };
-            self.shared.lost.fetch_sub(lost, Ordering::Relaxed);
+            self.mean = mean_with(self.mean, took);
+            self.shared.queue.told(lost);
             let mut room = lock(&self.shared.room);
             room.figures.commits += 1;
             room.figures.commit_seconds += took.as_secs_f64();

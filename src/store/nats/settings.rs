@@ -1,0 +1,153 @@
+//! Where the broker is, and who we are to it.
+
+use std::path::PathBuf;
+
+use async_nats::{Auth, AuthError};
+use nkeys::KeyPair;
+use zeroize::Zeroizing;
+
+use crate::error::{Error, Kind, Result};
+use crate::store::is_token;
+
+/// The most bytes of a file that says who we are.
+const MAX_FILE: u64 = 64 << 10;
+
+/// What it takes to use a broker.
+#[derive(Clone, Default)]
+pub struct Settings {
+    /// `HOST:PORT`, or URLs such as `tls://HOST:PORT`; any of them will do.
+    pub servers: Vec<String>,
+    /// Names the streams and begins their subjects, so that several may share a broker.
+    pub namespace: String,
+    /// Names this controller: its connection and its audit chains. No two at a time may share one.
+    pub name: String,
+    pub identity: Identity,
+    pub tls: Tls,
+    /// How many servers keep each record. What exists must have as many.
+    pub replicas: usize,
+}
+
+/// How this controller says who it is.
+#[derive(Clone, Default)]
+pub enum Identity {
+    #[default]
+    Nobody,
+    Password {
+        user: String,
+        password: Zeroizing<String>,
+    },
+    /// The file with an nkey's seed.
+    Nkey(PathBuf),
+    /// The file with a JWT and the seed that goes with it.
+    Credentials(PathBuf),
+}
+
+/// How the connection is encrypted.
+#[derive(Clone, Default)]
+pub struct Tls {
+    /// No connection is made without.
+    pub is_required: bool,
+    /// Authorities, in PEM, that the server's certificate may come from; those of the host by
+    /// default.
+    pub ca: Option<PathBuf>,
+    /// This controller's certificate and its key, in PEM.
+    pub own: Option<(PathBuf, PathBuf)>,
+}
+
+impl Settings {
+    pub(super) fn check(&self) -> Result<()> {
+        let wrong = |what: &str, value: &str, rule: &str| {
+            let message = format!("{value:?} cannot be the broker's {what}: {rule}");
+            Err(Error::new(Kind::InvalidInput, message))
+        };
+        if self.servers.is_empty() {
+            return wrong("address", "", "name one, as in broker.example.org:4222");
+        }
+        let is_name = |text: &str| is_token(text) && text.len() <= 64;
+        let rule = "use up to 64 letters, digits, `_` and `-`";
+        if !is_name(&self.namespace) {
+            return wrong("namespace", &self.namespace, rule);
+        }
+        if !is_name(&self.name) {
+            return wrong("name for this controller", &self.name, rule);
+        }
+        match self.replicas {
+            1..=5 => Ok(()),
+            replicas => wrong("number of replicas", &replicas.to_string(), "use 1, 3 or 5"),
+        }
+    }
+}
+
+/// What is presented to the server, read anew for each connection.
+pub(super) enum Proof {
+    Nobody,
+    Password { user: String, password: Zeroizing<String> },
+    Key(KeyPair),
+    Jwt { jwt: String, key: KeyPair },
+}
+
+impl Identity {
+    pub(super) async fn proof(&self) -> Result<Proof> {
+        Ok(match self {
+            Self::Nobody => Proof::Nobody,
+            Self::Password { user, password } => {
+                Proof::Password { user: user.clone(), password: password.clone() }
+            }
+            Self::Nkey(path) => {
+                let text = read(path).await?;
+                let seed = text.lines().map(str::trim).find(|line| line.starts_with("SU"));
+                let unusable = || unusable(path, "it has no user's seed, which begins with SU");
+                let key = KeyPair::from_seed(seed.ok_or_else(unusable)?);
+                Proof::Key(key.map_err(|error| unusable().because(error))?)
+            }
+            Self::Credentials(path) => {
+                let text = read(path).await?;
+                let part = |name: &str| {
+                    let (_, rest) = text.split_once(&format!("BEGIN {name}"))?;
+                    rest.lines().skip(1).map(str::trim).find(|line| !line.is_empty())
+                };
+                let unusable = || {
+                    unusable(path, "it is not what `nsc generate creds` writes, a JWT and a seed")
+                };
+                let jwt = part("NATS USER JWT").ok_or_else(unusable)?.to_owned();
+                let seed = part("USER NKEY SEED").ok_or_else(unusable)?;
+                let key = KeyPair::from_seed(seed).map_err(|error| unusable().because(error))?;
+                Proof::Jwt { jwt, key }
+            }
+        })
+    }
+}
+
+impl Proof {
+    /// What answers the server's `nonce`.
+    pub(super) fn answer(&self, nonce: &[u8]) -> Result<Auth, AuthError> {
+        let sign = |key: &KeyPair| key.sign(nonce).map(Some).map_err(AuthError::new);
+        let mut auth = Auth::new();
+        match self {
+            Self::Nobody => {}
+            Self::Password { user, password } => {
+                (auth.username, auth.password) = (Some(user.clone()), Some(password.to_string()));
+            }
+            Self::Key(key) => (auth.nkey, auth.signature) = (Some(key.public_key()), sign(key)?),
+            Self::Jwt { jwt, key } => {
+                (auth.jwt, auth.signature) = (Some(jwt.clone()), sign(key)?);
+            }
+        }
+        Ok(auth)
+    }
+}
+
+async fn read(path: &PathBuf) -> Result<Zeroizing<String>> {
+    use tokio::io::AsyncReadExt;
+
+    let cannot = |error: std::io::Error| unusable(path, &error.to_string()).because(error);
+    let file = tokio::fs::File::open(path).await.map_err(cannot)?;
+    let mut text = Zeroizing::new(String::new());
+    file.take(MAX_FILE).read_to_string(&mut text).await.map_err(cannot)?;
+    Ok(text)
+}
+
+fn unusable(path: &std::path::Path, why: &str) -> Error {
+    let message = format!("cannot use {} to sign in at the broker: {why}", path.display());
+    Error::new(Kind::InvalidInput, message)
+}

@@ -1,0 +1,534 @@
+//! The one task that writes.
+//!
+//! It takes every step that is waiting and has them stored together. A step of one record is one
+//! message, whose expectation makes it a transaction; a step of several is an atomic batch, and so
+//! are many steps at once, because the server makes each message durable by itself. The link of
+//! the audit chain goes ahead of its steps on the same connection, without waiting for it, so that
+//! the server has it first.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use async_nats::HeaderMap;
+use futures_util::future::{join, join_all};
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+
+use super::bus::{Line, Outgoing, is_marker, sequence};
+use super::chains::Chains;
+use super::{Shared, lock};
+use crate::error::{Error, Kind, Result};
+use crate::store::audit::{Chain, Note};
+use crate::store::queue::{Group, LAZY, Pending, mean_with};
+use crate::store::{Expect, Revision, Step, Write};
+
+/// How many steps go together, and how many bytes.
+const GROUP: usize = 256;
+const GROUP_BYTES: usize = 8 << 20;
+/// From this many messages on, sharing one batch is cheaper than a flush for each of them.
+const BATCH_FROM: usize = 16;
+/// How many messages a batch may have; the server takes up to 1,000.
+pub(super) const BATCH: usize = 900;
+/// Markers keep a deletion visible this long to watches that resume.
+const MARKER: &str = "3600s";
+/// How often it is looked whether what was wrong still is.
+const LOOK: Duration = Duration::from_millis(500);
+/// How often it is looked for links that are too old, though none is added.
+const RETAIN: Duration = Duration::from_hours(1);
+/// How often a link is tried that another writer of this name got ahead of.
+const TRIES: usize = 3;
+/// How many notes are kept whose link was refused, though their steps were not.
+const OWED: usize = 4096;
+
+pub(super) enum Command {
+    Commit(Pending),
+    /// There are lazy steps.
+    Wake,
+    /// Ends, once all that waits is stored.
+    Close(oneshot::Sender<()>),
+}
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    chains: Chains,
+    /// Whether `chains` is what the stream has.
+    is_known: bool,
+    /// Notes of steps that stand without them.
+    owed: Vec<Note>,
+    mean: Duration,
+    /// When the lazy steps go.
+    due: Option<Instant>,
+    /// When it is looked whether all is well again; nothing while it is.
+    look: Option<Instant>,
+    retain: Instant,
+}
+
+impl Writer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        commands: mpsc::UnboundedReceiver<Command>,
+        chains: Chains,
+    ) -> Self {
+        Self {
+            shared,
+            commands,
+            chains,
+            is_known: true,
+            owed: Vec::new(),
+            mean: Duration::ZERO,
+            due: None,
+            look: None,
+            retain: Instant::now() + RETAIN,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut closing = None;
+        while closing.is_none() {
+            let until = [self.due, self.look].into_iter().flatten().min();
+            let until = until.map_or(self.retain, |until| until.min(self.retain));
+            let command = tokio::time::timeout_at(until.into(), self.commands.recv()).await;
+            match command {
+                Ok(Some(Command::Wake)) => self.wake(),
+                Ok(Some(Command::Commit(first))) => {
+                    let group = self.gather(first, &mut closing).await;
+                    self.round(group).await;
+                }
+                Ok(Some(Command::Close(closed))) => closing = Some(closed),
+                Ok(None) => break,
+                Err(_) => self.tick().await,
+            }
+        }
+        while self.shared.queue.has_lazy() {
+            self.round(Vec::new()).await;
+        }
+        if let Some(closed) = closing {
+            // Whoever asked may have stopped waiting.
+            let _ = closed.send(());
+        }
+    }
+
+    fn wake(&mut self) {
+        self.due.get_or_insert_with(|| Instant::now() + LAZY);
+    }
+
+    async fn tick(&mut self) {
+        let now = Instant::now();
+        if self.look.is_some_and(|look| look <= now) {
+            self.look().await;
+        }
+        if self.due.is_some_and(|due| due <= now) {
+            self.round(Vec::new()).await;
+        }
+        if self.retain <= now {
+            self.retain = now + RETAIN;
+            let age = self.shared.bounds.audit_age;
+            let time = self.shared.time.load(Ordering::Relaxed);
+            if Chain::ALL.iter().any(|chain| self.chains.is_stale(*chain, age, time)) {
+                self.owed.push(Note::Event(json!({ "event": "audit_retention" })));
+                self.round(Vec::new()).await;
+            }
+        }
+    }
+
+    async fn gather(
+        &mut self,
+        first: Pending,
+        closing: &mut Option<oneshot::Sender<()>>,
+    ) -> Vec<Pending> {
+        let shared = self.shared.clone();
+        let mut group = Group::new(GROUP, GROUP_BYTES);
+        group.add(first, &shared.queue);
+        while !group.is_full() && closing.is_none() {
+            let command = match self.commands.try_recv() {
+                Ok(command) => Some(command),
+                Err(_) => match group.patience(&shared.queue, self.mean) {
+                    Some(until) => {
+                        let next = tokio::time::timeout_at(until.into(), self.commands.recv());
+                        next.await.ok().flatten()
+                    }
+                    None => None,
+                },
+            };
+            match command {
+                Some(Command::Commit(pending)) => group.add(pending, &shared.queue),
+                Some(Command::Wake) => self.wake(),
+                Some(Command::Close(closed)) => *closing = Some(closed),
+                None => break,
+            }
+        }
+        group.into_steps()
+    }
+
+    /// Has a group stored, with the lazy steps that wait, and answers.
+    async fn round(&mut self, mut group: Vec<Pending>) {
+        let (lazy, rest) = self.shared.queue.take_lazy(GROUP);
+        group.extend(lazy);
+        self.due = rest.then(Instant::now);
+        let group = self.admit(group);
+        if group.is_empty() && self.owed.is_empty() {
+            return;
+        }
+        let started = Instant::now();
+        let (steps, done): (Vec<Step>, Vec<_>) =
+            group.into_iter().map(|pending| (pending.step, pending.done)).unzip();
+        match self.commit(&steps).await {
+            Ok(results) => {
+                let failure = results.iter().filter_map(|result| result.as_ref().err());
+                let failure = failure.map(Error::kind).find(|kind| is_failure(*kind));
+                self.settle(&steps, &results, started.elapsed());
+                if let Some(kind) = failure {
+                    self.is_ill(kind);
+                }
+                for (done, result) in done.into_iter().zip(results) {
+                    // Whoever asked may have stopped waiting; the step counts all the same.
+                    let _ = done.send(result);
+                }
+            }
+            Err(error) => {
+                if is_failure(error.kind()) {
+                    tracing::warn!(error = ?error, "a commit failed");
+                    self.is_ill(error.kind());
+                }
+                let group = steps.into_iter().zip(done);
+                let group = group.map(|(step, done)| Pending { step, done }).collect();
+                self.shared.queue.refuse(group, &error);
+            }
+        }
+    }
+
+    /// Turns away what there is no room for.
+    fn admit(&self, group: Vec<Pending>) -> Vec<Pending> {
+        let room = *lock(&self.shared.room);
+        let mut used = room.records + room.audit;
+        let (mut admitted, mut refused) = (Vec::new(), Vec::new());
+        for pending in group {
+            let step = &pending.step;
+            let size: u64 =
+                step.writes.iter().filter(|write| write.value.is_some()).map(cost).sum();
+            // What is kept back lets work that was accepted be ended.
+            let kept_back = if step.is_owed { 0 } else { room.bound / 16 };
+            if size > 0 && used + size > room.bound - kept_back {
+                refused.push(pending);
+            } else {
+                used += size;
+                admitted.push(pending);
+            }
+        }
+        if !refused.is_empty() {
+            lock(&self.shared.room).is_full = true;
+            self.shared.measure.notify_one();
+            let message = "the store has as much as its stream may hold; delete jobs";
+            self.shared.queue.refuse(refused, &Error::new(Kind::Full, message));
+        }
+        admitted
+    }
+
+    /// What became of each step, or why nothing became of any unless the error is `Unavailable`.
+    async fn commit(&mut self, steps: &[Step]) -> Result<Vec<Result<Revision>>> {
+        let line = self.shared.bus.line()?;
+        self.find_chains(&line).await?;
+        let missed = self.shared.queue.lost();
+        let owed = std::mem::take(&mut self.owed);
+        let mut notes = owed.clone();
+        if missed > 0 {
+            notes.push(Note::Event(json!({ "lost_notes": missed })));
+        }
+        notes.extend(steps.iter().flat_map(|step| step.notes.iter().cloned()));
+        let (mut next, links) = match self.links(&line, &notes).await {
+            Ok(links) => links,
+            Err(error) => {
+                self.owe(owed);
+                return Err(error);
+            }
+        };
+        let gone = next.take_dropped();
+        let count: usize = steps.iter().map(|step| step.writes.len()).sum();
+        let is_batch = count >= BATCH_FROM || steps.len() == 1 && count > 1;
+        if is_batch && count + links.len() <= BATCH {
+            let writes = steps.iter().flat_map(|step| &step.writes);
+            let writes = writes.map(|write| self.message(write, None));
+            let links = links.iter().map(Outgoing::copy);
+            match line.batch(links.chain(writes).collect()).await {
+                Ok(last) => {
+                    self.adopt(next, missed);
+                    self.bury(&line, gone).await;
+                    // A batch is stored without anything in between.
+                    let mut revision = last - count as u64;
+                    let results = steps.iter().map(|step| {
+                        revision += step.writes.len() as u64;
+                        Ok(revision)
+                    });
+                    return Ok(results.collect());
+                }
+                // One of them does not fit; each must answer for itself.
+                Err(error) if error.kind() == Kind::Conflict => {}
+                // What makes room, or was promised, may still fit.
+                Err(error) if error.kind() == Kind::Full && steps.iter().any(Step::is_urgent) => {}
+                Err(error) => {
+                    self.is_known = false;
+                    self.owe(owed);
+                    return Err(error);
+                }
+            }
+        }
+        let (linked, mut results) = self.one_by_one(&line, links, steps).await;
+        match linked {
+            Ok(()) => {
+                self.adopt(next, missed);
+                self.bury(&line, gone).await;
+            }
+            Err(error) => {
+                self.is_known = false;
+                self.link_again(&line, error, notes, missed, &mut results).await;
+            }
+        }
+        Ok(results)
+    }
+
+    /// The chains as they are with `notes`, and the links that make them so.
+    async fn links(&self, line: &Line, notes: &[Note]) -> Result<(Chains, Vec<Outgoing>)> {
+        let (shared, mut next) = (&self.shared, self.chains.clone());
+        let bounds = shared.bounds();
+        let room = *lock(&shared.room);
+        // The log gives way before the server refuses everything.
+        let is_short = room.records + room.audit > room.bound - room.bound / 32;
+        let now = shared.time.load(Ordering::Relaxed);
+        for chain in Chain::ALL {
+            let is_of = |note: &Note| note.is_idle() == (chain == Chain::Refusals);
+            if notes.iter().any(is_of) {
+                next.retain(line, shared.stream(), chain, (&bounds, is_short), now).await?;
+            }
+        }
+        let links = next.add(notes.to_vec(), shared.clock.wall(), shared.bounds.audit_age)?;
+        Ok((next, links))
+    }
+
+    /// All on their way at once, the links ahead, but for steps of several records.
+    async fn one_by_one(
+        &self,
+        line: &Line,
+        links: Vec<Outgoing>,
+        steps: &[Step],
+    ) -> (Result<()>, Vec<Result<Revision>>) {
+        let links = join_all(links.into_iter().map(|link| line.publish(link)));
+        let is_single = |step: &Step| step.writes.len() < 2;
+        let mut runs = steps.chunk_by(|a, b| is_single(a) && is_single(b));
+        let first = runs.next().unwrap_or_default();
+        let first = join_all(first.iter().map(|step| self.step(line, step)));
+        let (linked, mut results) = join(links, first).await;
+        for run in runs {
+            results.extend(join_all(run.iter().map(|step| self.step(line, step))).await);
+        }
+        (linked.into_iter().try_for_each(|link| link.map(drop)), results)
+    }
+
+    async fn step(&self, line: &Line, step: &Step) -> Result<Revision> {
+        match self.send(line, &step.writes, &[]).await {
+            Err(error) if error.kind() == Kind::Conflict => {
+                // A deleted key still has a marker, which the server takes for a value.
+                let mut markers = Vec::new();
+                for write in step.writes.iter().filter(|write| write.expect == Expect::Absent) {
+                    let subject = self.shared.subject(&write.key);
+                    let last = line.last(self.shared.stream(), &subject).await?;
+                    let marker = last.filter(is_marker).and_then(|last| sequence(&last));
+                    markers.extend(marker.map(|sequence| (write.key.as_str(), sequence)));
+                }
+                if markers.is_empty() {
+                    Err(error)
+                } else {
+                    self.send(line, &step.writes, &markers).await
+                }
+            }
+            result => result,
+        }
+    }
+
+    async fn send(
+        &self,
+        line: &Line,
+        writes: &[Write],
+        markers: &[(&str, u64)],
+    ) -> Result<Revision> {
+        let marker = |write: &Write| markers.iter().find(|m| m.0 == write.key).map(|m| m.1);
+        let mut messages: Vec<_> =
+            writes.iter().map(|write| self.message(write, marker(write))).collect();
+        match (messages.len(), messages.pop()) {
+            (_, None) => Ok(0),
+            (1, Some(single)) => line.publish(single).await,
+            (_, Some(last)) => {
+                messages.push(last);
+                line.batch(messages).await
+            }
+        }
+    }
+
+    /// `marker` is the sequence of what a deletion has left, where that is known to be there.
+    fn message(&self, write: &Write, marker: Option<u64>) -> Outgoing {
+        let expected = match write.expect {
+            Expect::Anything => None,
+            Expect::Absent => Some(marker.unwrap_or(0)),
+            Expect::Revision(revision) => Some(revision),
+        };
+        let mut headers = HeaderMap::new();
+        if let Some(sequence) = expected {
+            let sequence = sequence.to_string();
+            headers.insert("Nats-Expected-Last-Subject-Sequence", sequence.as_str());
+        }
+        if write.value.is_none() {
+            headers.insert("KV-Operation", "DEL");
+            headers.insert("Nats-TTL", MARKER);
+        } else if let Some(lifetime) = write.lifetime {
+            // The server counts in whole seconds and refuses less than one.
+            let seconds = lifetime.as_millis().div_ceil(1000).max(1);
+            headers.insert("Nats-TTL", format!("{seconds}s").as_str());
+        }
+        let subject = self.shared.subject(&write.key);
+        Outgoing { subject, headers, payload: write.value.clone().unwrap_or_default() }
+    }
+
+    /// Sees to notes whose link was not taken. Where another writer of this name got ahead, they go
+    /// behind its link; otherwise steps that stand without them do not count as done, and the notes
+    /// go with the next link.
+    async fn link_again(
+        &mut self,
+        line: &Line,
+        mut error: Error,
+        notes: Vec<Note>,
+        lost: u64,
+        results: &mut [Result<Revision>],
+    ) {
+        for _ in 0..TRIES {
+            if error.kind() != Kind::Conflict || self.find_chains(line).await.is_err() {
+                break;
+            }
+            tracing::warn!("another controller has the name of this one; give each its own");
+            let (next, links) = match self.links(line, &notes).await {
+                Ok(links) => links,
+                Err(cause) => {
+                    error = cause;
+                    break;
+                }
+            };
+            let links = join_all(links.into_iter().map(|link| line.publish(link))).await;
+            match links.into_iter().try_for_each(|link| link.map(drop)) {
+                Ok(()) => return self.adopt(next, lost),
+                Err(cause) => (error, self.is_known) = (cause, false),
+            }
+        }
+        let message = format!("the note of this could not be stored ({error}); it may be done");
+        let mut is_owed = false;
+        for result in results.iter_mut().filter(|result| result.is_ok()) {
+            *result = Err(Error::new(Kind::Unavailable, message.as_str()));
+            is_owed = true;
+        }
+        if is_owed {
+            self.owe(notes);
+        }
+    }
+
+    fn owe(&mut self, notes: Vec<Note>) {
+        self.owed.extend(notes);
+        if self.owed.len() > OWED {
+            self.shared.queue.lose((self.owed.len() - OWED) as u64);
+            self.owed.truncate(OWED);
+        }
+    }
+
+    /// Makes sure that the chains go on from what the stream has.
+    async fn find_chains(&mut self, line: &Line) -> Result<()> {
+        if !self.is_known {
+            let name = &self.shared.bus.settings.name;
+            self.chains = Chains::load(line, self.shared.stream(), name).await?;
+            self.is_known = true;
+            self.show();
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, chains: Chains, lost: u64) {
+        self.chains = chains;
+        self.shared.queue.told(lost);
+        lock(&self.shared.room).figures.lost_notes += lost;
+        self.show();
+    }
+
+    fn show(&self) {
+        *lock(&self.shared.ends) = self.chains.ends();
+        lock(&self.shared.room).audit = self.chains.bytes();
+    }
+
+    /// Lets the links go that a link just stored says are dropped. What stays is found at the next
+    /// start.
+    async fn bury(&self, line: &Line, gone: Vec<Outgoing>) {
+        for page in gone.chunks(BATCH) {
+            if let Err(error) = line.batch(page.iter().map(Outgoing::copy).collect()).await {
+                return tracing::warn!(%error, "old links of the audit log are still there");
+            }
+        }
+    }
+
+    fn settle(&mut self, steps: &[Step], results: &[Result<Revision>], took: Duration) {
+        self.mean = mean_with(self.mean, took);
+        let stored = || steps.iter().zip(results).filter(|(_, result)| result.is_ok());
+        let bytes: u64 = stored().flat_map(|(step, _)| &step.writes).map(cost).sum();
+        {
+            let mut room = lock(&self.shared.room);
+            room.records += bytes;
+            room.figures.commits += 1;
+            room.figures.commit_seconds += took.as_secs_f64();
+            room.figures.steps += stored().count() as u64;
+            room.figures.bytes += bytes;
+        }
+        self.shared.measure.notify_one();
+        if stored().any(|(step, _)| !step.is_urgent()) {
+            self.is_well();
+        }
+    }
+
+    fn is_ill(&mut self, kind: Kind) {
+        self.look = Some(Instant::now() + LOOK);
+        let is_full = kind == Kind::Full;
+        let mut room = lock(&self.shared.room);
+        room.figures.failures += 1;
+        (room.is_full, room.is_audit_broken) = (is_full, !is_full);
+        drop(room);
+        self.shared.measure.notify_one();
+    }
+
+    fn is_well(&mut self) {
+        self.look = None;
+        let mut room = lock(&self.shared.room);
+        (room.is_full, room.is_audit_broken) = (false, false);
+    }
+
+    /// Tries whether what was wrong still is.
+    async fn look(&mut self) {
+        self.look = Some(Instant::now() + LOOK);
+        let Ok(line) = self.shared.bus.line() else { return };
+        self.is_known = false;
+        if self.find_chains(&line).await.is_ok() {
+            lock(&self.shared.room).is_audit_broken = false;
+            self.look = None;
+        }
+    }
+}
+
+impl Outgoing {
+    fn copy(&self) -> Self {
+        let (subject, headers) = (self.subject.clone(), self.headers.clone());
+        Self { subject, headers, payload: self.payload.clone() }
+    }
+}
+
+/// Whether it says that the store is not well.
+fn is_failure(kind: Kind) -> bool {
+    !matches!(kind, Kind::Conflict | Kind::TooLarge | Kind::Internal)
+}
+
+/// About what a record takes of the stream.
+fn cost(write: &Write) -> u64 {
+    (write.key.len() + write.value.as_ref().map_or(0, bytes::Bytes::len)) as u64 + 128
+}

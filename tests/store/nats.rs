@@ -1,0 +1,454 @@
+//! The suite over NATS JetStream, and what is this backend's own: servers that die, are full, are
+//! the wrong ones, or have several controllers.
+#![expect(clippy::disallowed_methods, reason = "writes what a server and its clients read")]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use osapi::clock::Clock;
+use osapi::error::{Error, Kind, Result};
+use osapi::store::nats::{Identity, NatsObjects, NatsStore, Settings, Tls};
+use osapi::store::{Bounds, Event, Expect, Order, Step, Store};
+
+use super::broker::{self, Broker};
+use super::recovery::{nothing_is_lost_or_half_done, pair};
+use super::{links, list, noted, put, refusal, request, suite, until_taken, value, verdict};
+
+fn settings(broker: &Broker) -> Settings {
+    Settings {
+        servers: vec![broker.address()],
+        namespace: "osapi".to_owned(),
+        name: "one".to_owned(),
+        replicas: 1,
+        ..Settings::default()
+    }
+}
+
+async fn open(settings: Settings) -> Result<NatsStore> {
+    NatsStore::open(settings, Clock::default(), Bounds::default()).await
+}
+
+async fn refused(settings: Settings) -> Error {
+    open(settings).await.err().expect("it opened")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_keeps_every_promise() {
+    if !broker::is_there("the store's suite on NATS") {
+        return;
+    }
+    let broker = Broker::start();
+    let store = open(settings(&broker)).await.unwrap();
+    let objects = NatsObjects::open(&store).await.unwrap();
+    suite::suite(Arc::new(store), &objects).await;
+}
+
+/// Commits pairs from `first` on until the server is gone; how many were acknowledged is counted.
+async fn commit_pairs(store: &NatsStore, first: usize, count: &AtomicUsize) -> Vec<usize> {
+    let clients = (0..16).map(async |client| {
+        let mut done = Vec::new();
+        for i in (first + client..).step_by(16) {
+            let _coming = store.expect();
+            match store.commit(pair(i)).await {
+                Ok(_) => done.push(i),
+                Err(error) => {
+                    assert_eq!(error.kind(), Kind::Unavailable, "{error:?}");
+                    break;
+                }
+            }
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        done
+    });
+    join_all(clients).await.concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_to_a_kill_of_the_server() {
+    if !broker::is_there("kills of the broker") {
+        return;
+    }
+    let mut broker = Broker::start();
+    let mut acknowledged = Vec::new();
+    for round in 0..3 {
+        let store = open(settings(&broker)).await.unwrap();
+        let count = Arc::new(AtomicUsize::new(0));
+        let committing = {
+            let (store, count) = (store.clone(), count.clone());
+            tokio::spawn(async move { commit_pairs(&store, round * 100_000, &count).await })
+        };
+        while count.load(Ordering::Relaxed) < 400 {
+            tokio::task::yield_now().await;
+        }
+        broker.kill();
+        acknowledged.extend(committing.await.unwrap());
+        assert!(store.room().is_audit_broken);
+        assert_eq!(store.get("a.0").await.unwrap_err().kind(), Kind::Unavailable);
+        broker.restart();
+        // The store that saw it die goes on, and one that is opened now sees the same.
+        until_taken(&store, put(format!("after.{round}")), &[Kind::Unavailable]).await;
+        nothing_is_lost_or_half_done(&store, &acknowledged).await;
+        store.close().await;
+        let store = open(settings(&broker)).await.unwrap();
+        nothing_is_lost_or_half_done(&store, &acknowledged).await;
+    }
+    println!("kills of the broker: 3, {} acknowledged, none lost", acknowledged.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_goes_on_over_an_outage() {
+    if !broker::is_there("watches over an outage of the broker") {
+        return;
+    }
+    let mut broker = Broker::start();
+    let store = open(settings(&broker)).await.unwrap();
+    let mut events = store.watch("", 0).await.unwrap();
+    assert_eq!(events.next().await, Some(Event::Current));
+    store.commit(put("a")).await.unwrap();
+    let Some(Event::Put(first)) = events.next().await else { panic!("no event") };
+    broker.kill();
+    let failed = store.commit(put("lost")).await.unwrap_err();
+    assert_eq!(failed.kind(), Kind::Unavailable);
+    broker.restart();
+    until_taken(&store, put("b"), &[Kind::Unavailable]).await;
+    let Some(Event::Put(next)) = events.next().await else { panic!("no event") };
+    assert_eq!((first.key.as_str(), next.key.as_str()), ("a", "b"));
+    assert!(next.revision > first.revision);
+    assert!(!store.room().is_audit_broken);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_stream_still_ends_what_it_accepted() {
+    if !broker::is_there("a full stream") {
+        return;
+    }
+    let broker = Broker::start();
+    let bounds = Bounds { database: 400_000, audit: 40_000, ..Bounds::default() };
+    let store = NatsStore::open(settings(&broker), Clock::default(), bounds).await.unwrap();
+    let large = |key: String| Step::new().put(key, vec![b'x'; 2000], Expect::Absent);
+    let mut count = 0;
+    let full = loop {
+        match store.commit(large(format!("job.{count}"))).await {
+            Ok(_) => count += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(full.kind(), Kind::Full);
+    assert!(count > 100 && store.room().is_full, "{count}");
+    store.commit(large("job.0.host".to_owned()).owed()).await.unwrap();
+    // Up to what the server itself refuses.
+    let mut owed = 0;
+    while store.commit(large(format!("owed.{owed}")).owed()).await.is_ok() {
+        owed += 1;
+    }
+    assert!(value(&store, "job.1").await.is_some(), "reads go on");
+    for i in 0..count {
+        store.commit(Step::new().delete(format!("job.{i}"), Expect::Anything)).await.unwrap();
+    }
+    until_taken(&store, large("job.new".to_owned()).note(request(1)), &[Kind::Full]).await;
+    assert!(!store.room().is_full);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_leaves_chains_that_verify() {
+    if !broker::is_there("retention of the audit log at the broker") {
+        return;
+    }
+    let broker = Broker::start();
+    let bounds = Bounds { audit: 40_000, ..Bounds::default() };
+    let open = async || {
+        let bounds = bounds.clone();
+        NatsStore::open(settings(&broker), Clock::default(), bounds).await.unwrap()
+    };
+    let store = open().await;
+    for i in 0..20 {
+        store.commit(Step::new().note(refusal(i))).await.unwrap();
+    }
+    for i in 0..300 {
+        store.commit(Step::new().note(request(i))).await.unwrap();
+    }
+    let ends = store.ends().await.unwrap();
+    assert!(ends.stub.number > 0 && store.room().audit < 40_000);
+    assert_eq!((ends.head.entries, ends.refusals_stub.number), (300, 0));
+    let kept = noted(&links(&store).await);
+    assert_eq!(ends.stub.entries + kept.len() as u64, 320);
+    assert_eq!(kept.last().unwrap(), "299");
+    let whole = verdict(&store).await;
+    assert!(whole.is_whole(), "{whole:?}");
+    // It goes on from there after a restart.
+    store.close().await;
+    let store = open().await;
+    assert_eq!(store.ends().await.unwrap(), ends);
+    store.commit(Step::new().note(request(300))).await.unwrap();
+    let whole = verdict(&store).await;
+    assert!(whole.is_whole(), "{whole:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_controllers_share_records_and_keep_chains_of_their_own() {
+    if !broker::is_there("several controllers on one broker") {
+        return;
+    }
+    let broker = Broker::start();
+    let one = open(settings(&broker)).await.unwrap();
+    let two = Settings { name: "two".to_owned(), ..settings(&broker) };
+    let two = open(two).await.unwrap();
+    let mut events = two.watch("", 0).await.unwrap();
+    assert_eq!(events.next().await, Some(Event::Current));
+    for i in 0..20 {
+        let store = if i % 2 == 0 { &one } else { &two };
+        store.commit(put(format!("shared.{i}")).note(request(i))).await.unwrap();
+        let Some(Event::Put(entry)) = events.next().await else { panic!("no event") };
+        assert_eq!(entry.key, format!("shared.{i}"));
+    }
+    for store in [&one, &two] {
+        assert_eq!(list(store, "shared", "", 100).await.len(), 20);
+        let all = links(store).await;
+        let ids: BTreeSet<_> = noted(&all).into_iter().collect();
+        assert_eq!(ids.len(), 20, "any of them shows the entries of all");
+        let ends = store.ends().await.unwrap();
+        let own = all.iter().filter(|stored| stored.writer == ends.head.writer);
+        let own: Vec<_> = own.map(|stored| &*stored.bytes).collect();
+        assert_eq!(own.len(), 10);
+        let whole = osapi::store::audit::verify(&ends, own, &ends.heads());
+        assert!(whole.is_whole() && whole.anchored == 2, "{whole:?}");
+        let newest = store.audit(0, 3, Order::Descending).await.unwrap();
+        assert_eq!(noted(&newest), ["19", "18", "17"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_controllers_of_one_name_lose_no_note() {
+    if !broker::is_there("two controllers of one name") {
+        return;
+    }
+    let broker = Broker::start();
+    let one = open(settings(&broker)).await.unwrap();
+    one.commit(Step::new().note(request("first"))).await.unwrap();
+    let two = open(settings(&broker)).await.unwrap();
+    for i in 0..10 {
+        let store = if i % 2 == 0 { &one } else { &two };
+        store.commit(put(format!("shared.{i}")).note(request(i))).await.unwrap();
+    }
+    let whole = verdict(&two).await;
+    assert!(whole.is_whole(), "{whole:?}");
+    assert_eq!(noted(&links(&one).await).len(), 11);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lazy_steps_are_stored_before_the_store_closes() {
+    if !broker::is_there("closing a store at the broker") {
+        return;
+    }
+    let broker = Broker::start();
+    let store = open(settings(&broker)).await.unwrap();
+    let mut left = Box::pin(store.commit(put("lazy").lazy()));
+    assert!(futures_util::poll!(&mut left).is_pending());
+    drop(left);
+    store.close().await;
+    assert_eq!(store.commit(put("late")).await.unwrap_err().kind(), Kind::Unavailable);
+    let store = open(settings(&broker)).await.unwrap();
+    assert!(value(&store, "lazy").await.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_is_no_larger_than_a_message_of_the_broker() {
+    if !broker::is_there("large records at the broker") {
+        return;
+    }
+    let broker = Broker::start();
+    let store = open(settings(&broker)).await.unwrap();
+    let step = |size| Step::new().put("large", vec![b'x'; size], Expect::Anything);
+    assert_eq!(store.commit(step(1 << 20)).await.unwrap_err().kind(), Kind::TooLarge);
+    store.commit(step(1_000_000)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_cannot_keep_the_store_is_named_at_the_start() {
+    if !broker::is_there("start-up errors") {
+        return;
+    }
+    let broker = Broker::with("", "");
+    let error = refused(settings(&broker)).await;
+    assert_eq!(error.kind(), Kind::Unavailable);
+    assert!(error.to_string().contains("without JetStream"), "{error}");
+    let gone = broker.address();
+    drop(broker);
+    let nobody = Settings { servers: vec![gone.clone()], ..named() };
+    let error = refused(nobody).await;
+    assert_eq!(error.kind(), Kind::Unavailable);
+    assert!(error.to_string().contains(&gone), "{error}");
+    let error = refused(Settings { servers: vec![old_server()], ..named() }).await;
+    assert_eq!(error.kind(), Kind::Unavailable);
+    assert!(error.to_string().contains("nats-server 2.11.9, and OSAPI needs 2.12"), "{error}");
+    for wrong in [
+        Settings { namespace: "a.b".to_owned(), ..named() },
+        Settings { name: "a host".to_owned(), ..named() },
+        Settings { replicas: 0, ..named() },
+        Settings { servers: Vec::new(), ..named() },
+    ] {
+        assert_eq!(refused(wrong).await.kind(), Kind::InvalidInput);
+    }
+}
+
+fn named() -> Settings {
+    Settings {
+        servers: vec!["127.0.0.1:1".to_owned()],
+        namespace: "osapi".to_owned(),
+        name: "one".to_owned(),
+        replicas: 1,
+        ..Settings::default()
+    }
+}
+
+/// The address of what says that it is an older nats-server, once.
+fn old_server() -> String {
+    use std::io::{BufRead, BufReader, Write};
+
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (mut peer, _) = listener.accept().unwrap();
+        let info = r#"{"server_id":"X","server_name":"old","version":"2.11.9","go":"go1","host":"127.0.0.1","port":4222,"headers":true,"max_payload":1048576,"proto":1,"jetstream":true}"#;
+        write!(peer, "INFO {info}\r\n").unwrap();
+        for line in BufReader::new(peer.try_clone().unwrap()).lines().map_while(Result::ok) {
+            if line == "PING" {
+                let _ = peer.write_all(b"PONG\r\n");
+            }
+        }
+    });
+    address.to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_with_other_settings_is_named_and_left_alone() {
+    if !broker::is_there("streams with other settings") {
+        return;
+    }
+    let broker = Broker::start();
+    let client = async_nats::connect(broker.address()).await.unwrap();
+    let config = r#"{"name":"osapi","subjects":["osapi.>"],"storage":"file","retention":"limits","discard":"old","max_msgs_per_subject":5,"num_replicas":1}"#;
+    client.request("$JS.API.STREAM.CREATE.osapi", config.into()).await.unwrap();
+    let before = client.request("$JS.API.STREAM.INFO.osapi", "".into()).await.unwrap();
+    let error = refused(settings(&broker)).await;
+    assert_eq!(error.kind(), Kind::Conflict);
+    for difference in
+        ["max_msgs_per_subject is 5 and has to be 1", "discard is \"old\"", "allow_atomic"]
+    {
+        assert!(error.to_string().contains(difference), "{error}");
+    }
+    let after = client.request("$JS.API.STREAM.INFO.osapi", "".into()).await.unwrap();
+    let config = |message: &async_nats::Message| {
+        serde_json::from_slice::<serde_json::Value>(&message.payload).unwrap()["config"].clone()
+    };
+    assert_eq!(config(&before), config(&after));
+    let elsewhere = Settings { namespace: "elsewhere".to_owned(), ..settings(&broker) };
+    open(elsewhere).await.unwrap();
+    let more = Settings { replicas: 3, namespace: "elsewhere".to_owned(), ..settings(&broker) };
+    let error = refused(more).await;
+    assert!(error.to_string().contains("num_replicas is 1 and has to be 3"), "{error}");
+    let error = refused(Settings { replicas: 3, namespace: "new".to_owned(), ..settings(&broker) });
+    let error = error.await;
+    assert!(error.to_string().contains("cannot make the stream new"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_we_are_and_what_we_may_is_checked_at_the_start() {
+    if !broker::is_there("credentials") {
+        return;
+    }
+    let key = nkeys::KeyPair::new_user();
+    let users = format!(
+        "authorization {{ users: [
+            {{ user: \"osapi\", password: \"right\" }}
+            {{ user: \"guest\", password: \"right\", permissions: {{
+                publish: [\"$JS.API.STREAM.INFO.>\"], subscribe: [\"_INBOX_osapi_one.>\"] }} }}
+            {{ nkey: \"{}\" }}
+        ] }}",
+        key.public_key()
+    );
+    let broker = Broker::with(&users, "sync_interval: always");
+    let with = |identity| Settings { identity, ..settings(&broker) };
+    let password = |user: &str, password: &str| Identity::Password {
+        user: user.to_owned(),
+        password: password.to_owned().into(),
+    };
+    for wrong in [Identity::Nobody, password("osapi", "wrong")] {
+        let error = refused(with(wrong)).await;
+        assert_eq!(error.kind(), Kind::Unauthenticated, "{error}");
+        assert!(!error.to_string().contains("wrong"), "{error}");
+    }
+    let error = refused(with(password("guest", "right"))).await;
+    assert_eq!(error.kind(), Kind::Denied);
+    assert!(error.to_string().contains("$JS.API.STREAM.CREATE.osapi"), "{error}");
+    let seed = broker.path("seed");
+    std::fs::write(&seed, format!("{}\n", key.seed().unwrap())).unwrap();
+    let store = open(with(Identity::Nkey(seed.clone()))).await.unwrap();
+    store.commit(put("a").note(request(1))).await.unwrap();
+    open(with(password("osapi", "right"))).await.unwrap();
+    std::fs::write(&seed, "no seed").unwrap();
+    for file in [seed, broker.path("missing")] {
+        for identity in [Identity::Nkey(file.clone()), Identity::Credentials(file.clone())] {
+            let error = refused(with(identity)).await;
+            assert_eq!(error.kind(), Kind::InvalidInput);
+            assert!(error.to_string().contains(file.to_str().unwrap()), "{error}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_encrypted_to_whom_we_trust() {
+    if !broker::is_there("encrypted connections to the broker") {
+        return;
+    }
+    let dir = tempfile::TempDir::new().unwrap();
+    let write = |name: &str, text: String| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let make = |name: &str| {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let cert = write(&format!("{name}.pem"), made.cert.pem());
+        (cert, write(&format!("{name}.key"), made.signing_key.serialize_pem()))
+    };
+    let ((cert, key), (own, own_key)) = (make("server"), make("client"));
+    let tls =
+        format!("tls {{ cert_file: {cert:?}, key_file: {key:?}, ca_file: {own:?}, verify: true }}");
+    let broker = Broker::with(&tls, "sync_interval: always");
+    let server = broker.address().replace("127.0.0.1", "localhost");
+    let with = |ca: Option<&std::path::PathBuf>, own| {
+        let tls = Tls { is_required: true, ca: ca.cloned(), own };
+        Settings { tls, servers: vec![server.clone()], ..settings(&broker) }
+    };
+    let store = open(with(Some(&cert), Some((own.clone(), own_key)))).await.unwrap();
+    store.commit(put("a")).await.unwrap();
+    for wrong in [with(Some(&own), None), with(Some(&cert), None)] {
+        let error = refused(wrong).await;
+        assert_eq!(error.kind(), Kind::Unavailable, "{error}");
+        assert!(error.to_string().contains(&server), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lifetimes_last_as_long_at_the_broker() {
+    if !broker::is_there("lifetimes at the broker") {
+        return;
+    }
+    let mut broker = Broker::start();
+    let store = open(settings(&broker)).await.unwrap();
+    let day = Duration::from_hours(24);
+    store.commit(put("kept").expires(day)).await.unwrap();
+    store.commit(put("brief").expires(Duration::from_secs(1))).await.unwrap();
+    broker.kill();
+    broker.restart();
+    until_taken(&store, put("after"), &[Kind::Unavailable]).await;
+    while value(&store, "brief").await.is_some() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(value(&store, "kept").await.is_some());
+}
