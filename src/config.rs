@@ -17,12 +17,14 @@ use crate::tls;
 
 mod document;
 mod inert;
+mod nats;
 mod read;
 mod secret;
 mod units;
 
 pub use document::{manual, sample};
 pub use inert::Inert;
+pub use nats::Nats;
 pub use read::{Loaded, load, of_environment};
 pub use secret::Secret;
 pub use units::{Size, Span};
@@ -61,6 +63,7 @@ pub struct Controller {
     pub groups: BTreeMap<String, String>,
     pub limits: Limits,
     pub metrics: Metrics,
+    pub nats: Nats,
     pub tls: Tls,
 }
 
@@ -426,6 +429,9 @@ impl Config {
                 wrong(format!("controller.tls.{key}"), message.to_owned());
             }
         }
+        problems.extend(self.controller.nats.problems());
+        let mut wrong = |key: String, what: String| problems.push((key, what));
+        let others = self.controller.nats.files();
         for (key, path) in [
             ("controller.client.cacert", &self.controller.client.cacert),
             ("controller.tls.cert", &tls.cert),
@@ -434,7 +440,10 @@ impl Config {
             ("controller.state_dir", &self.controller.state_dir),
             ("agent.socket", &self.agent.socket),
             ("agent.state_dir", &self.agent.state_dir),
-        ] {
+        ]
+        .into_iter()
+        .chain(others)
+        {
             if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
                 let path = path.display();
                 wrong(key.to_owned(), format!("{path} is relative; write the whole path"));

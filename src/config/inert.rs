@@ -8,6 +8,7 @@ pub struct Inert {
 }
 
 const BROKER: &str = "a host by itself has no broker";
+const URL: &str = "controller.nats.url says where a broker is";
 const METRICS: &str = "figures are served at /metrics wherever the API is";
 const LATER: &str = "this version does not have it";
 const NEVER: &str = "it has no effect";
@@ -26,7 +27,9 @@ const KEYS: &[(&str, &str)] = &[
     ("controller.metrics.enabled", METRICS),
     ("controller.metrics.host", METRICS),
     ("controller.metrics.port", METRICS),
-    ("controller.nats", BROKER),
+    ("controller.nats.client_name", "controller.nats.name names it"),
+    ("controller.nats.host", URL),
+    ("controller.nats.port", URL),
     ("controller.notifications", LATER),
     ("controller.pki", LATER),
     ("controller.ui", LATER),

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,9 +24,10 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::controller::{Controller, Limits, Setup, Shared};
 use crate::error::{Error, Kind, Result};
-use crate::store::Bounds;
+use crate::store::nats::{NatsObjects, NatsStore, Settings};
 use crate::store::objects::Files;
 use crate::store::redb::RedbStore;
+use crate::store::{Bounds, Objects, Store};
 use crate::token::Key;
 use crate::{link, telemetry, tls};
 
@@ -157,14 +159,16 @@ async fn open(config: &Config, paths: &Paths) -> Result<Shared> {
         objects: limits.objects.size.0,
         ..Bounds::default()
     };
-    let store = Arc::new(RedbStore::open(&paths.controller_state, clock.clone(), bounds)?);
-    let objects = paths.controller_state.join("objects");
-    let objects = Files::open(objects, store.clone(), clock.clone(), limits.objects.size.0).await?;
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let (store, objects) = match config.controller.nats.settings(&name) {
+        Some(settings) => at_broker(settings, &clock, bounds).await?,
+        None => in_files(&paths.controller_state, &clock, bounds).await?,
+    };
     Controller::start(Setup {
         store,
-        objects: Arc::new(objects),
+        objects,
         clock,
-        name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        name,
         limits: Limits {
             jobs: limits.jobs.count,
             job_age: limits.jobs.age.0,
@@ -176,6 +180,23 @@ async fn open(config: &Config, paths: &Paths) -> Result<Shared> {
         key: crate::seal::random_key(&paths.controller_state, "request-key")?,
     })
     .await
+}
+
+type Stores = (Arc<dyn Store>, Arc<dyn Objects>);
+
+async fn in_files(state: &Path, clock: &Clock, bounds: Bounds) -> Result<Stores> {
+    let size = bounds.objects;
+    let store = Arc::new(RedbStore::open(state, clock.clone(), bounds)?);
+    let objects = Files::open(state.join("objects"), store.clone(), clock.clone(), size).await?;
+    Ok((store, Arc::new(objects)))
+}
+
+async fn at_broker(settings: Settings, clock: &Clock, bounds: Bounds) -> Result<Stores> {
+    let servers = settings.servers.join(", ");
+    let store = NatsStore::open(settings, clock.clone(), bounds).await?;
+    let objects = NatsObjects::open(&store).await?;
+    tracing::info!("jobs, files and the audit log are kept at the broker {servers}");
+    Ok((Arc::new(store), Arc::new(objects)))
 }
 
 /// `own_is_admin` is so under `osapi start`, whose user the host belongs to.

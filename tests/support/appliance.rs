@@ -12,6 +12,11 @@ use tempfile::TempDir;
 
 use super::http::{self, Answer};
 
+#[path = "broker.rs"]
+mod broker;
+
+use broker::Broker;
+
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The program, without what the environment of the tests says to it.
@@ -35,6 +40,8 @@ pub struct Appliance {
     agent: Option<Child>,
     /// Both processes' state lies on a file system of its own, which goes with this.
     disk: Option<Disk>,
+    /// Keeps what the controller would keep in files, where the environment asks for one.
+    _broker: Option<Broker>,
     _dir: TempDir,
 }
 
@@ -137,13 +144,19 @@ impl Appliance {
             site.write(path, text);
         }
         fs::create_dir_all(site.state()).unwrap();
-        let config = format!(
+        let broker = std::env::var_os("OSAPI_TEST_STORE").is_some_and(|store| store == "nats");
+        let broker = broker.then(Broker::start);
+        let mut config = format!(
             "controller:\n  socket: {0}/osapi.sock\n  state_dir: {0}/state/controller\n\
              agent:\n  state_dir: {0}/state/agent\n",
             dir.path().display()
         );
+        if let Some(broker) = &broker {
+            let nats = format!("controller:\n  nats:\n    url: nats://{}\n", broker.address());
+            config = config.replacen("controller:\n", &nats, 1);
+        }
         fs::write(dir.path().join("osapi.yaml"), config).unwrap();
-        Self { site, controller: None, agent: None, disk, _dir: dir }
+        Self { site, controller: None, agent: None, disk, _broker: broker, _dir: dir }
     }
 
     /// Another handle to the same place, for a thread of its own.

@@ -1,0 +1,154 @@
+//! The broker that controllers may share.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Secret;
+use crate::store::is_token;
+use crate::store::nats;
+
+/// What several controllers share in place of files on one host: a NATS server with JetStream.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct Nats {
+    /// Where the broker is, as `nats://HOST:PORT`, or `tls://HOST:PORT` to insist on encryption;
+    /// several are separated by commas. Default: none, and jobs, files and the audit log are kept
+    /// in `controller.state_dir`.
+    pub url: Option<String>,
+    /// Names the streams and begins their subjects, so that several fleets may share a broker.
+    pub namespace: String,
+    /// Names this controller at the broker. No two may share one. Default: the host's name.
+    pub name: Option<String>,
+    pub auth: Auth,
+    pub tls: NatsTls,
+    /// How many servers keep each record: 1, or 3 or 5 in a cluster. Streams that are there must
+    /// have as many; they are never changed.
+    #[schemars(range(min = 1, max = 5))]
+    pub replicas: usize,
+}
+
+impl Default for Nats {
+    fn default() -> Self {
+        Self {
+            url: None,
+            namespace: "osapi".to_owned(),
+            name: None,
+            auth: Auth::default(),
+            tls: NatsTls::default(),
+            replicas: 1,
+        }
+    }
+}
+
+/// How this controller says to the broker who it is.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct Auth {
+    /// `none`, `user_pass`, `nkey` or `credentials`. Default: `none`.
+    pub r#type: Option<String>,
+    /// For `user_pass`.
+    pub username: Option<String>,
+    /// For `user_pass`.
+    pub password: Option<Secret>,
+    /// The file with the seed, for `nkey`.
+    pub nkey_file: Option<PathBuf>,
+    /// The file with a JWT and its seed, for `credentials`.
+    pub credentials_file: Option<PathBuf>,
+}
+
+/// How the connection to the broker is encrypted.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct NatsTls {
+    /// The file with the authorities, in PEM, that the broker's certificate may come from. Where it
+    /// is set, no connection is made without encryption. Default: those that this host trusts.
+    pub cacert: Option<PathBuf>,
+    /// The file with this controller's certificate, in PEM, for a broker that asks for one.
+    pub cert: Option<PathBuf>,
+    /// The file with that certificate's private key, in PEM.
+    pub key: Option<PathBuf>,
+}
+
+impl Nats {
+    /// What the store needs, for a controller on the host `hostname`; `None` where no broker is set.
+    pub(crate) fn settings(&self, hostname: &str) -> Option<nats::Settings> {
+        let url = self.url.as_deref().filter(|url| !url.is_empty())?;
+        let servers: Vec<_> = url.split(',').map(|url| url.trim().to_owned()).collect();
+        let plain = |c: char| if is_token(c.encode_utf8(&mut [0; 4])) { c } else { '-' };
+        let own = hostname.chars().map(plain).take(64).collect();
+        let Auth { username, password, nkey_file, credentials_file, .. } = &self.auth;
+        let identity = match self.auth.r#type.as_deref() {
+            Some("user_pass") => nats::Identity::Password {
+                user: username.clone().unwrap_or_default(),
+                password: password.as_ref().map_or("", Secret::reveal).to_owned().into(),
+            },
+            Some("nkey") => nats::Identity::Nkey(nkey_file.clone().unwrap_or_default()),
+            Some("credentials") => {
+                nats::Identity::Credentials(credentials_file.clone().unwrap_or_default())
+            }
+            _ => nats::Identity::Nobody,
+        };
+        let NatsTls { cacert, cert, key } = &self.tls;
+        let is_required = cacert.is_some() || servers.iter().all(|url| url.starts_with("tls://"));
+        Some(nats::Settings {
+            servers,
+            namespace: self.namespace.clone(),
+            name: self.name.clone().unwrap_or(own),
+            identity,
+            tls: nats::Tls { is_required, ca: cacert.clone(), own: cert.clone().zip(key.clone()) },
+            replicas: self.replicas,
+        })
+    }
+
+    /// What is wrong beyond the form of single values, each with the key it is about.
+    pub(super) fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        let mut wrong = |key: &str, what: String| {
+            problems.push((format!("controller.nats.{key}"), what));
+        };
+        for (key, name) in [("namespace", Some(&self.namespace)), ("name", self.name.as_ref())] {
+            if name.is_some_and(|name| !is_token(name) || name.len() > 64) {
+                wrong(key, "must be up to 64 letters, digits, `_` and `-`".to_owned());
+            }
+        }
+        let auth = &self.auth;
+        let needed = match auth.r#type.as_deref() {
+            None | Some("none" | "") => &[][..],
+            Some("user_pass") => &[
+                ("username", auth.username.is_some()),
+                ("password", Secret::set(auth.password.as_ref()).is_some()),
+            ],
+            Some("nkey") => &[("nkey_file", auth.nkey_file.is_some())],
+            Some("credentials") => &[("credentials_file", auth.credentials_file.is_some())],
+            Some(other) => {
+                let message = format!("{other:?} is none of none, user_pass, nkey and credentials");
+                wrong("auth.type", message);
+                &[]
+            }
+        };
+        for (key, _) in needed.iter().filter(|(_, is_set)| !is_set) {
+            wrong(&format!("auth.{key}"), "this kind of auth.type needs it".to_owned());
+        }
+        if self.tls.cert.is_some() != self.tls.key.is_some() {
+            let message = "a certificate and its key belong together; set both or none";
+            wrong("tls.cert", message.to_owned());
+        }
+        problems
+    }
+
+    /// The files that it names.
+    pub(super) fn files(&self) -> [(&'static str, &Option<PathBuf>); 5] {
+        [
+            ("controller.nats.auth.credentials_file", &self.auth.credentials_file),
+            ("controller.nats.auth.nkey_file", &self.auth.nkey_file),
+            ("controller.nats.tls.cacert", &self.tls.cacert),
+            ("controller.nats.tls.cert", &self.tls.cert),
+            ("controller.nats.tls.key", &self.tls.key),
+        ]
+    }
+}
