@@ -31,6 +31,7 @@ use crate::error::{Error, Kind, Result};
 pub mod audit;
 pub mod nats;
 pub mod objects;
+pub(crate) mod place;
 mod queue;
 pub mod redb;
 

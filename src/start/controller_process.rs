@@ -1,6 +1,7 @@
 //! The controller as a process, and under `osapi start` the agent as its child.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -26,6 +27,7 @@ use crate::controller::{Controller, Limits, Setup, Shared};
 use crate::error::{Error, Kind, Result};
 use crate::store::nats::{NatsObjects, NatsStore, Settings};
 use crate::store::objects::Files;
+use crate::store::place::hold;
 use crate::store::redb::RedbStore;
 use crate::store::{Bounds, Objects, Store};
 use crate::token::Key;
@@ -70,7 +72,7 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
         for (path, _) in passed.sockets {
             tracing::warn!("the inherited socket {} is none of ours, and not used", path.display());
         }
-        let controller = open(&config, &paths).await?;
+        let (controller, _held) = open(&config, &paths).await?;
         let access = access(&config, &paths, with_agent)?;
         let api = Api::new(controller.clone(), access, config.controller.api.job_timeout.0)?;
         let answering = tokio::spawn(answer_agents(agent_socket, controller.clone(), agent_uid));
@@ -148,7 +150,8 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
     })
 }
 
-async fn open(config: &Config, paths: &Paths) -> Result<Shared> {
+/// The controller, and where its state is, which is held as long as that is kept.
+async fn open(config: &Config, paths: &Paths) -> Result<(Shared, Option<OwnedFd>)> {
     let limits = &config.controller.limits;
     paths::state_dir(&paths.controller_state)?;
     let clock = Clock::default();
@@ -160,11 +163,16 @@ async fn open(config: &Config, paths: &Paths) -> Result<Shared> {
         ..Bounds::default()
     };
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let (store, objects) = match config.controller.nats.settings(&name) {
-        Some(settings) => at_broker(settings, &clock, bounds).await?,
-        None => in_files(&paths.controller_state, &clock, bounds).await?,
+    let (stores, held) = match config.controller.nats.settings(&name) {
+        Some(settings) => {
+            let held = hold(&paths.controller_state)?;
+            (at_broker(settings, &clock, bounds).await?, Some(held))
+        }
+        // Who works with files holds their place with them.
+        None => (in_files(&paths.controller_state, &clock, bounds).await?, None),
     };
-    Controller::start(Setup {
+    let (store, objects) = stores;
+    let controller = Controller::start(Setup {
         store,
         objects,
         clock,
@@ -179,7 +187,8 @@ async fn open(config: &Config, paths: &Paths) -> Result<Shared> {
         job_timeout: config.controller.api.job_timeout.0,
         key: crate::seal::random_key(&paths.controller_state, "request-key")?,
     })
-    .await
+    .await?;
+    Ok((controller, held))
 }
 
 type Stores = (Arc<dyn Store>, Arc<dyn Objects>);

@@ -145,7 +145,7 @@ impl Appliance {
         }
         fs::create_dir_all(site.state()).unwrap();
         let broker = std::env::var_os("OSAPI_TEST_STORE").is_some_and(|store| store == "nats");
-        let broker = broker.then(Broker::start);
+        let broker = broker.then(|| Broker::below(&dir.path().join("broker")));
         let mut config = format!(
             "controller:\n  socket: {0}/osapi.sock\n  state_dir: {0}/state/controller\n\
              agent:\n  state_dir: {0}/state/agent\n",

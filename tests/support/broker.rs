@@ -2,8 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "starts a process and writes its configuration")]
 #![allow(dead_code, clippy::allow_attributes, reason = "not every test uses all of it")]
 
-use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,9 +11,12 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(crate) struct Broker {
-    dir: TempDir,
+    dir: PathBuf,
+    /// What follows the first line of its configuration.
+    config: String,
     port: u16,
     process: Option<Child>,
+    _own: Option<TempDir>,
 }
 
 /// The program: named, found beside the other things that tests fetch, or installed.
@@ -42,26 +44,34 @@ impl Broker {
         Self::with("", "sync_interval: always")
     }
 
+    /// The same, with what it stores in a directory of the test's.
+    pub(crate) fn below(dir: &Path) -> Self {
+        std::fs::create_dir_all(dir).unwrap();
+        Self::at(dir.to_owned(), None, "", "sync_interval: always")
+    }
+
     /// `more` is added to its configuration, `jetstream` to what that says of JetStream; without
     /// that it has none.
     pub(crate) fn with(more: &str, jetstream: &str) -> Self {
         let dir = TempDir::new().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let store = dir.path().join("jetstream");
+        Self::at(dir.path().to_owned(), Some(dir), more, jetstream)
+    }
+
+    fn at(dir: PathBuf, own: Option<TempDir>, more: &str, jetstream: &str) -> Self {
+        let store = dir.join("jetstream");
         let jetstream = match jetstream {
             "" => String::new(),
             more => format!("jetstream {{ store_dir: {:?}, {more} }}\n", store.to_str().unwrap()),
         };
-        let config =
-            format!("listen: \"127.0.0.1:{port}\"\nserver_name: test\n{jetstream}{more}\n");
-        std::fs::write(dir.path().join("nats.conf"), config).unwrap();
-        let mut broker = Self { dir, port, process: None };
+        let ports = dir.to_str().unwrap();
+        let config = format!("server_name: test\nports_file_dir: {ports:?}\n{jetstream}{more}\n");
+        let mut broker = Self { dir, config, port: 0, process: None, _own: own };
         broker.restart();
         broker
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.dir.join(name)
     }
 
     pub(crate) fn address(&self) -> String {
@@ -76,18 +86,33 @@ impl Broker {
         }
     }
 
-    /// Starts it again with what it has stored.
+    /// Starts it again with what it has stored, at the port that it found free at first.
     pub(crate) fn restart(&mut self) {
-        let mut command = Command::new(program().unwrap());
-        command.arg("-c").arg(self.dir.path().join("nats.conf"));
-        command.arg("-l").arg(self.dir.path().join("log"));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.process = Some(command.spawn().unwrap());
         let deadline = Instant::now() + PATIENCE;
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-            assert!(Instant::now() < deadline, "the broker does not start: {log}");
-            std::thread::sleep(Duration::from_millis(10));
+        let port = if self.port == 0 { -1 } else { self.port.into() };
+        let config = format!("listen: \"127.0.0.1:{port}\"\n{}", self.config);
+        std::fs::write(self.path("nats.conf"), config).unwrap();
+        loop {
+            let mut command = Command::new(program().unwrap());
+            command.arg("-c").arg(self.path("nats.conf")).arg("-l").arg(self.path("log"));
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            let mut process = command.spawn().unwrap();
+            let ports = self.path(&format!("nats-server_{}.ports", process.id()));
+            // Where it ends at once, the port is taken for the moment.
+            while process.try_wait().unwrap().is_none() {
+                let text = std::fs::read_to_string(&ports).unwrap_or_default();
+                let found = text.split_once("nats://127.0.0.1:").and_then(|(_, rest)| {
+                    let (port, _) = rest.split_once('"')?;
+                    port.parse().ok()
+                });
+                if let Some(port) = found {
+                    (self.port, self.process) = (port, Some(process));
+                    return;
+                }
+                let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
+                assert!(Instant::now() < deadline, "the broker does not start: {log}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
     }
 }

@@ -15,14 +15,14 @@ use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, StorageBackend};
-use rustix::fs::{Advice, FallocateFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{Advice, FallocateFlags, Mode, OFlags};
 
 use super::held::Held;
 use super::is_no_room;
 use crate::error::{Error, Kind, Result};
+use crate::store::place::{hold, taken};
 
 const FORMAT: u32 = 1;
-const LOCK: &str = "controller.lock";
 const RESERVE: &str = "controller.reserve";
 /// The engine's default would be 1 GiB, and it uses what it is given.
 const CACHE: usize = 8 << 20;
@@ -47,7 +47,7 @@ impl Source {
         let is_there = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
         is_there.map_err(|error| unusable(error, dir))?;
         refuse_newer(dir)?;
-        let lock = lock(dir)?;
+        let lock = hold(dir)?;
         let path = dir.join(format!("controller-{FORMAT}.redb"));
         let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
         let failed = |error: rustix::io::Errno| unusable(error.into(), &path);
@@ -180,29 +180,6 @@ fn refuse_newer(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Keeps others out, and says who is in.
-fn lock(dir: &Path) -> Result<OwnedFd> {
-    let path = dir.join(LOCK);
-    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
-    let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
-        .map_err(|error| unusable(error.into(), &path))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut text = [0; 16];
-            let read = rustix::io::pread(&file, &mut text, 0).unwrap_or(0);
-            let holder = std::str::from_utf8(&text[..read]).ok().map(str::trim);
-            return Err(taken(dir, holder.filter(|holder| !holder.is_empty())));
-        }
-        Err(error) => return Err(unusable(error.into(), &path)),
-    }
-    let holder = format!("{}\n", std::process::id());
-    // Only for the message above; a full disk is no reason to refuse to start.
-    let _ = rustix::fs::ftruncate(&file, 0);
-    let _ = rustix::io::pwrite(&file, holder.as_bytes(), 0);
-    Ok(file)
-}
-
 fn directory(dir: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
@@ -214,12 +191,6 @@ fn is_repaired(copy: &Path) -> bool {
 
 fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
-}
-
-fn taken(place: &Path, holder: Option<&str>) -> Error {
-    let holder = holder.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
-    let message = format!("another osapi{holder} has {} open; stop it first", place.display());
-    Error::new(Kind::Conflict, message)
 }
 
 fn unusable(error: io::Error, path: &Path) -> Error {
