@@ -31,6 +31,7 @@ mod bus;
 mod chains;
 mod objects;
 mod open;
+mod sending;
 mod settings;
 mod watching;
 mod writer;
