@@ -23,7 +23,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::stream::BoxStream;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
 use tokio::io::AsyncRead;
 
 use crate::error::{Error, Kind, Result};
@@ -199,6 +200,17 @@ pub trait Store: Send + Sync {
         limit: usize,
         order: Order,
     ) -> Result<Vec<Entry>>;
+    /// All records under `prefix` in order of key, up to `most` at a time and never none; in one
+    /// pass, where going on with [`Store::list`] may cost as much as beginning again. What changes
+    /// meanwhile may be in it or not.
+    fn pages<'a>(&'a self, prefix: &'a str, most: usize) -> BoxStream<'a, Result<Vec<Entry>>> {
+        let pages = stream::try_unfold(String::new(), move |after| async move {
+            let page = self.list(prefix, &after, most, Order::Ascending).await?;
+            let last = page.last().map(|entry| entry.key.clone());
+            Ok(last.map(|last| (page, last)))
+        });
+        pages.boxed()
+    }
     /// Yields what `prefix` holds with a revision above `since`, then `Current`, then what
     /// changes. A deletion is heard of by whoever resumes within an hour. Ends when the store
     /// closes or cannot be read; go on from the last revision seen.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::StreamExt;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use uuid::Uuid;
@@ -91,7 +92,7 @@ struct ErrorPeek {
     kind: Kind,
 }
 
-/// A job and its outcomes while they are being read, one record after the other.
+/// A job and its outcomes, as far as they have been read.
 struct Reading {
     id: Uuid,
     job: JobPeek,
@@ -116,29 +117,14 @@ impl Reading {
 impl Controller {
     /// Reads what is stored, a little at a time, until the index is complete.
     pub(super) async fn build_index(&self) -> Result<()> {
-        let mut after = String::new();
-        loop {
-            let entries = self.store.list("job", &after, CHUNK, Order::Ascending).await?;
-            let Some(last) = entries.last() else { break };
-            let is_last_chunk = entries.len() < CHUNK;
-            // A job may be cut in two by the end of the chunk; the next begins before it then.
-            let cut = job_of(&last.key).map(|id| format!("job.{id}"));
-            let mut kept: Vec<&Entry> = entries.iter().collect();
-            if !is_last_chunk && let Some(cut) = &cut {
-                let whole = entries.iter().take_while(|entry| !entry.key.starts_with(cut)).count();
-                if whole > 0 {
-                    kept.truncate(whole);
-                }
-            }
-            after = kept.last().map_or_else(|| last.key.clone(), |entry| entry.key.clone());
-            for reading in read(kept.into_iter()) {
-                self.index_reading(&reading);
-            }
-            if is_last_chunk {
-                break;
+        let (mut pages, mut jobs) = (self.store.pages("job", CHUNK), Jobs::default());
+        while let Some(page) = pages.next().await {
+            for entry in &page? {
+                self.index_reading(jobs.read(entry).as_ref());
             }
             tokio::task::yield_now().await;
         }
+        self.index_reading(jobs.last.as_ref());
         self.index().is_complete = true;
         Ok(())
     }
@@ -151,13 +137,16 @@ impl Controller {
             return Ok(());
         };
         let outcomes = self.store.list(&key, "", usize::MAX, Order::Ascending).await?;
-        for reading in read(std::iter::once(&job).chain(&outcomes)) {
-            self.index_reading(&reading);
+        let mut jobs = Jobs::default();
+        for entry in std::iter::once(&job).chain(&outcomes) {
+            jobs.read(entry);
         }
+        self.index_reading(jobs.last.as_ref());
         Ok(())
     }
 
-    fn index_reading(&self, reading: &Reading) {
+    fn index_reading(&self, reading: Option<&Reading>) {
+        let Some(reading) = reading else { return };
         // What is open is not finished, whatever its record says.
         if self.lanes().get(reading.id).is_some() {
             return;
@@ -168,26 +157,30 @@ impl Controller {
     }
 }
 
-fn read<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<Reading> {
-    let mut found: Vec<Reading> = Vec::new();
-    for entry in entries {
-        let Some(id) = job_of(&entry.key) else { continue };
-        let is_job = entry.key.len() == "job.".len() + 36;
-        if is_job {
-            match decode(&entry.value) {
-                Ok(job) => found.push(Reading { id, job, outcomes: Vec::new() }),
-                Err(error) => tracing::error!(%error, %id, "cannot read a job"),
-            }
-        } else if let Some(reading) = found.last_mut().filter(|reading| reading.id == id) {
-            match decode::<ReportPeek>(&entry.value) {
-                Ok(report) => {
-                    reading.outcomes.push(Status::of(report.error.map(|error| error.kind)));
-                }
-                Err(error) => tracing::error!(%error, %id, "cannot read an outcome"),
-            }
+/// Puts jobs together from their records, which come in order of key.
+#[derive(Default)]
+struct Jobs {
+    /// More of it may come.
+    last: Option<Reading>,
+}
+
+impl Jobs {
+    /// Takes one record more. The job before, where this one is of another.
+    fn read(&mut self, entry: &Entry) -> Option<Reading> {
+        let id = job_of(&entry.key)?;
+        if entry.key.len() == "job.".len() + 36 {
+            let job = decode(&entry.value)
+                .inspect_err(|error| tracing::error!(%error, %id, "cannot read a job"));
+            let next = job.ok().map(|job| Reading { id, job, outcomes: Vec::new() });
+            return std::mem::replace(&mut self.last, next);
         }
+        let reading = self.last.as_mut().filter(|reading| reading.id == id)?;
+        match decode::<ReportPeek>(&entry.value) {
+            Ok(report) => reading.outcomes.push(Status::of(report.error.map(|error| error.kind))),
+            Err(error) => tracing::error!(%error, %id, "cannot read an outcome"),
+        }
+        None
     }
-    found
 }
 
 /// The job that a key belongs to.

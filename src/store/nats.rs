@@ -10,13 +10,15 @@
 //! survives depends on the server's `sync_interval` and on the replicas.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::Message;
 use async_trait::async_trait;
-use futures_util::stream::BoxStream;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -259,6 +261,32 @@ impl Store for NatsStore {
         }
         entries.truncate(limit);
         Ok(entries)
+    }
+
+    fn pages<'a>(&'a self, prefix: &'a str, most: usize) -> BoxStream<'a, Result<Vec<Entry>>> {
+        let pages = stream::try_unfold(None, move |names: Option<VecDeque<String>>| async move {
+            let shared = &self.0.shared;
+            let (line, stream) = (shared.bus.line()?, shared.stream());
+            let mut names = match names {
+                Some(names) => names,
+                None => {
+                    let mut names = line.names(stream, &shared.pattern(prefix)).await?;
+                    names.sort_unstable();
+                    names.into()
+                }
+            };
+            while !names.is_empty() {
+                let page: Vec<_> = names.drain(..most.clamp(1, PAGE).min(names.len())).collect();
+                let messages = line.last_of_each(stream, &page).await?.into_iter();
+                let mut entries: Vec<_> = messages.filter_map(|one| shared.entry(one)).collect();
+                if !entries.is_empty() {
+                    entries.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+                    return Ok(Some((entries, Some(names))));
+                }
+            }
+            Ok(None)
+        });
+        pages.boxed()
     }
 
     async fn watch(&self, prefix: &str, since: Revision) -> Result<BoxStream<'static, Event>> {

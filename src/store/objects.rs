@@ -12,9 +12,10 @@ use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use tokio::sync::Mutex;
 
-use super::{Expect, Noting, Object, Objects, Order, Reader, Step, Store, Upload};
+use super::{Expect, Noting, Object, Objects, Reader, Step, Store, Upload};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::job::{decode, encode};
@@ -221,12 +222,10 @@ impl<C: Contents> Objects for Catalogue<C> {
     }
 
     async fn list(&self) -> Result<Vec<Object>> {
-        let (mut objects, mut after) = (Vec::<Object>::new(), String::new());
-        loop {
-            let page = self.index.list("object", &after, PAGE, Order::Ascending).await?;
-            let Some(last) = page.last() else { break };
-            after.clone_from(&last.key);
-            for entry in &page {
+        let mut objects = Vec::<Object>::new();
+        let mut pages = self.index.pages("object", PAGE);
+        while let Some(page) = pages.next().await {
+            for entry in &page? {
                 objects.push(decode(&entry.value)?);
             }
         }

@@ -125,6 +125,12 @@ async fn a_list_goes_on_where_it_stopped(store: &dyn Store) {
     assert_eq!(keys(&list(store, "page", "zzz", 2).await), [] as [&str; 0]);
     let all = list(store, "", "", usize::MAX).await;
     assert!(all.windows(2).all(|pair| pair[0].key < pair[1].key));
+    for most in [1, 2, 1000] {
+        let pages: Vec<_> = store.pages("page", most).map(Result::unwrap).collect().await;
+        assert!(pages.iter().all(|page| !page.is_empty() && page.len() <= most));
+        assert_eq!(keys(&pages.concat()), ["page.a", "page.b", "page.c", "page.d", "page.e"]);
+    }
+    assert_eq!(store.pages("pag", 2).count().await, 0);
     let last = store.list("", "", 1, Order::Descending).await.unwrap();
     assert_eq!(last[0].key, all.last().unwrap().key);
 }
