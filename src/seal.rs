@@ -15,6 +15,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use crypto_box::aead::OsRng;
 use crypto_box::{PublicKey, SecretKey};
+use ring::hmac;
 use schemars::generate::SchemaSettings;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -319,6 +320,14 @@ pub fn random_key(state: &Path, name: &str) -> Result<[u8; 32]> {
     }
 }
 
+/// The key called `name` of whoever has `secret`, the same wherever that is.
+pub fn derived_key(secret: &[u8], name: &str) -> [u8; 32] {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+    let mut derived = [0; 32];
+    derived.copy_from_slice(hmac::sign(&key, name.as_bytes()).as_ref());
+    derived
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::disallowed_methods, reason = "spoils a key")]
@@ -404,5 +413,13 @@ mod tests {
         assert_ne!(random_key(state.path(), "l").unwrap(), key);
         std::fs::write(state.path().join("k"), "short").unwrap();
         assert!(random_key(state.path(), "k").is_err());
+    }
+
+    #[test]
+    fn a_key_that_is_derived_is_the_same_for_whoever_has_the_secret() {
+        let key = derived_key(b"secret", "k");
+        assert_eq!(derived_key(b"secret", "k"), key);
+        assert_ne!(derived_key(b"secret", "l"), key);
+        assert_ne!(derived_key(b"other", "k"), key);
     }
 }

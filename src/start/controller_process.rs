@@ -22,9 +22,10 @@ use super::{Paths, key_of, own_uid, paths, uid};
 use crate::api::{Access, Api, Caps};
 use crate::cli::Server;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Secret};
 use crate::controller::{Controller, Limits, Setup, Shared};
 use crate::error::{Error, Kind, Result};
+use crate::seal::{derived_key, random_key};
 use crate::store::nats::{NatsObjects, NatsStore, Settings};
 use crate::store::objects::Files;
 use crate::store::place::hold;
@@ -47,6 +48,8 @@ const TELL_CLOSED: Duration = Duration::from_mins(1);
 const PATIENCE: Duration = Duration::from_secs(8);
 /// How long answers may take to be written once their work is done.
 const LAST_ANSWERS: Duration = Duration::from_millis(200);
+/// What a request that is repeated is known again by, without its being in the store.
+const REQUEST_KEY: &str = "request-key";
 
 pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
     let loaded = super::load(server)?;
@@ -172,6 +175,11 @@ async fn open(config: &Config, paths: &Paths) -> Result<(Shared, Option<OwnedFd>
         None => (in_files(&paths.controller_state, &clock, bounds).await?, None),
     };
     let (store, objects) = stores;
+    let key = match Secret::set(config.controller.api.security.signing_key.as_ref()) {
+        // Controllers that share a store know each other's requests again.
+        Some(secret) if held.is_some() => derived_key(secret.reveal().as_bytes(), REQUEST_KEY),
+        _ => random_key(&paths.controller_state, REQUEST_KEY)?,
+    };
     let controller = Controller::start(Setup {
         store,
         objects,
@@ -185,7 +193,7 @@ async fn open(config: &Config, paths: &Paths) -> Result<(Shared, Option<OwnedFd>
             ..Limits::default()
         },
         job_timeout: config.controller.api.job_timeout.0,
-        key: crate::seal::random_key(&paths.controller_state, "request-key")?,
+        key,
     })
     .await?;
     Ok((controller, held))
