@@ -101,7 +101,7 @@ async fn links(store: &dyn Store) -> Vec<Stored> {
     loop {
         let page = store.audit(after, usize::MAX, Order::Ascending).await.unwrap();
         let Some(last) = page.last() else { return links };
-        after = last.link.number;
+        after = last.place;
         links.extend(page);
     }
 }

@@ -24,6 +24,9 @@ mod verify;
 
 pub use verify::{Check, Fault, Verdict, verify};
 
+/// How much of the log is read at a time, in bytes; the last link of it may go beyond.
+pub(super) const PAGE: usize = 1 << 20;
+
 /// What the log says.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -25,7 +25,7 @@ use redb::{
 };
 use tokio::sync::oneshot;
 
-use super::audit::{Ends, Stored};
+use super::audit::{self, Ends, Stored};
 use super::queue::{Admitted, Queue};
 use super::{Bounds, Coming, Entry, Event, Kept, Order, Revision, Room, Step, Store, is_under};
 use crate::clock::Clock;
@@ -50,8 +50,6 @@ const RECORDS: TableDefinition<&str, (u64, u64, &[u8])> = TableDefinition::new("
 const CHANGES: TableDefinition<u64, &str> = TableDefinition::new("changes");
 
 const VALUE: usize = 8 << 20;
-/// How much of the audit log is read at a time, in bytes; the last link of it may go beyond.
-const PAGE: usize = 1 << 20;
 /// How often, and with what pause, a read tries again while the database is being opened again.
 const READS: usize = 200;
 const PAUSE: Duration = Duration::from_millis(10);
@@ -301,7 +299,7 @@ impl Store for RedbStore {
             };
             let (mut links, mut bytes) = (Vec::new(), 0);
             let mut next = [take(false)?, take(true)?];
-            while links.len() < limit && bytes < PAGE {
+            while links.len() < limit && bytes < audit::PAGE {
                 let number = |row: &Option<(AccessGuard<'_, u64>, _)>| {
                     row.as_ref().map(|(number, _)| number.value())
                 };

@@ -101,7 +101,7 @@ impl Broker {
             // Where it ends at once, the port is taken for the moment.
             while process.try_wait().unwrap().is_none() {
                 let text = std::fs::read_to_string(&ports).unwrap_or_default();
-                let found = text.split_once("nats://127.0.0.1:").and_then(|(_, rest)| {
+                let found = text.split_once("://127.0.0.1:").and_then(|(_, rest)| {
                     let (port, _) = rest.split_once('"')?;
                     port.parse().ok()
                 });

@@ -5,6 +5,7 @@
 //! of the former ones. A writer drops its own oldest links, and says in the next one where its chain
 //! then begins; the server drops what is twice as old as it may get, whose writer is gone.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, Message};
@@ -13,7 +14,7 @@ use super::bus::{Line, Outgoing, header, is_marker, sequence};
 use super::time;
 use crate::error::{Error, Kind, Result};
 use crate::job::decode;
-use crate::store::audit::{Chain, Ends, Head, Link, Note, Stored, Tail};
+use crate::store::audit::{Chain, Ends, Head, Link, Note, PAGE, Stored, Tail};
 use crate::store::{Bounds, Order};
 
 /// What the links of a chain have taken so far, dropped ones included.
@@ -187,7 +188,7 @@ impl Chains {
         Ok(())
     }
 
-    /// Whether a chain has links that are older than `age`, though nothing is added to it.
+    /// Whether a chain has links that are stretch than `age`, though nothing is added to it.
     pub(super) fn is_stale(&self, chain: Chain, age: Duration, now: u64) -> bool {
         let place = self.place_of(chain);
         let is_old = place.oldest.is_some_and(|oldest| oldest < now.saturating_sub(millis(age)));
@@ -263,7 +264,8 @@ impl Chains {
     }
 }
 
-/// Up to `limit` links of all writers behind the sequence `after`, in `order`.
+/// Up to `limit` links of all writers behind the sequence `after`, in `order`; fewer where they are
+/// large.
 pub(super) async fn read(
     line: &Line,
     stream: &str,
@@ -271,59 +273,87 @@ pub(super) async fn read(
     limit: usize,
     order: Order,
 ) -> Result<Vec<Stored>> {
-    let all = format!("{stream}.audit.>");
+    let mut page = Page::new(limit, order);
     match order {
-        Order::Ascending => between(line, stream, &all, after + 1, u64::MAX, limit).await,
+        Order::Ascending => page.fill(line, stream, after + 1, u64::MAX).await?,
         Order::Descending => {
             let mut end = after;
             if end == 0 {
+                let all = format!("{stream}.audit.>");
                 let Some(last) = line.last(stream, &all).await? else { return Ok(Vec::new()) };
                 end = sequence(&last).unwrap_or_default() + 1;
             }
             // The server reads forwards only, so that it is asked for ever wider stretches.
             let mut width = (limit as u64).saturating_mul(AROUND).max(64);
-            let mut found = Vec::new();
-            while found.len() < limit && end > 1 {
+            while !page.is_full() && end > 1 {
                 let start = end.saturating_sub(width).max(1);
-                let mut links = between(line, stream, &all, start, end, usize::MAX).await?;
-                links.reverse();
-                found.extend(links);
+                let mut stretch = Page::new(limit - page.links.len(), order);
+                stretch.fill(line, stream, start, end).await?;
+                page.bytes += stretch.bytes;
+                stretch.links.append(&mut page.links);
+                page.links = stretch.links;
                 (end, width) = (start, width.saturating_mul(2));
             }
-            found.truncate(limit);
-            Ok(found)
+            page.links.make_contiguous().reverse();
         }
     }
+    Ok(page.links.into())
 }
 
-/// The links from one sequence on and before another.
-async fn between(
-    line: &Line,
-    stream: &str,
-    subject: &str,
-    mut from: u64,
-    end: u64,
+/// Links in order of their place: the first of a stretch, or, in descending order, the last.
+struct Page {
+    links: VecDeque<Stored>,
+    bytes: usize,
     limit: usize,
-) -> Result<Vec<Stored>> {
-    let mut found = Vec::new();
-    while found.len() < limit && from < end {
-        let (messages, more) = line.from(stream, subject, from, limit - found.len()).await?;
-        let Some(last) = messages.last().and_then(sequence) else { break };
-        from = last + 1;
-        for message in messages {
-            let place = sequence(&message).unwrap_or_default();
-            if place >= end {
-                break;
-            }
-            if !is_marker(&message) {
-                found.push(stored(place, message)?);
-            }
-        }
-        if !more {
-            break;
+    order: Order,
+}
+
+impl Page {
+    fn new(limit: usize, order: Order) -> Self {
+        Self { links: VecDeque::new(), bytes: 0, limit, order }
+    }
+
+    fn is_full(&self) -> bool {
+        self.links.len() >= self.limit || self.bytes >= PAGE
+    }
+
+    fn push(&mut self, link: Stored) {
+        self.bytes += link.bytes.len();
+        self.links.push_back(link);
+        // Those before the last are read later.
+        while self.order == Order::Descending
+            && let Some(first) = self.links.front().map(|link| link.bytes.len())
+            && (self.links.len() > self.limit || self.bytes - first >= PAGE)
+        {
+            self.bytes -= first;
+            self.links.pop_front();
         }
     }
-    Ok(found)
+
+    /// Takes links from one sequence on and before another.
+    async fn fill(&mut self, line: &Line, stream: &str, mut from: u64, end: u64) -> Result<()> {
+        let all = format!("{stream}.audit.>");
+        while from < end && (self.order == Order::Descending || !self.is_full()) {
+            let most = self.limit.saturating_sub(self.links.len());
+            let most = if self.order == Order::Descending { usize::MAX } else { most };
+            let (messages, more) = line.from(stream, &all, from, most).await?;
+            let Some(last) = messages.last().and_then(sequence) else { break };
+            from = last + 1;
+            for message in messages {
+                let place = sequence(&message).unwrap_or_default();
+                if place >= end || (self.order == Order::Ascending && self.is_full()) {
+                    return Ok(());
+                }
+                if !is_marker(&message) {
+                    self.push(stored(place, message)?);
+                }
+            }
+            if !more {
+                break;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn stored(place: u64, message: Message) -> Result<Stored> {
