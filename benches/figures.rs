@@ -12,6 +12,8 @@
 
 #[path = "../tests/support/http.rs"]
 mod http;
+#[path = "../tests/support/say.rs"]
+mod say;
 #[path = "../tests/support/appliance.rs"]
 mod support;
 

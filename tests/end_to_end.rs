@@ -12,6 +12,8 @@ mod follow;
 mod http;
 #[path = "end_to_end/network.rs"]
 mod network;
+#[path = "support/say.rs"]
+mod say;
 #[path = "end_to_end/secrets.rs"]
 mod secrets;
 #[path = "support/appliance.rs"]

@@ -17,6 +17,7 @@ use osapi::store::{Bounds, Event, Expect, Order, Step, Store};
 use super::broker::{self, Broker};
 use super::recovery::{nothing_is_lost_or_half_done, pair};
 use super::{links, list, noted, put, refusal, request, suite, until_taken, value, verdict};
+use crate::say::say;
 
 fn settings(broker: &Broker) -> Settings {
     Settings {
@@ -96,7 +97,7 @@ async fn nothing_is_lost_to_a_kill_of_the_server() {
         let store = open(settings(&broker)).await.unwrap();
         nothing_is_lost_or_half_done(&store, &acknowledged).await;
     }
-    println!("kills of the broker: 3, {} acknowledged, none lost", acknowledged.len());
+    say(format!("kills of the broker: 3, {} acknowledged, none lost", acknowledged.len()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::say::say;
+
 const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(crate) struct Broker {
@@ -33,7 +35,7 @@ fn program() -> Option<PathBuf> {
 pub(crate) fn is_there(test: &str) -> bool {
     let is_there = program().is_some();
     if !is_there {
-        println!("SKIPPED: {test}: there is no nats-server; `make test` fetches one");
+        say(format!("SKIPPED: {test}: there is no nats-server; `make test` fetches one"));
     }
     is_there
 }
