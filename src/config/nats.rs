@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Secret;
+use crate::broker;
 use crate::store::is_token;
-use crate::store::nats;
 
 /// What several controllers share in place of files on one host: a NATS server with JetStream.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
@@ -76,31 +76,35 @@ pub struct NatsTls {
 
 impl Nats {
     /// What the store needs, for a controller on the host `hostname`; `None` where no broker is set.
-    pub(crate) fn settings(&self, hostname: &str) -> Option<nats::Settings> {
+    pub(crate) fn settings(&self, hostname: &str) -> Option<broker::Settings> {
         let url = self.url.as_deref().filter(|url| !url.is_empty())?;
         let servers: Vec<_> = url.split(',').map(|url| url.trim().to_owned()).collect();
         let plain = |c: char| if is_token(c.encode_utf8(&mut [0; 4])) { c } else { '-' };
         let own = hostname.chars().map(plain).take(64).collect();
         let Auth { username, password, nkey_file, credentials_file, .. } = &self.auth;
         let identity = match self.auth.r#type.as_deref() {
-            Some("user_pass") => nats::Identity::Password {
+            Some("user_pass") => broker::Identity::Password {
                 user: username.clone().unwrap_or_default(),
                 password: password.as_ref().map_or("", Secret::reveal).to_owned().into(),
             },
-            Some("nkey") => nats::Identity::Nkey(nkey_file.clone().unwrap_or_default()),
+            Some("nkey") => broker::Identity::Nkey(nkey_file.clone().unwrap_or_default()),
             Some("credentials") => {
-                nats::Identity::Credentials(credentials_file.clone().unwrap_or_default())
+                broker::Identity::Credentials(credentials_file.clone().unwrap_or_default())
             }
-            _ => nats::Identity::Nobody,
+            _ => broker::Identity::Nobody,
         };
         let NatsTls { cacert, cert, key } = &self.tls;
         let is_required = cacert.is_some() || servers.iter().all(|url| url.starts_with("tls://"));
-        Some(nats::Settings {
+        Some(broker::Settings {
             servers,
             namespace: self.namespace.clone(),
             name: self.name.clone().unwrap_or(own),
             identity,
-            tls: nats::Tls { is_required, ca: cacert.clone(), own: cert.clone().zip(key.clone()) },
+            tls: broker::Tls {
+                is_required,
+                ca: cacert.clone(),
+                own: cert.clone().zip(key.clone()),
+            },
             replicas: self.replicas,
         })
     }

@@ -26,22 +26,21 @@ use tokio::task::AbortHandle;
 use super::audit::{Ends, Stored};
 use super::queue::{Admitted, Queue};
 use super::{Bounds, Coming, Entry, Event, Kept, Order, Revision, Room, Step, Store};
+use crate::broker::{Bus, Line, Settings};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 
-mod bus;
 mod chains;
+mod jetstream;
 mod objects;
 mod open;
 mod sending;
-mod settings;
 mod watching;
 mod writer;
 
-use bus::{Bus, Line, header, is_marker, sequence};
 use chains::Chains;
+use jetstream::{header, is_marker, sequence};
 pub use objects::NatsObjects;
-pub use settings::{Identity, Settings, Tls};
 use writer::{BATCH, Command, Writer};
 
 /// How many records a list asks for at a time.

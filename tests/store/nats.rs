@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
+use osapi::broker::{Identity, Settings, Tls};
 use osapi::clock::Clock;
 use osapi::error::{Error, Kind, Result};
-use osapi::store::nats::{Identity, NatsObjects, NatsStore, Settings, Tls};
+use osapi::store::nats::{NatsObjects, NatsStore};
 use osapi::store::{Bounds, Event, Expect, Order, Step, Store};
 
 use super::broker::{self, Broker};

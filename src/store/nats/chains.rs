@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use async_nats::{HeaderMap, Message};
 
-use super::bus::{Line, Outgoing, header, is_marker, sequence};
+use super::jetstream::{Outgoing, header, is_marker, sequence};
 use super::time;
+use crate::broker::Line;
 use crate::error::{Error, Kind, Result};
 use crate::job::decode;
 use crate::store::audit::{Chain, Ends, Head, Link, Note, PAGE, Stored, Tail};

@@ -21,8 +21,9 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use uuid::Uuid;
 
-use super::bus::{Bus, Outgoing, header, is_marker, sequence};
+use super::jetstream::{Outgoing, header, is_marker, sequence};
 use super::{NatsStore, open};
+use crate::broker::Bus;
 use crate::error::{Error, Kind, Result};
 use crate::job::{decode, encode};
 use crate::store::objects::{Catalogue, Contents, Received, Share, gone};

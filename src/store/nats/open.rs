@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::bus::{Line, NO_JETSTREAM};
-use super::settings::Settings;
+use crate::broker::{Line, NO_JETSTREAM, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::store::Bounds;
 

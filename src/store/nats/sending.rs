@@ -4,7 +4,8 @@ use async_nats::HeaderMap;
 use futures_util::future::{join, join_all};
 
 use super::Shared;
-use super::bus::{Line, Outgoing, is_marker, sequence};
+use super::jetstream::{Outgoing, is_marker, sequence};
+use crate::broker::Line;
 use crate::error::{Kind, Result};
 use crate::store::{Expect, Revision, Step, Write};
 

@@ -13,7 +13,8 @@ use futures_util::stream::{self, BoxStream};
 use serde_json::{Value, json};
 
 use super::Shared;
-use super::bus::{Line, header, is_marker};
+use super::jetstream::{header, is_marker};
+use crate::broker::{self, Line};
 use crate::error::Result;
 use crate::store::{Entry, Event, Revision};
 
@@ -81,7 +82,7 @@ impl Watcher {
         let stream = self.shared.stream();
         let inbox = line.client.new_inbox();
         let subscribed = line.client.subscribe(inbox.clone()).await;
-        let messages = subscribed.map_err(|error| super::bus::away().because(error))?;
+        let messages = subscribed.map_err(|error| broker::away().because(error))?;
         let body = json!({
             "stream_name": stream,
             "config": {

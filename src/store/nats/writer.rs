@@ -14,9 +14,10 @@ use futures_util::future::join_all;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
-use super::bus::{Line, Outgoing};
 use super::chains::Chains;
+use super::jetstream::Outgoing;
 use super::{Shared, lock};
+use crate::broker::Line;
 use crate::error::{Error, Kind, Result};
 use crate::store::audit::{Chain, Note};
 use crate::store::queue::{Group, LAZY, Pending, mean_with};

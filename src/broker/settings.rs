@@ -55,7 +55,7 @@ pub struct Tls {
 }
 
 impl Settings {
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let wrong = |what: &str, value: &str, rule: &str| {
             let message = format!("{value:?} cannot be the broker's {what}: {rule}");
             Err(Error::new(Kind::InvalidInput, message))
@@ -79,7 +79,7 @@ impl Settings {
 }
 
 /// What is presented to the server, read anew for each connection.
-pub(super) enum Proof {
+pub(crate) enum Proof {
     Nobody,
     Password { user: String, password: Zeroizing<String> },
     Key(KeyPair),
@@ -87,7 +87,7 @@ pub(super) enum Proof {
 }
 
 impl Identity {
-    pub(super) async fn proof(&self) -> Result<Proof> {
+    pub(crate) async fn proof(&self) -> Result<Proof> {
         Ok(match self {
             Self::Nobody => Proof::Nobody,
             Self::Password { user, password } => {
@@ -120,7 +120,7 @@ impl Identity {
 
 impl Proof {
     /// What answers the server's `nonce`.
-    pub(super) fn answer(&self, nonce: &[u8]) -> Result<Auth, AuthError> {
+    pub(crate) fn answer(&self, nonce: &[u8]) -> Result<Auth, AuthError> {
         let sign = |key: &KeyPair| key.sign(nonce).map(Some).map_err(AuthError::new);
         let mut auth = Auth::new();
         match self {
