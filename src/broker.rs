@@ -221,3 +221,9 @@ pub(crate) fn away() -> Error {
 pub(crate) fn broken() -> Error {
     Error::new(Kind::Unavailable, "the connection to the broker broke; retry")
 }
+
+/// What subjects, and the keys of records, are made of between their dots.
+pub(crate) fn is_token(token: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    !token.is_empty() && token.bytes().all(is_plain)
+}

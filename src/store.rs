@@ -27,6 +27,7 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use tokio::io::AsyncRead;
 
+use crate::broker::is_token;
 use crate::error::{Error, Kind, Result};
 
 pub mod audit;
@@ -360,12 +361,6 @@ impl Drop for Kept {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// What keys are made of, between their dots.
-pub(crate) fn is_token(token: &str) -> bool {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-    !token.is_empty() && token.bytes().all(is_plain)
 }
 
 pub(crate) fn is_under(key: &str, prefix: &str) -> bool {

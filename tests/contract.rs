@@ -510,12 +510,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("clock", &["job"]),
     ("sys", &[]),
     ("types", &["error", "job"]),
+    ("broker", &["error"]),
     ("job", &["error", "op"]),
     ("op", &["error", "host", "permission"]),
     ("host", &["clock", "error", "job", "op", "sys", "types"]),
     ("provider", &["error", "host", "op", "permission", "types", "job"]),
     ("link", &["error", "job", "op", "sys"]),
-    ("store", &["clock", "error", "job", "link", "permission", "sys"]),
+    ("store", &["broker", "clock", "error", "job", "link", "permission", "sys"]),
     (
         "agent",
         &[

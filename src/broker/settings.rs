@@ -6,8 +6,8 @@ use async_nats::{Auth, AuthError};
 use nkeys::KeyPair;
 use zeroize::Zeroizing;
 
+use super::is_token;
 use crate::error::{Error, Kind, Result};
-use crate::store::is_token;
 
 /// The most bytes of a file that says who we are.
 const MAX_FILE: u64 = 64 << 10;

@@ -6,8 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Secret;
-use crate::broker;
-use crate::store::is_token;
+use crate::broker::{self, is_token};
 
 /// What several controllers share in place of files on one host: a NATS server with JetStream.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
