@@ -178,11 +178,8 @@ impl Listed {
 
     /// Holds every item against the note that it was made of.
     fn end(mut self) -> Vec<Fault> {
-        let first = self.items.first().map(|item| &item["id"]);
         // Exports list the newest first; their links begin with the oldest.
-        if self.entries.first().is_none_or(|(_, entry)| first != Some(&json!(entry.id))) {
-            self.entries.reverse();
-        }
+        self.entries.reverse();
         if self.items.len() != self.entries.len() {
             let (items, entries) = (self.items.len(), self.entries.len());
             self.fault(format!("there are {items} entries, and the links have {entries}"));

@@ -76,7 +76,7 @@ fn write(path: &Path, pieces: mpsc::Receiver<io::Result<Bytes>>) -> Result<u64> 
         return Err(fault);
     }
     let broken = |why: &str| {
-        let message = format!("{why}; what is in {} is not all of it", path.display());
+        let message = format!("{why}; nothing is written to {}", path.display());
         Error::new(Kind::Unavailable, message)
     };
     read.map_err(|error| broken("the controller's answer broke off").because(error))?;

@@ -91,18 +91,30 @@ pub(super) fn kept_for_owner(socket: &Path, own: u32) -> Option<PathBuf> {
     is_kept.then(|| dir.join(socket.file_name().unwrap_or_default()))
 }
 
-/// A file that is written line by line, for its owner only.
+/// A file that is written line by line, for its owner only. It takes its place when it is whole, so
+/// that what was there before stays until then.
 pub(super) struct Lines {
     file: BufWriter<File>,
     path: PathBuf,
+    /// Where it is until then; nowhere else where `path` is no file, such as a pipe.
+    part: Option<PathBuf>,
 }
 
 impl Lines {
     pub(super) fn create(path: &Path) -> Result<Self> {
+        let is_file = std::fs::metadata(path).map_or(true, |meta| meta.is_file());
+        // A link goes on leading to it.
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let part = is_file.then(|| {
+            let mut name = path.clone().into_os_string();
+            name.push(".part");
+            PathBuf::from(name)
+        });
         let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
-        let file = file.map_err(|error| unwritable(path, error))?;
-        Ok(Self { file: BufWriter::new(file), path: path.to_owned() })
+        let place = part.as_ref().unwrap_or(&path);
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(place);
+        let file = file.map_err(|error| unwritable(place, error))?;
+        Ok(Self { file: BufWriter::new(file), path, part })
     }
 
     pub(super) fn add(&mut self, line: &str) -> Result<()> {
@@ -112,7 +124,22 @@ impl Lines {
     }
 
     pub(super) fn end(mut self) -> Result<()> {
-        self.file.flush().map_err(|error| unwritable(&self.path, error))
+        let mut ended = self.file.flush();
+        if let Some(part) = self.part.as_ref().filter(|_| ended.is_ok()) {
+            ended = self.file.get_ref().sync_all().and_then(|()| std::fs::rename(part, &self.path));
+        }
+        if ended.is_ok() {
+            self.part = None;
+        }
+        ended.map_err(|error| unwritable(&self.path, error))
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        if let Some(part) = &self.part {
+            drop(std::fs::remove_file(part));
+        }
     }
 }
 
