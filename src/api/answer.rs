@@ -1,5 +1,7 @@
 //! What became of a request, as clients read it.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::StreamExt;
@@ -130,8 +132,13 @@ pub fn single_error(results: &Results) -> Option<ErrorBody> {
 /// The envelope: the job, what each host says, and whether any of them has changed.
 pub fn rows(row: &Row, job: &str, hosts: Vec<HostResult>) -> Value {
     let mut results = Vec::with_capacity(hosts.len());
+    let mut named: HashMap<String, usize> = HashMap::with_capacity(hosts.len());
+    for host in &hosts {
+        *named.entry(host.hostname.clone()).or_default() += 1;
+    }
     for host in hosts {
-        host_rows(row, host, &mut results);
+        let has_double = named.get(&host.hostname).is_some_and(|count| *count > 1);
+        host_rows(row, host, has_double, &mut results);
     }
     let changed = results.iter().any(|row| row["changed"] == true);
     let mut envelope = Map::with_capacity(3);
@@ -141,13 +148,18 @@ pub fn rows(row: &Row, job: &str, hosts: Vec<HostResult>) -> Value {
     envelope.into()
 }
 
-fn host_rows(row: &Row, host: HostResult, results: &mut Vec<Value>) {
-    let HostResult { hostname, report, .. } = host;
+/// The rows of one host. They say its machine id where it has a double, another host of that
+/// name.
+fn host_rows(row: &Row, host: HostResult, has_double: bool, results: &mut Vec<Value>) {
+    let HostResult { host, hostname, report } = host;
     let start = |status: &str, changed: bool| {
         let mut start = Map::new();
         start.insert("hostname".to_owned(), hostname.as_str().into());
         start.insert("status".to_owned(), status.into());
         start.insert("changed".to_owned(), changed.into());
+        if has_double {
+            start.insert("machine_id".to_owned(), host.as_str().into());
+        }
         start
     };
     match report.outcome {
@@ -249,6 +261,19 @@ mod tests {
         assert_eq!(answer["results"], json!([expected("a"), expected("b")]));
         let none = rows(&row(Rows::Each("keys")), "j", vec![done(json!({ "keys": [] }))]);
         assert_eq!(none["results"], json!([]));
+    }
+
+    #[test]
+    fn two_hosts_of_one_name_are_told_apart_by_machine_id() {
+        let on = |host: &str, hostname: &str| {
+            let (host, hostname) = (host.to_owned(), hostname.to_owned());
+            HostResult { host, hostname, ..done(json!({ "key": "a" })) }
+        };
+        let answer =
+            rows(&row(Rows::Host), "j", vec![on("1", "web"), on("2", "web"), on("3", "db")]);
+        let ids: Vec<_> =
+            answer["results"].as_array().unwrap().iter().map(|r| &r["machine_id"]).collect();
+        assert_eq!(ids, [&json!("1"), &json!("2"), &Value::Null]);
     }
 
     #[test]

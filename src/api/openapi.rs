@@ -230,9 +230,12 @@ fn location() -> Value {
 /// The statuses that a call of `row` may fail with.
 pub fn errors(row: &Row) -> Vec<u16> {
     let mut errors = ALWAYS.to_vec();
-    let is_on_hosts = matches!(row.run, Run::Agent(_));
-    if is_on_hosts {
+    if matches!(row.run, Run::Agent(_)) {
         errors.extend([409, 504]);
+    }
+    if row.path.contains("{hostname}") {
+        // Several hosts may have that name.
+        errors.push(409);
     }
     if row.access() == Some(Access::Write) {
         errors.push(412);
@@ -281,6 +284,8 @@ fn host_row(row: &Row, output: &Value) -> Value {
         "changed".to_owned(),
         json!({ "type": "boolean", "description": "Whether the host has changed, or would." }),
     );
+    let about = "Where several of these hosts have one name.";
+    properties.insert("machine_id".to_owned(), json!({ "type": "string", "description": about }));
     let about = "What went wrong, where something did.";
     properties.insert("error".to_owned(), json!({ "type": "string", "description": about }));
     properties.insert("kind".to_owned(), json!({ "$ref": "#/components/schemas/Kind" }));

@@ -270,12 +270,13 @@ pub(super) fn hosts(row: &Row, reply: &Value, results: &[Value], page: Page) -> 
     let columns = given_or_all(row.columns, results, ENVELOPE);
     let headers = ["HOSTNAME".to_owned(), "STATUS".to_owned()].into_iter();
     let mut table = Table::new(headers.chain(columns.iter().map(|column| column.header.clone())));
-    let mut worst: Vec<(&str, State)> = Vec::new();
+    // The rows of a host stand together.
+    let mut worst: Vec<(String, State)> = Vec::new();
     for result in results {
-        let (name, state) = (result["hostname"].as_str().unwrap_or_default(), state(result));
-        match worst.iter_mut().find(|(known, _)| *known == name) {
+        let (name, state) = (named(result), state(result));
+        match worst.last_mut().filter(|(known, _)| *known == name) {
             Some((_, known)) => *known = state.max(*known),
-            None => worst.push((name, state)),
+            None => worst.push((name.clone(), state)),
         }
         for cells in explode(&columns, result, page) {
             let (word, colour) = match state {
@@ -284,7 +285,7 @@ pub(super) fn hosts(row: &Row, reply: &Value, results: &[Value], page: Page) -> 
                 State::Skip => ("skip", Colour::Cyan),
                 State::Err => ("err", Colour::Red),
             };
-            let first = [flat(name).into(), Cell { text: word.into(), colour: Some(colour) }];
+            let first = [name.clone().into(), Cell { text: word.into(), colour: Some(colour) }];
             table.push(first.into_iter().chain(cells.into_iter().map(Cell::from)).collect());
         }
     }
@@ -292,9 +293,8 @@ pub(super) fn hosts(row: &Row, reply: &Value, results: &[Value], page: Page) -> 
     let told = results.iter().filter(|result| state(result) >= State::Skip);
     let details: Vec<_> = told
         .map(|result| {
-            let name = result["hostname"].as_str().unwrap_or_default();
             let message = result["error"].as_str().unwrap_or("no reason given");
-            format!("    {}: {}\n", flat(name), flat(message))
+            format!("    {}: {}\n", named(result), flat(message))
         })
         .collect();
     if !details.is_empty() {
@@ -315,7 +315,16 @@ pub(super) fn hosts(row: &Row, reply: &Value, results: &[Value], page: Page) -> 
     text
 }
 
-fn summary(worst: &[(&str, State)]) -> String {
+/// How the host of a row is called, with its machine id where another one has that name.
+pub(super) fn named(result: &Value) -> String {
+    let name = flat(result["hostname"].as_str().unwrap_or_default());
+    match result["machine_id"].as_str() {
+        Some(machine_id) => format!("{name} ({})", flat(machine_id)),
+        None => name,
+    }
+}
+
+fn summary(worst: &[(String, State)]) -> String {
     let count = |state| worst.iter().filter(|(_, worst)| *worst == state).count();
     let counts = [
         (State::Ok, "ok"),
@@ -337,7 +346,7 @@ fn complaints(text: &mut String, result: &Value) {
     let said = result["stderr"].as_str().filter(|said| has_failed && !said.is_empty());
     let Some(said) = said else { return };
     let all: Vec<_> = lines(said).collect();
-    _ = write!(text, "\n  Stderr of {}:\n", flat(result["hostname"].as_str().unwrap_or_default()));
+    _ = write!(text, "\n  Stderr of {}:\n", named(result));
     let left_out = all.len().saturating_sub(MOST_COMPLAINTS);
     if left_out > 0 {
         _ = writeln!(text, "    … {left_out} lines before these; --stderr shows all");
@@ -352,7 +361,7 @@ fn changes(text: &mut String, result: &Value, is_named: bool) {
     let list = |name: &str| result[name].as_array().map(Vec::as_slice).unwrap_or_default();
     let is_dry = result["dry_run"] == true;
     let heading = |words: &str| match result["hostname"].as_str().filter(|_| is_named) {
-        Some(name) => format!("\n  {words} on {}:\n", flat(name)),
+        Some(_) => format!("\n  {words} on {}:\n", named(result)),
         None => format!("\n  {words}:\n"),
     };
     if !list("changes").is_empty() {

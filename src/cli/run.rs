@@ -157,7 +157,7 @@ impl Session<'_> {
         let results = value["results"].as_array().map(Vec::as_slice).unwrap_or_default();
         let mut exit = exit_of(value);
         for result in results {
-            let host = flat(result["hostname"].as_str().unwrap_or_default());
+            let host = output::named(result);
             let told = |name| {
                 let text = result[name].as_str().unwrap_or_default();
                 text::lines(text).fold(String::new(), |mut told, line| {

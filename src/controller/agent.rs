@@ -319,7 +319,8 @@ fn event(host: &Host, moment: &Moment) -> Event {
 impl Controller {
     fn known(&self, name: &str) -> Result<(String, Host)> {
         let hosts = self.hosts();
-        let found = hosts.find(name).and_then(|id| Some((id.to_owned(), hosts.get(id)?.0.clone())));
+        let found =
+            hosts.find(name)?.and_then(|id| Some((id.to_owned(), hosts.get(id)?.0.clone())));
         let missing = || {
             let message = format!("no agent {name:?}; see: osapi client agent list");
             Error::new(Kind::NotFound, message)

@@ -17,6 +17,10 @@ use crate::link::About;
 use crate::op::Access;
 use crate::store::{self, Expect, Revision, Step, audit};
 
+mod target;
+
+use target::{Turns, drained};
+
 /// A host that has not been heard from for this long is away, in milliseconds.
 const AWAY_MS: u64 = 90_000;
 /// The same where its last connection was closed.
@@ -46,6 +50,12 @@ pub(crate) struct Host {
 }
 
 impl Host {
+    #[cfg(test)]
+    fn new(name: &str, state: State) -> Self {
+        let (name, labels, key) = (name.to_owned(), BTreeMap::new(), String::new());
+        Self { name, state, labels, key, first_seen: 1, timeline: Vec::new() }
+    }
+
     fn remember(&mut self, at: u64, event: &str, by: &str) {
         self.timeline.push(Moment { at, event: event.to_owned(), by: by.to_owned() });
         let surplus = self.timeline.len().saturating_sub(TIMELINE);
@@ -82,6 +92,7 @@ pub(super) struct Hosts {
     present: HashMap<String, Presence>,
     /// Which host the agent with this process id speaks for.
     agents: HashMap<i32, String>,
+    turns: Turns,
 }
 
 /// What an agent said last, and when.
@@ -116,12 +127,7 @@ impl Hosts {
 
     pub(super) fn remove(&mut self, machine_id: &str) {
         self.known.remove(machine_id);
-    }
-
-    fn label_matches(host: &Host, key: &str, value: &str) -> bool {
-        host.labels.get(key).is_some_and(|label| {
-            label == value || label.strip_prefix(value).is_some_and(|rest| rest.starts_with('.'))
-        })
+        self.turns.forget(machine_id);
     }
 
     pub(super) fn agent_of(&self, pid: i32) -> Option<String> {
@@ -188,68 +194,11 @@ impl Hosts {
         self.known.get(machine_id)
     }
 
-    /// The host that a name or machine id stands for.
-    pub(super) fn find(&self, name: &str) -> Option<&str> {
-        let by_id = self.known.get_key_value(name).map(|(machine_id, _)| machine_id.as_str());
-        by_id.or_else(|| self.known().find(|(_, host)| host.name == name).map(|found| found.0))
-    }
-
     pub(super) fn name(&self, machine_id: &str) -> String {
         self.known
             .get(machine_id)
             .map_or_else(|| machine_id.to_owned(), |(host, _)| host.name.clone())
     }
-
-    /// The machine ids that `target` names and that may be given something new.
-    fn resolve(&self, target: &str, uptime: u64) -> Result<Vec<String>> {
-        if self.known.is_empty() {
-            return Err(Error::new(
-                Kind::Unavailable,
-                "no agent has registered yet; start one, or wait a moment and try again",
-            ));
-        }
-        let accepted = |host: &Host| host.state == State::Accepted;
-        let matching: Vec<(&str, &Host)> = match target {
-            "_all" | "_any" => self.known().collect(),
-            name if name.contains(':') => {
-                let (key, value) = name.split_once(':').unwrap_or_default();
-                self.known().filter(|(_, host)| Self::label_matches(host, key, value)).collect()
-            }
-            name => {
-                let found = self.find(name).and_then(|id| Some((id, &self.known.get(id)?.0)));
-                if let Some((_, host)) = found
-                    && !accepted(host)
-                {
-                    return Err(drained(&host.name));
-                }
-                found.into_iter().collect()
-            }
-        };
-        if matching.is_empty() {
-            let message = format!(
-                "no agent answers to {target:?}; give _any, _all, a host name, a machine id or a \
-                 label as key:value (see: osapi client agent list)"
-            );
-            return Err(Error::new(Kind::InvalidInput, message));
-        }
-        let mut open: Vec<_> = matching.into_iter().filter(|(_, host)| accepted(host)).collect();
-        if open.is_empty() {
-            let message = format!("every host that {target:?} names is drained; undrain one first");
-            return Err(Error::new(Kind::Conflict, message));
-        }
-        if target == "_any" {
-            let there = open.iter().position(|(id, _)| self.is_there(id, uptime)).unwrap_or(0);
-            open = vec![open[there]];
-        }
-        Ok(open.into_iter().map(|(machine_id, _)| machine_id.to_owned()).collect())
-    }
-}
-
-fn drained(name: &str) -> Error {
-    Error::new(
-        Kind::Conflict,
-        format!("{name} is drained and is given nothing new; undrain it first"),
-    )
 }
 
 pub(super) fn key(machine_id: &str) -> String {
@@ -260,7 +209,11 @@ impl Controller {
     /// The hosts that a job is for. What is about a job goes to the hosts of that job.
     pub(super) async fn resolve(&self, target: &Target, access: Access) -> Result<Vec<String>> {
         let job = match target {
-            Target::Named(name) => return self.hosts().resolve(name, self.clock.uptime()),
+            Target::Named(name) => {
+                let lanes = self.lanes();
+                let left = |host: &str| lanes.lengths(host).iter().sum();
+                return self.hosts().resolve(name, self.clock.uptime(), left);
+            }
             Target::HostsOf(job) => job,
         };
         let record = self.record(job).await?;
@@ -424,44 +377,4 @@ fn check(about: &About) -> Result<()> {
         return refused("at most 64 labels, each a name and a short text");
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn hosts() -> Hosts {
-        let mut hosts = Hosts::default();
-        for (id, name, state) in [("1", "web", State::Accepted), ("2", "db", State::Drained)] {
-            let labels = BTreeMap::from([("group".to_owned(), "web.dev.us-east".to_owned())]);
-            let name = name.to_owned();
-            let (key, timeline) = (String::new(), Vec::new());
-            let host = Host { name, state, labels, key, first_seen: 1, timeline };
-            hosts.put(id, host, 1);
-        }
-        hosts
-    }
-
-    #[test]
-    fn names_ids_and_labels_name_the_host() {
-        let hosts = hosts();
-        for target in ["_all", "_any", "web", "1", "group:web", "group:web.dev"] {
-            assert_eq!(hosts.resolve(target, 0).unwrap(), ["1"], "{target}");
-        }
-    }
-
-    #[test]
-    fn what_names_nobody_says_why() {
-        let hosts = hosts();
-        for target in ["nobody", "group:we", "group:web.dev.", "other:web", ":", ""] {
-            assert_eq!(
-                hosts.resolve(target, 0).unwrap_err().kind(),
-                Kind::InvalidInput,
-                "{target}"
-            );
-        }
-        assert_eq!(hosts.resolve("db", 0).unwrap_err().kind(), Kind::Conflict);
-        let nobody = Hosts::default().resolve("_any", 0).unwrap_err();
-        assert_eq!(nobody.kind(), Kind::Unavailable);
-    }
 }

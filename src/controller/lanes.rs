@@ -64,6 +64,13 @@ pub(super) struct SoFar {
     pub(super) told: BTreeMap<String, Progress>,
 }
 
+impl SoFar {
+    /// The reports by machine id. A job may be for very many hosts.
+    pub(super) fn by_host(&self) -> HashMap<&str, &Report> {
+        self.reports.iter().map(|(host, report)| (host.as_str(), &**report)).collect()
+    }
+}
+
 struct Slot {
     open: Arc<Open>,
     /// Zero until it is in the store.

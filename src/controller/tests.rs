@@ -20,6 +20,7 @@ use crate::store::{Bounds, Order};
 mod audit;
 mod cancel;
 mod course;
+mod fleet;
 mod restart;
 
 const ALL: [Class; 5] = Class::ALL;

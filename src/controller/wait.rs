@@ -82,10 +82,10 @@ impl Controller {
 
     fn results_of(&self, job: &Job, so_far: &SoFar) -> Results {
         let id = Uuid::parse_str(&job.id).unwrap_or_default();
+        let reported = so_far.by_host();
         let hosts = job.hosts.iter().filter_map(|host| {
-            let reported = so_far.reports.iter().find(|(name, _)| name == host);
-            let report = match reported {
-                Some((_, report)) => Report::clone(report),
+            let report = match reported.get(host.as_str()) {
+                Some(report) => Report::clone(report),
                 None => self.missing(id, job, host, so_far)?,
             };
             let hostname = self.hosts().name(host);
@@ -134,17 +134,28 @@ impl Controller {
     /// How far an open job is.
     pub(super) fn status(&self, open: &Open) -> Status {
         let so_far = open.so_far.borrow();
-        let job = &open.record.job;
-        Status::overall(job.hosts.iter().map(|host| self.status_on(open.id, job, host, &so_far)))
+        let (job, reported) = (&open.record.job, so_far.by_host());
+        let on = |host: &String| {
+            let report = reported.get(host.as_str()).copied();
+            self.status_on(open.id, job, host, report, so_far.cancelled.is_some())
+        };
+        Status::overall(job.hosts.iter().map(on))
     }
 
-    /// How far a job is on one host.
-    pub(super) fn status_on(&self, id: Uuid, job: &Job, host: &str, so_far: &SoFar) -> Status {
-        if let Some((_, report)) = so_far.reports.iter().find(|(name, _)| name == host) {
+    /// How far a job is on one host, which has told `report` of it.
+    pub(super) fn status_on(
+        &self,
+        id: Uuid,
+        job: &Job,
+        host: &str,
+        report: Option<&Report>,
+        is_cancelled: bool,
+    ) -> Status {
+        if let Some(report) = report {
             return Status::of(report.outcome.kind());
         }
         let lanes = self.lanes();
-        let begins_no_more = so_far.cancelled.is_some() || self.is_due(job);
+        let begins_no_more = is_cancelled || self.is_due(job);
         if lanes.is_held(host, id) || begins_no_more && lanes.may_have(host, id) {
             Status::Processing
         } else if begins_no_more {

@@ -63,6 +63,19 @@ fn tables_use_120_columns() {
 }
 
 #[test]
+fn two_hosts_of_one_name_are_two_hosts() {
+    let on = |machine_id: &str, status: &str| {
+        json!({ "hostname": "web", "status": status, "changed": false, "machine_id": machine_id,
+                "error": if status == "failed" { "no" } else { "" } })
+    };
+    let reply = json!({ "results": [on("m1", "ok"), on("m2", "failed")] });
+    let text = shown("node.timezone.update", &reply, 80);
+    for part in ["  web (m1)  ok", "  web (m2)  err", "2 hosts: 1 ok, 1 failed", "web (m2): no"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
 fn no_line_of_a_table_is_wider_than_the_terminal() {
     for width in [80, 120] {
         for line in shown("node.process.list", &processes(), width).lines() {

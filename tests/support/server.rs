@@ -55,14 +55,19 @@ pub(crate) struct Config {
     pub(crate) script: Script,
     /// What is shown at the address; without, nothing is encrypted there.
     pub(crate) tls: Option<Arc<tls::Server>>,
+    /// Hosts beside the one that there always is.
+    pub(crate) others: &'static [Other],
 }
+
+/// A host by machine id, name and group; its agent answers with the same script.
+pub(crate) type Other = (&'static str, &'static str, &'static str);
 
 impl Default for Config {
     fn default() -> Self {
         let access = Access { own_is_admin: true, ..Access::default() };
         let patience = Duration::from_secs(20);
         let script: Script = |_| Some(Ok(json!({})));
-        Self { access, caps: Caps::default(), patience, script, tls: None }
+        Self { access, caps: Caps::default(), patience, script, tls: None, others: &[] }
     }
 }
 
@@ -87,7 +92,7 @@ impl Server {
                 let listener = UnixListener::bind(&socket).unwrap();
                 let open = std::fs::Permissions::from_mode(0o666);
                 std::fs::set_permissions(&socket, open).unwrap();
-                let Config { access, caps, patience, script, tls } = config;
+                let Config { access, caps, patience, script, tls, others } = config;
                 let api = Api::new(controller.clone(), access, patience).unwrap();
                 let served = api.clone();
                 let serving = tokio::spawn(async move { served.serve(listener, caps).await });
@@ -95,9 +100,12 @@ impl Server {
                 let address = listener.local_addr().unwrap();
                 let served = api.clone();
                 tokio::spawn(async move { served.serve_network(listener, caps, tls).await });
-                let (known, is_known) = oneshot::channel();
-                tokio::spawn(agent(controller.clone(), script, known));
-                is_known.await.unwrap();
+                let hosts = std::iter::once(&(HOST, HOSTNAME, "")).chain(others);
+                for (pid, host) in (1..).zip(hosts) {
+                    let (known, is_known) = oneshot::channel();
+                    tokio::spawn(agent(controller.clone(), *host, pid, script, known));
+                    is_known.await.unwrap();
+                }
                 ready.send((api, address)).unwrap();
                 let _ = stopped.await;
                 serving.abort();
@@ -170,13 +178,24 @@ async fn controller(dir: &Path, store: Arc<RedbStore>) -> Shared {
     Controller::start(setup).await.unwrap()
 }
 
-async fn agent(controller: Shared, script: Script, known: oneshot::Sender<()>) {
-    let mut desk = controller.agent(0, 1);
+async fn agent(
+    controller: Shared,
+    (machine_id, hostname, group): Other,
+    pid: i32,
+    script: Script,
+    known: oneshot::Sender<()>,
+) {
+    let mut desk = controller.agent(0, pid);
+    let mut labels = BTreeMap::new();
+    if !group.is_empty() {
+        labels.insert("group".to_owned(), group.to_owned());
+    }
     let about = About {
-        machine_id: HOST.to_owned(),
-        hostname: HOSTNAME.to_owned(),
+        machine_id: machine_id.to_owned(),
+        hostname: hostname.to_owned(),
+        labels,
         facts: json!({}),
-        pid: 1,
+        pid,
         ..About::default()
     };
     let mut about = Some(Box::new(about));

@@ -1,5 +1,7 @@
 //! Changing the course of jobs: calling one off, asking for it again, deleting it.
 
+use std::collections::HashSet;
+
 use serde_json::Map;
 use uuid::Uuid;
 
@@ -211,9 +213,12 @@ impl Controller {
     fn without(&self, id: Uuid, record: &Record, hosts: &[String]) -> Status {
         let open = self.lanes().get(id);
         let so_far = open.map(|open| open.so_far.borrow().clone()).unwrap_or_default();
+        let (reports, is_cancelled) = (so_far.by_host(), so_far.cancelled.is_some());
+        let hosts: HashSet<&String> = hosts.iter().collect();
         let on = |host: &String| {
             let is_off = hosts.contains(host);
-            let status = || self.status_on(id, &record.job, host, &so_far);
+            let report = reports.get(host.as_str()).copied();
+            let status = || self.status_on(id, &record.job, host, report, is_cancelled);
             if is_off { Status::Failed } else { status() }
         };
         Status::overall(record.job.hosts.iter().map(on))
@@ -239,6 +244,7 @@ impl Controller {
         record.job.cancelled = Some(mark.clone());
         if let Some(sealed) = &mut record.sealed {
             // Nobody is going to open these.
+            let hosts: HashSet<&String> = hosts.iter().collect();
             sealed.retain(|host, _| !hosts.contains(host));
         }
         let key = format!("job.{id}");

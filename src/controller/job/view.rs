@@ -237,12 +237,13 @@ impl Controller {
     }
 
     fn parts(&self, id: Uuid, record: &Record, so_far: &SoFar) -> Vec<Part> {
-        let job = &record.job;
+        let (job, reports) = (&record.job, so_far.by_host());
         let part = |host: &String| {
-            let mut status = self.status_on(id, job, host, so_far);
-            let reported = so_far.reports.iter().find(|(name, _)| name == host);
+            let reported = reports.get(host.as_str()).copied();
+            let is_cancelled = so_far.cancelled.is_some();
+            let mut status = self.status_on(id, job, host, reported, is_cancelled);
             let report = match reported {
-                Some((_, report)) => Some(Report::clone(report)),
+                Some(report) => Some(report.clone()),
                 None => self.missing(id, job, host, so_far),
             };
             let (begun, ended) =

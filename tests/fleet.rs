@@ -1,0 +1,137 @@
+//! Several hosts behind one controller, as clients see them.
+
+use osapi::error::Kind;
+use serde_json::{Value, json};
+
+use crate::server::{Config, HOST, HOSTNAME, Other, Script, Server, failed};
+
+const OTHERS: &[Other] =
+    &[("m-b", "web-2", "web.dev.us-east"), ("m-a", "web-2", "web.prod"), ("m-c", "db", "db")];
+
+fn serving(script: Script) -> Server {
+    Server::start(Config { script, others: OTHERS, ..Config::default() })
+}
+
+fn on(target: &str) -> String {
+    format!("/api/node/{target}/sysctl/vm.swappiness")
+}
+
+fn change(server: &Server, target: &str) -> crate::server::Reply {
+    server.send("PUT", &on(target), &json!({ "value": "10" }))
+}
+
+/// Of every row the host's name, its machine id where it has a double, and how it went.
+fn rows(body: &Value) -> Vec<(String, String, String)> {
+    let text = |row: &Value, name: &str| row[name].as_str().unwrap_or_default().to_owned();
+    let results = body["results"].as_array().unwrap().iter();
+    results
+        .map(|row| (text(row, "hostname"), text(row, "machine_id"), text(row, "status")))
+        .collect()
+}
+
+fn row(name: &str, machine_id: &str, status: &str) -> (String, String, String) {
+    (name.to_owned(), machine_id.to_owned(), status.to_owned())
+}
+
+fn some_fail(task: &osapi::job::Task) -> Option<osapi::error::Result<Value>> {
+    match task.host.as_str() {
+        "m-a" => failed(Kind::Conflict, "cannot set it: it is locked"),
+        "m-c" => failed(Kind::Unsupported, "no sysctl here"),
+        _ => Some(Ok(json!({ "changed": true, "key": "vm.swappiness" }))),
+    }
+}
+
+#[test]
+fn every_host_is_a_row_in_the_order_of_names_whatever_it_answers() {
+    let server = serving(some_fail);
+    let body = change(&server, "_all").expect(200);
+    let expected = [
+        row("db", "", "skipped"),
+        row(HOSTNAME, "", "ok"),
+        row("web-2", "m-a", "failed"),
+        row("web-2", "m-b", "ok"),
+    ];
+    assert_eq!(rows(&body), expected);
+    let job = server.get(&format!("/api/job/{}", body["job_id"].as_str().unwrap())).expect(200);
+    assert_eq!(job["status"], "partial_failure");
+    let count = |of: &str| job[of].as_object().unwrap().len();
+    assert_eq!((count("responses"), count("agent_states")), (4, 4));
+}
+
+#[test]
+fn labels_name_hosts_up_to_a_dot() {
+    let server = serving(some_fail);
+    for (target, expected) in [
+        ("group:web", vec![row("web-2", "m-a", "failed"), row("web-2", "m-b", "ok")]),
+        ("group:web.dev", vec![row("web-2", "", "ok")]),
+        ("group:web.dev.us-east", vec![row("web-2", "", "ok")]),
+        ("group:db", vec![row("db", "", "skipped")]),
+    ] {
+        assert_eq!(rows(&change(&server, target).expect(200)), expected, "{target}");
+    }
+    for (target, said) in [
+        ("group:we", "no agent answers"),
+        ("group:", "as a label"),
+        (":web", "as a label"),
+        ("group:web.", "as a label"),
+        ("group:web%20dev", "as a label"),
+        ("nobody", "no agent answers"),
+    ] {
+        let reply = change(&server, target);
+        assert_eq!(reply.status, 400, "{target}");
+        let detail = reply.refused("invalid_input")["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains(said), "{target}: {detail}");
+    }
+}
+
+#[test]
+fn a_name_that_two_hosts_have_is_refused_with_their_machine_ids() {
+    let server = serving(some_fail);
+    for reply in [
+        change(&server, "web-2"),
+        server.get("/api/agent/web-2"),
+        server.send("POST", "/api/agent/web-2/drain", &json!({})),
+    ] {
+        assert_eq!(reply.status, 409);
+        let detail = reply.refused("conflict")["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains("m-a, m-b"), "{detail}");
+    }
+    assert_eq!(rows(&change(&server, "m-b").expect(200)), [row("web-2", "", "ok")]);
+    assert_eq!(change(&server, "m-a").status, 409, "the host's own answer");
+    assert_eq!(server.get(&format!("/api/agent/{HOST}")).expect(200)["hostname"], HOSTNAME);
+}
+
+#[test]
+fn a_drained_host_is_in_no_set() {
+    let server = serving(some_fail);
+    server.send("POST", "/api/agent/m-b/drain", &json!({})).expect(200);
+    let expected = [row("web-2", "", "failed")];
+    assert_eq!(rows(&change(&server, "group:web").expect(200)), expected);
+    for target in ["m-b", "group:web.dev"] {
+        change(&server, target).refused("conflict");
+    }
+    assert_eq!(server.get("/api/agent/m-b").expect(200)["state"], "Cordoned");
+}
+
+#[test]
+fn many_jobs_for_any_host_spread() {
+    let server = serving(|_| Some(Ok(json!({ "changed": true, "key": "vm.swappiness" }))));
+    let answered: Vec<_> = (0..8)
+        .map(|_| {
+            let job = change(&server, "_any").expect(200);
+            let id = job["job_id"].as_str().unwrap().to_owned();
+            let record: Value =
+                serde_json::from_slice(&server.records()[&format!("job.{id}")]).unwrap();
+            record["hosts"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|h| h.as_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+                .concat()
+        })
+        .collect();
+    for host in [HOST, "m-a", "m-b", "m-c"] {
+        assert_eq!(answered.iter().filter(|of| *of == host).count(), 2, "{answered:?}");
+    }
+}
