@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::error::{Error, Kind, Result};
 
+pub mod permissions;
 mod settings;
 
 pub use settings::{Identity, Settings, Tls};
@@ -226,4 +227,9 @@ pub(crate) fn broken() -> Error {
 pub(crate) fn is_token(token: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     !token.is_empty() && token.bytes().all(is_plain)
+}
+
+/// What namespaces, controllers and hosts may be called.
+pub(crate) fn is_name(text: &str) -> bool {
+    is_token(text) && text.len() <= 64
 }

@@ -22,6 +22,7 @@ mod export;
 mod files;
 mod follow;
 mod job;
+mod nats;
 mod output;
 mod overview;
 mod pages;
@@ -37,6 +38,7 @@ mod words;
 
 pub use call::{Call, Patience};
 pub use command::command;
+pub use nats::Nats;
 pub use output::{document, page};
 pub use pages::pages;
 pub use run::run;
@@ -52,6 +54,8 @@ pub enum Invocation {
     Server(Server),
     /// To make or judge a token, which takes the signing key.
     Token(Globals, Token),
+    /// To prepare a broker, which no controller can.
+    Nats(Globals, Nats),
     /// Something to ask the API for; [`run`] does it.
     Client(Client),
 }

@@ -16,6 +16,10 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),
         },
+        Ok(Invocation::Nats(globals, nats)) => match start::nats(&globals, &nats) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        },
         Ok(Invocation::Server(server)) => match start::run(&server) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),

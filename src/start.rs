@@ -12,17 +12,20 @@ use crate::clock::Clock;
 use crate::config::{self, Client, Config, Inert, Loaded, Secret};
 use crate::error::{Error, Kind, Result};
 use crate::host::{Executor, Root, UndoBounds, has_journal};
+use crate::store::Bounds;
 use crate::tls;
 use crate::token::Key;
 
 mod agent_process;
 mod controller_process;
 mod listen;
+mod nats;
 mod network;
 mod paths;
 mod signals;
 mod token;
 
+pub use nats::nats;
 pub use paths::Paths;
 pub use token::token;
 
@@ -90,6 +93,23 @@ pub fn reach(file: Option<&Path>) -> Result<Reach> {
         Err(_) => vec![system],
     };
     Ok(Reach { url, sockets, cacert, token: security.bearer_token, states })
+}
+
+/// What this host calls itself.
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// What the store may take.
+fn bounds(config: &Config) -> Bounds {
+    let limits = &config.controller.limits;
+    Bounds {
+        database: limits.database.size.0,
+        audit: limits.audit.size.0,
+        audit_age: limits.audit.age.0,
+        objects: limits.objects.size.0,
+        ..Bounds::default()
+    }
 }
 
 /// What tokens are signed with here: what was configured, else what `kept` finds or makes.

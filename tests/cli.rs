@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 
-use osapi::cli::{self, Call, Given, Invocation, Server, ServerCommand, Task, Token};
+use osapi::broker::permissions::Role;
+use osapi::cli::{self, Call, Given, Invocation, Nats, Server, ServerCommand, Task, Token};
 use osapi::error::Result;
 use osapi::ops::{self, Row};
 use osapi::schema::{self, Type};
@@ -109,6 +110,26 @@ fn tokens_are_asked_for_in_the_published_words() {
     assert_eq!(judged, Token::Validate { token: Given("a.b.c".to_owned()) });
     // Who looks over the shoulder of a debugger sees none.
     assert!(!format!("{judged:?}").contains("a.b.c"));
+}
+
+#[test]
+fn what_a_role_may_at_the_broker_is_asked_for_without_a_controller() {
+    let nats = |words: &str| match parse(&words.split(' ').collect::<Vec<_>>()) {
+        Ok(Invocation::Nats(_, nats)) => nats,
+        other => panic!("{words:?}: {other:?}"),
+    };
+    let Nats::Permissions { role, namespace, hosts, .. } =
+        nats("nats permissions --role host --host a,b --host c --namespace prod")
+    else {
+        panic!("something else")
+    };
+    assert_eq!((role, namespace.as_deref()), (Role::Host, Some("prod")));
+    assert_eq!(hosts, ["a", "b", "c"]);
+    assert_eq!(nats("nats install"), Nats::Install);
+    for wrong in ["", " --role host", " --role guest"] {
+        let words = format!("nats permissions{wrong}");
+        assert!(parse(&words.split(' ').collect::<Vec<_>>()).is_err(), "{words}");
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The documents that are derived from the configuration. `UPDATE=1` rewrites them.
+//! The documents that are derived from the code, and parts of such. `UPDATE=1` rewrites them.
 #![expect(clippy::disallowed_methods, reason = "compares files of the tree")]
 
 use std::path::Path;
@@ -21,4 +21,15 @@ fn the_manual_of_the_configuration_is_that_of_the_code() {
 #[test]
 fn the_sample_configuration_is_that_of_the_code() {
     compare("packaging/osapi.yaml", &osapi::config::sample());
+}
+
+#[test]
+fn the_rights_at_the_broker_are_those_of_the_code() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/fleet.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (from, to) = ("<!-- derived: rights -->\n", "<!-- end -->");
+    let (before, rest) = text.split_once(from).expect("docs/fleet.md has a place for them");
+    let (_, after) = rest.split_once(to).expect("that place has an end");
+    let table = osapi::broker::permissions::table();
+    compare("docs/fleet.md", &format!("{before}{from}{table}{to}{after}"));
 }

@@ -6,6 +6,7 @@ mod broker;
 mod nats;
 mod objects;
 mod recovery;
+mod rights;
 mod suite;
 
 use std::io;

@@ -6,7 +6,7 @@ use async_nats::{Auth, AuthError};
 use nkeys::KeyPair;
 use zeroize::Zeroizing;
 
-use super::is_token;
+use super::is_name;
 use crate::error::{Error, Kind, Result};
 
 /// The most bytes of a file that says who we are.
@@ -63,7 +63,6 @@ impl Settings {
         if self.servers.is_empty() {
             return wrong("address", "", "name one, as in broker.example.org:4222");
         }
-        let is_name = |text: &str| is_token(text) && text.len() <= 64;
         let rule = "use up to 64 letters, digits, `_` and `-`";
         if !is_name(&self.namespace) {
             return wrong("namespace", &self.namespace, rule);

@@ -9,10 +9,10 @@ use std::fmt::Write as _;
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgMatches, Command};
 
-use super::call;
 use super::token;
 use super::words::{self, ABOUT, Elsewhere, LOCAL};
 use super::{Client, Globals, Invocation, Server, ServerCommand, Task};
+use super::{call, nats};
 use crate::op::Access;
 use crate::ops::{self, Row};
 use crate::schema::{self, Type};
@@ -37,6 +37,7 @@ enum Leaf {
     Row(&'static Row, Form),
     Local(&'static words::Local),
     Token(token::Word),
+    Nats(nats::Word),
     Elsewhere(&'static Elsewhere),
     Verify,
     Survey(&'static words::Surveyed),
@@ -80,6 +81,9 @@ fn tree() -> Node {
     }
     for (words, word) in token::WORDS {
         root.put(words, "", Leaf::Token(word));
+    }
+    for (words, word) in nats::WORDS {
+        root.put(words, "", Leaf::Nats(word));
     }
     for chapter in ops::chapters() {
         for row in chapter.rows.iter().filter(|row| !row.command.is_empty()) {
@@ -184,6 +188,7 @@ fn subcommand(word: &'static str, node: Node, path: &mut Vec<&'static str>) -> C
             command.about(local.about).hide(local.is_hidden).args(flags)
         }
         Some(Leaf::Token(word)) => token::command(command, word),
+        Some(Leaf::Nats(word)) => nats::command(command, word),
         Some(Leaf::Elsewhere(elsewhere)) => {
             command.about(elsewhere.instead).hide(true).disable_help_flag(true).arg(
                 Arg::new("rest")
@@ -352,6 +357,7 @@ pub(super) fn invocation(matches: &ArgMatches) -> Result<Invocation, clap::Error
     Ok(match found {
         Leaf::Local(local) => Invocation::Server(server(globals, local, leaf)),
         Leaf::Token(word) => Invocation::Token(globals.clone(), token::task(word, leaf)),
+        Leaf::Nats(word) => Invocation::Nats(globals.clone(), nats::task(word, leaf)),
         Leaf::Elsewhere(elsewhere) => client(Task::Elsewhere(elsewhere)),
         Leaf::Survey(survey) => client(Task::Survey(survey.survey)),
         Leaf::Verify => client(Task::Verify(leaf.get_one("file").cloned())),

@@ -145,8 +145,9 @@ pub struct Elsewhere {
     pub instead: &'static str,
 }
 
-const NO_BROKER: &str = "there is no broker here: the controller keeps its own store, and \
-                         `osapi start` is all there is to run";
+const NO_BROKER: &str = "no broker is built in: the controller keeps its own store, and `osapi \
+                         start` is all there is to run; where controllers share a NATS server, \
+                         that is started by itself";
 const NO_KEYS: &str = "the agent and the controller of one host know each other by the kernel's \
                        word and have no keys; there is no fingerprint to show";
 const NO_ENROLMENT: &str = "the agent of this host is accepted by the kernel's word and needs no \
@@ -188,7 +189,7 @@ pub(super) const ABOUT: &[(&str, &str)] = &[
     ("controller", "The controller"),
     ("file", "Stored files, and files on a host"),
     ("key", "Keys"),
-    ("nats", "What became of the broker"),
+    ("nats", "A broker that controllers share"),
     ("node", "A host"),
     ("server", "What became of the broker"),
     ("token", "Tokens, by which callers are known over a network"),

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Secret;
-use crate::broker::{self, is_token};
+use crate::broker::{self, is_name, is_token};
 
 /// What several controllers share in place of files on one host: a NATS server with JetStream.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
@@ -78,8 +78,6 @@ impl Nats {
     pub(crate) fn settings(&self, hostname: &str) -> Option<broker::Settings> {
         let url = self.url.as_deref().filter(|url| !url.is_empty())?;
         let servers: Vec<_> = url.split(',').map(|url| url.trim().to_owned()).collect();
-        let plain = |c: char| if is_token(c.encode_utf8(&mut [0; 4])) { c } else { '-' };
-        let own = hostname.chars().map(plain).take(64).collect();
         let Auth { username, password, nkey_file, credentials_file, .. } = &self.auth;
         let identity = match self.auth.r#type.as_deref() {
             Some("user_pass") => broker::Identity::Password {
@@ -97,7 +95,7 @@ impl Nats {
         Some(broker::Settings {
             servers,
             namespace: self.namespace.clone(),
-            name: self.name.clone().unwrap_or(own),
+            name: self.name_on(hostname),
             identity,
             tls: broker::Tls {
                 is_required,
@@ -108,6 +106,13 @@ impl Nats {
         })
     }
 
+    /// What a controller on the host `hostname` is called at the broker.
+    pub(crate) fn name_on(&self, hostname: &str) -> String {
+        let plain = |c: char| if is_token(c.encode_utf8(&mut [0; 4])) { c } else { '-' };
+        let own = || hostname.chars().map(plain).take(64).collect();
+        self.name.clone().unwrap_or_else(own)
+    }
+
     /// What is wrong beyond the form of single values, each with the key it is about.
     pub(super) fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
@@ -115,7 +120,7 @@ impl Nats {
             problems.push((format!("controller.nats.{key}"), what));
         };
         for (key, name) in [("namespace", Some(&self.namespace)), ("name", self.name.as_ref())] {
-            if name.is_some_and(|name| !is_token(name) || name.len() > 64) {
+            if name.is_some_and(|name| !is_name(name)) {
                 wrong(key, "must be up to 64 letters, digits, `_` and `-`".to_owned());
             }
         }

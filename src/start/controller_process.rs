@@ -159,14 +159,7 @@ async fn open(config: &Config, paths: &Paths) -> Result<(Shared, Option<OwnedFd>
     let limits = &config.controller.limits;
     paths::state_dir(&paths.controller_state)?;
     let clock = Clock::default();
-    let bounds = Bounds {
-        database: limits.database.size.0,
-        audit: limits.audit.size.0,
-        audit_age: limits.audit.age.0,
-        objects: limits.objects.size.0,
-        ..Bounds::default()
-    };
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let (bounds, name) = (super::bounds(config), super::hostname());
     let (stores, held) = match config.controller.nats.settings(&name) {
         Some(settings) => {
             let held = hold(&paths.controller_state)?;

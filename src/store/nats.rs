@@ -118,6 +118,12 @@ impl NatsStore {
     }
 }
 
+/// Makes the streams of a fleet, where there are none, and names them. It takes an installer's rights
+/// and nothing more.
+pub async fn install(settings: Settings, bounds: &Bounds) -> Result<Vec<String>> {
+    open::install(&settings, bounds).await
+}
+
 /// What the server says of the stream, if both are as they have to be.
 async fn check(line: &Line, settings: &Settings, bounds: &Bounds) -> Result<Value> {
     open::check_server(line)?;

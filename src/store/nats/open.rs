@@ -91,6 +91,20 @@ pub(super) fn check_server(line: &Line) -> Result<()> {
     Ok(())
 }
 
+/// Makes the streams of a fleet, where they are not there yet, and names them. Takes no more rights
+/// than that.
+pub(super) async fn install(settings: &Settings, bounds: &Bounds) -> Result<Vec<String>> {
+    settings.check()?;
+    let line = Line::open(settings).await?;
+    check_server(&line)?;
+    let mut names = Vec::new();
+    for needed in [records(settings, bounds), contents(settings, bounds)] {
+        needed.ensure(&line).await?;
+        names.push(needed.name);
+    }
+    Ok(names)
+}
+
 impl Needed {
     /// Makes the stream if there is none. One that is there has to be as needed; it is never
     /// changed. Returns what the server says of it.
@@ -166,7 +180,8 @@ impl Needed {
             return error;
         }
         let message = format!(
-            "there is no stream {}, and {error}; grant that once, or have the stream made",
+            "there is no stream {}, and {error}; let `osapi nats install` make it, as a user with the rights of an \
+             installer",
             self.name
         );
         Error::new(Kind::Denied, message).because(error)
