@@ -432,6 +432,7 @@ fn fill(dir: &Path, unfinished_last: bool) -> String {
                     cancelled: None,
                     retried: Vec::new(),
                     confirmed: None,
+                    is_settled: false,
                 };
                 let params = json!({ "key": "test.n0", "value": number.to_string() });
                 let (options, objects) = (Options::default(), std::collections::BTreeMap::new());

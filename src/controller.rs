@@ -30,6 +30,7 @@ use self::lanes::Lanes;
 use self::listen::Listeners;
 use self::notes::Notes;
 use self::retention::Time;
+use self::takeover::Claims;
 use crate::clock::Clock;
 use crate::error::Result;
 use crate::op::{self, Domain, Op, Output, Params, Shape};
@@ -56,6 +57,7 @@ mod rows;
 mod secrets;
 mod status;
 mod submit;
+mod takeover;
 #[cfg(test)]
 mod tests;
 pub mod version;
@@ -161,6 +163,9 @@ pub struct Controller {
     time: Mutex<Time>,
     tasks: Mutex<Vec<AbortHandle>>,
     network: Mutex<Network>,
+    claims: Mutex<Claims>,
+    /// Something is wanted that has to be claimed.
+    claimed: Notify,
     /// Nobody waits for hosts any more, because this process is about to end.
     is_impatient: watch::Sender<bool>,
 }
@@ -190,6 +195,8 @@ impl Controller {
             time: Mutex::default(),
             tasks: Mutex::default(),
             network: Mutex::default(),
+            claims: Mutex::default(),
+            claimed: Notify::new(),
             is_impatient: watch::Sender::new(false),
             clock,
         });

@@ -34,6 +34,10 @@ pub struct Job {
     /// When and by whom a change was confirmed that would have been taken back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Mark>,
+    /// Whether it stays with its host, although any host could do it: a controller that has not
+    /// made it may have handed it out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_settled: bool,
 }
 
 /// The last moment to begin.

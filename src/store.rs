@@ -233,6 +233,10 @@ pub trait Store: Send + Sync {
     }
     /// How much room there is and how the store fares. From memory.
     fn room(&self) -> Room;
+    /// Whether other controllers may write to it as well.
+    fn is_shared(&self) -> bool {
+        false
+    }
     /// Says that a commit is about to come; hold it until that commit has returned, or until
     /// there will be none. Take it only when the commit is a matter of microseconds, such as
     /// after a request's body has arrived: commits gather for those who are on their way.

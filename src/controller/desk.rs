@@ -224,8 +224,13 @@ impl AgentDesk {
 impl Controller {
     fn hand_out(&self, host: &str, question: &Question) -> Result<(Vec<Sealed>, bool)> {
         let (mut tasks, mut bytes, mut failed) = (Vec::new(), 0, None);
+        let mut wanted = None;
         let at = self.clock.uptime();
         let has_more = self.lanes().next(host, question, at, |open| {
+            if !open.may_go() {
+                wanted = Some(open.id);
+                return false;
+            }
             let left = self.clock.left(&open.record.job.deadline);
             let is_off = open.so_far.borrow().cancelled.is_some();
             match open.record.seal(host, left, is_off) {
@@ -241,6 +246,9 @@ impl Controller {
                 }
             }
         });
+        if let Some(id) = wanted {
+            self.want(id);
+        }
         failed.map_or(Ok((tasks, has_more)), Err)
     }
 

@@ -45,6 +45,7 @@ pub(super) async fn newest(store: &dyn Store) -> Result<Option<Uuid>> {
 /// Starts the work in the background; returns once memory has caught up.
 pub(super) async fn begin(controller: &Shared) -> Result<()> {
     rows::prepare();
+    controller.lanes().is_shared = controller.store.is_shared();
     for entry in controller.store.list("host", "", usize::MAX, Order::Ascending).await? {
         controller.apply_host(entry.key.strip_prefix("host.").unwrap_or_default(), &entry);
     }
@@ -65,6 +66,7 @@ pub(super) async fn begin(controller: &Shared) -> Result<()> {
     is_current.await.map_err(stopped)?;
     controller.spawn(controller.clone().index_all());
     controller.spawn(controller.clone().tick());
+    controller.spawn(controller.clone().claim_all());
     Ok(())
 }
 
@@ -184,8 +186,10 @@ impl Controller {
         let was_rewritten = record.job.cancelled.is_some()
             || record.job.confirmed.is_some()
             || !record.job.retried.is_empty()
-            || record.has_lost_secrets();
+            || record.has_lost_secrets()
+            || record.job.is_settled;
         if is_open {
+            self.lanes().readdress(id, entry.revision, &record.job);
             self.lanes().rewritten(id, entry.revision, record.job.cancelled);
             self.note_ended();
         } else if was_rewritten {
@@ -201,8 +205,12 @@ impl Controller {
         // An operation of another version is the host's to refuse.
         let class =
             ops::agent(&record.job.op).map_or(Class::Change, |row| Class::of(row, &record.options));
+        let open = Open::new(id, record, class, true);
+        // Whoever made it may still move it, until it is on record that it stays.
         let mut lanes = self.lanes();
-        lanes.expect(Open::new(id, record, class, true));
+        let may_move = lanes.is_shared && open.is_for_any();
+        open.let_go(!may_move || open.record.job.is_settled);
+        lanes.expect(open);
         lanes.admit(id, revision);
         // Its hosts may have begun, and are to say so.
         lanes.inherit(id, |_| true);
@@ -313,6 +321,7 @@ impl Controller {
         loop {
             tokio::time::sleep(TICK).await;
             self.expire();
+            self.take_over(self.clock.uptime()).await;
             self.note_all_cordoned().await;
             // What was not parked by now is tried again.
             lock(&self.parking).clear();

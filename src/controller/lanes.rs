@@ -4,18 +4,21 @@
 //! start. A host has one lane for each class of work, so that a thousand queued changes do not
 //! stand in the way of a read.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-use crate::job::{Mark, Progress, Record, Report};
+use crate::job::{Job, Mark, Progress, Record, Report};
 use crate::link::Class;
 use crate::store::Revision;
 
 mod cancel;
 mod expiry;
+mod over;
 
 /// One for each class.
 const LANES: usize = Class::ALL.len();
@@ -31,6 +34,11 @@ pub(super) struct Lanes {
     volatile: usize,
     /// Stored jobs that are over since somebody asked.
     ended: Vec<Ended>,
+    /// Whether other controllers take on and hand out jobs as well.
+    pub(super) is_shared: bool,
+    /// Jobs that nobody is handed, because it is being decided whether they go to another host
+    /// than this one.
+    withheld: BTreeMap<Uuid, String>,
 }
 
 /// A stored job from which nothing more is expected.
@@ -49,6 +57,7 @@ pub(super) struct Open {
     pub(super) is_stored: bool,
     /// What became of it so far.
     pub(super) so_far: watch::Sender<SoFar>,
+    may_go: AtomicBool,
 }
 
 #[derive(Clone, Default)]
@@ -62,9 +71,24 @@ pub(super) struct SoFar {
     pub(super) is_over: bool,
     /// How far hosts have said they are, by machine id.
     pub(super) told: BTreeMap<String, Progress>,
+    /// The host that it has gone to since it was made, where any could do it.
+    pub(super) taken_over_by: Option<String>,
 }
 
 impl SoFar {
+    /// Of a job that is not open any more.
+    pub(super) fn over() -> Self {
+        Self { is_admitted: true, is_over: true, ..Self::default() }
+    }
+
+    /// `job` with the host that has it now.
+    pub(super) fn job<'a>(&self, job: &'a Job) -> Cow<'a, Job> {
+        match &self.taken_over_by {
+            Some(host) => Cow::Owned(Job { hosts: vec![host.clone()], ..job.clone() }),
+            None => Cow::Borrowed(job),
+        }
+    }
+
     /// The reports by machine id. A job may be for very many hosts.
     pub(super) fn by_host(&self) -> HashMap<&str, &Report> {
         self.reports.iter().map(|(host, report)| (host.as_str(), &**report)).collect()
@@ -76,6 +100,8 @@ struct Slot {
     /// Zero until it is in the store.
     revision: Revision,
     is_parked: bool,
+    /// Whether it was taken on here, and not found in the store.
+    is_own: bool,
     /// Hosts that have still to answer.
     missing: BTreeSet<String>,
 }
@@ -151,14 +177,16 @@ impl Lane {
 impl Open {
     pub(super) fn new(id: Uuid, record: Record, class: Class, is_stored: bool) -> Arc<Self> {
         let so_far = SoFar { cancelled: record.job.cancelled.clone(), ..SoFar::default() };
-        Arc::new(Self { id, record, class, is_stored, so_far: watch::Sender::new(so_far) })
+        let (so_far, may_go) = (watch::Sender::new(so_far), AtomicBool::new(true));
+        Arc::new(Self { id, record, class, is_stored, so_far, may_go })
     }
 }
 
 impl Lanes {
     /// Makes a job known before it is in the store, so that its caller can wait for it.
     pub(super) fn expect(&mut self, open: Arc<Open>) {
-        let slot = Slot { open, revision: 0, is_parked: false, missing: BTreeSet::new() };
+        let missing = BTreeSet::new();
+        let slot = Slot { open, revision: 0, is_parked: false, is_own: true, missing };
         self.open.insert(slot.open.id, slot);
     }
 
@@ -315,7 +343,8 @@ impl Lanes {
     /// Takes it that whoever ran before may have handed `id` to those of its hosts of which
     /// `may_have` says so, and to no others.
     pub(super) fn inherit(&mut self, id: Uuid, may_have: impl Fn(&String) -> bool) {
-        let Some(slot) = self.open.get(&id) else { return };
+        let Some(slot) = self.open.get_mut(&id) else { return };
+        slot.is_own = false;
         for host in &slot.missing {
             let Some(lane) = self.hosts.get_mut(host) else { continue };
             if may_have(host) {

@@ -145,6 +145,7 @@ impl Controller {
             cancelled: None,
             retried: Vec::new(),
             confirmed: None,
+            is_settled: false,
         };
         let once = key.as_ref().map(|(name, _)| name.clone());
         let record = Record { job, params, options, objects, sealed, once };

@@ -62,6 +62,22 @@ impl Bench {
         Controller::start(setup).await.unwrap()
     }
 
+    /// Another controller on the store of this one.
+    async fn beside(&self, other: &Shared) -> Shared {
+        let setup = Setup {
+            store: other.store.clone(),
+            objects: other.objects.clone(),
+            clock: self.clock.clone(),
+            name: "there".to_owned(),
+            limits: self.limits.clone(),
+            job_timeout: Duration::from_secs(10),
+            key: [7; 32],
+        };
+        let controller = Controller::start(setup).await.unwrap();
+        controller.lanes().is_shared = true;
+        controller
+    }
+
     async fn with_agent(&self) -> (Shared, Agent) {
         let controller = self.start().await;
         let agent = Agent::new(&controller, "m1", "web", 1).await;

@@ -73,16 +73,14 @@ impl Controller {
         let so_far = SoFar {
             reports: reports.into_iter().map(|(host, report)| (host, report.into())).collect(),
             cancelled,
-            is_admitted: true,
-            is_over: true,
-            told: BTreeMap::default(),
+            ..SoFar::over()
         };
         Ok(self.results_of(&record.job, &so_far))
     }
 
     fn results_of(&self, job: &Job, so_far: &SoFar) -> Results {
         let id = Uuid::parse_str(&job.id).unwrap_or_default();
-        let reported = so_far.by_host();
+        let (job, reported) = (&*so_far.job(job), so_far.by_host());
         let hosts = job.hosts.iter().filter_map(|host| {
             let report = match reported.get(host.as_str()) {
                 Some(report) => Report::clone(report),
@@ -134,7 +132,7 @@ impl Controller {
     /// How far an open job is.
     pub(super) fn status(&self, open: &Open) -> Status {
         let so_far = open.so_far.borrow();
-        let (job, reported) = (&open.record.job, so_far.by_host());
+        let (job, reported) = (&*so_far.job(&open.record.job), so_far.by_host());
         let on = |host: &String| {
             let report = reported.get(host.as_str()).copied();
             self.status_on(open.id, job, host, report, so_far.cancelled.is_some())

@@ -311,6 +311,10 @@ impl Store for NatsStore {
         Ok(lock(&self.0.shared.ends).clone())
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn room(&self) -> Room {
         *lock(&self.0.shared.room)
     }

@@ -84,6 +84,20 @@ impl Hosts {
         Ok(open)
     }
 
+    /// Another host than `but`, for what any may do: one that is there, where one is.
+    pub(in crate::controller) fn another(
+        &mut self,
+        but: &str,
+        uptime: u64,
+        left: impl Fn(&str) -> usize,
+    ) -> Option<String> {
+        let others = self.known().filter(|(id, host)| {
+            *id != but && host.state == State::Accepted && self.is_there(id, uptime)
+        });
+        let others = others.map(|(machine_id, _)| machine_id.to_owned()).collect();
+        self.choose(others, uptime, left)
+    }
+
     /// Every host that `target` names, whatever its state; never none.
     fn named(&self, target: &str) -> Result<Vec<(&str, &Host)>> {
         let named: Vec<(&str, &Host)> = match target {

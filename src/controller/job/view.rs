@@ -210,7 +210,7 @@ impl Controller {
         }
         let cancelled = record.job.cancelled.clone();
         let told = BTreeMap::new();
-        let so_far = SoFar { reports, cancelled, is_admitted: true, is_over: true, told };
+        let so_far = SoFar { reports, cancelled, told, ..SoFar::over() };
         let mut view = viewed(&record, self.parts(id, &record, &so_far));
         view.shorten();
         Ok(Some(view))
@@ -229,15 +229,15 @@ impl Controller {
         let so_far = SoFar {
             reports: reports.into_iter().map(|(host, report)| (host, report.into())).collect(),
             cancelled: record.job.cancelled.clone(),
-            is_admitted: true,
-            is_over: false,
             told: self.told(uuid),
+            is_over: false,
+            ..SoFar::over()
         };
         Ok(viewed(&record, self.parts(uuid, &record, &so_far)))
     }
 
     fn parts(&self, id: Uuid, record: &Record, so_far: &SoFar) -> Vec<Part> {
-        let (job, reports) = (&record.job, so_far.by_host());
+        let (job, reports) = (&*so_far.job(&record.job), so_far.by_host());
         let part = |host: &String| {
             let reported = reports.get(host.as_str()).copied();
             let is_cancelled = so_far.cancelled.is_some();

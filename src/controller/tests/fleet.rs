@@ -79,6 +79,129 @@ async fn every_host_of_a_job_comes_to_one_outcome() {
     drop(late);
 }
 
+/// On the clock of the boot, when a host that has hung up just now is away, and one that is
+/// connected is not.
+fn later(controller: &Shared) -> u64 {
+    controller.clock.uptime() + 20_000
+}
+
+fn ids(tasks: Vec<Task>) -> Vec<String> {
+    tasks.into_iter().map(|task| task.job).collect()
+}
+
+async fn record(controller: &Shared, job: &Job) -> Job {
+    controller.stored(&job.id).await.unwrap().0.job
+}
+
+#[tokio::test]
+async fn what_any_host_may_do_goes_to_another_where_the_first_died_before_it_had_it() {
+    let bench = Bench::new();
+    let (controller, first) = bench.with_agent().await;
+    let jobs = [ask(&controller, CHANGE).await, ask(&controller, LOOK).await];
+    let act = ask(&controller, ACT).await;
+    drop(first);
+    controller.take_over(later(&controller)).await;
+    assert_eq!(record(&controller, &jobs[0]).await.hosts, ["m1"], "nobody else is there");
+
+    let mut second = Agent::new(&controller, "m2", "db", 2).await;
+    let waits = tokio::spawn({
+        let (controller, job) = (controller.clone(), jobs[0].clone());
+        async move { controller.wait(&job, Duration::from_secs(10)).await.unwrap() }
+    });
+    tokio::task::yield_now().await;
+    assert!(second.next_of(&ALL, 0).await.is_empty());
+    controller.take_over(controller.clock.uptime()).await;
+    assert!(second.next_of(&ALL, 0).await.is_empty(), "the first may be back in a moment");
+    controller.take_over(later(&controller)).await;
+    let taken = ids(second.next().await);
+    assert_eq!(taken.len(), 2);
+    assert!(jobs.iter().all(|job| taken.contains(&job.id)), "an act stays where it is");
+    assert_eq!(record(&controller, &jobs[0]).await.hosts, ["m2"]);
+
+    let mut first = Agent::new(&controller, "m1", "web", 3).await;
+    assert_eq!(ids(first.next_of(&ALL, 0).await).concat(), act.id);
+    let refused = first.finish(std::slice::from_ref(&jobs[0].id), done()).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Denied);
+    second.finish(&taken, done()).await.unwrap();
+    let results = waits.await.unwrap();
+    assert!(results.complete);
+    assert_eq!(kinds(&results), [("db".to_owned(), None)]);
+    for job in &jobs {
+        let view = call(&controller, "job.get", json!({ "id": job.id })).await.unwrap();
+        assert_eq!((&view["status"], &view["hostname"]), (&json!("completed"), &json!("db")));
+        assert_eq!(view["agent_states"].as_object().unwrap().len(), 1);
+    }
+    let chain = call(&controller, "audit.chain", json!({})).await.unwrap().to_string();
+    assert_eq!(chain.matches("taken_over").count(), 1, "{chain}");
+}
+
+#[tokio::test]
+async fn what_a_host_may_have_begun_stays_with_it() {
+    let bench = Bench::new();
+    let (controller, mut first) = bench.with_agent().await;
+    let begun = ask(&controller, CHANGE).await;
+    let looked = ask(&controller, LOOK).await;
+    assert_eq!(first.next().await.len(), 2);
+    let named = controller.submit(submit(CHANGE, "web")).await.unwrap().job;
+    drop(first);
+    let mut second = Agent::new(&controller, "m2", "db", 2).await;
+    controller.take_over(later(&controller)).await;
+    assert_eq!(ids(second.next().await).concat(), looked.id, "looking twice does no harm");
+    let left = ask(&controller, CHANGE).await;
+    assert_eq!(ids(second.next().await).concat(), left.id);
+    for (job, host) in [(&begun, "m1"), (&named, "m1"), (&left, "m2")] {
+        assert_eq!(record(&controller, job).await.hosts, [host]);
+    }
+    // Nor does anybody who comes later know whether it was handed out.
+    drop(second);
+    let waiting = ask(&controller, CHANGE).await;
+    controller.stop().await;
+    while Arc::strong_count(&controller) > 1 {
+        tokio::task::yield_now().await;
+    }
+    drop(controller);
+    let controller = bench.start().await;
+    let mut third = Agent::new(&controller, "m3", "new", 3).await;
+    controller.take_over(later(&controller)).await;
+    assert!(third.next_of(&ALL, 0).await.is_empty());
+    assert_ne!(record(&controller, &waiting).await.hosts, ["m3"]);
+}
+
+#[tokio::test]
+async fn of_two_controllers_only_one_decides_where_a_job_goes() {
+    let bench = Bench::new();
+    let (one, first) = bench.with_agent().await;
+    let two = bench.beside(&one).await;
+    let kept = ask(&one, CHANGE).await;
+    settled(&two, |two| two.lanes().stored() == 1).await;
+    // Another controller has it stay before it hands it out.
+    drop(first);
+    let mut at_two = Agent::new(&two, "m1", "web", 1).await;
+    assert_eq!(ids(at_two.next().await).concat(), kept.id);
+    assert!(record(&one, &kept).await.is_settled);
+    let mut other = Agent::new(&one, "m2", "db", 2).await;
+    one.take_over(later(&one)).await;
+    assert!(other.next_of(&ALL, 0).await.is_empty());
+    assert_eq!(record(&one, &kept).await.hosts, ["m1"]);
+    at_two.done(&kept.id).await;
+    outcome(&one, &kept).await.unwrap();
+
+    // Where the one that made it was quicker, the other hears of that.
+    drop(other);
+    let moved = ask(&one, CHANGE).await;
+    let away = record(&one, &moved).await.hosts.concat();
+    let (there, name) = if away == "m1" { ("m2", "db") } else { ("m1", "web") };
+    let mut there = Agent::new(&one, there, name, 3).await;
+    settled(&two, |two| two.lanes().stored() == 1).await;
+    one.take_over(later(&one)).await;
+    let id = Uuid::parse_str(&moved.id).unwrap();
+    settled(&two, |two| two.lanes().lengths(&away).iter().all(|left| *left == 0)).await;
+    assert!(two.lanes().is_open(id));
+    assert_eq!(ids(there.next().await).concat(), moved.id);
+    there.done(&moved.id).await;
+    settled(&two, |two| two.lanes().stored() == 0).await;
+}
+
 #[tokio::test]
 async fn a_drained_host_ends_what_it_has_across_a_restart_and_is_cordoned_then() {
     let bench = Bench::new();

@@ -1,0 +1,141 @@
+//! Jobs for any host that go from one host to another.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use uuid::Uuid;
+
+use super::{Lanes, Open, Slot};
+use crate::job::{Job, Record};
+use crate::link::Class;
+use crate::store::Revision;
+
+impl Open {
+    /// Whether another host could do it as well. What its secrets were sealed for is one host.
+    pub(in crate::controller) fn is_for_any(&self) -> bool {
+        let is_plain = matches!(self.class, Class::Look | Class::Change);
+        is_plain && self.record.job.target == "_any" && self.record.sealed.is_none()
+    }
+
+    /// Whether this controller may hand it out.
+    pub(in crate::controller) fn may_go(&self) -> bool {
+        self.may_go.load(Ordering::Relaxed)
+    }
+
+    pub(in crate::controller) fn let_go(&self, may_go: bool) {
+        self.may_go.store(may_go, Ordering::Relaxed);
+    }
+}
+
+impl Lanes {
+    /// Jobs that wait for a host that `is_away` and that another could do, with that host, up to
+    /// `most`. Of what is stored it is certain that nobody was handed it: it was made here, and not
+    /// handed out here. What only looks may as well be begun twice.
+    pub(in crate::controller) fn movable(
+        &mut self,
+        is_away: impl Fn(&str) -> bool,
+        most: usize,
+    ) -> Vec<(Uuid, String)> {
+        let open = &self.open;
+        self.withheld.retain(|id, _| open.contains_key(id));
+        let withheld = self.withheld.iter().map(|(id, host)| (*id, host.clone()));
+        let mut movable: Vec<_> = withheld.take(most).collect();
+        for (host, lane) in self.hosts.iter().filter(|(host, _)| is_away(host)) {
+            let ids = lane.classes.iter().flatten();
+            let can_move = |slot: &&Slot| {
+                slot.open.is_for_any()
+                    && (!slot.open.is_stored || slot.is_own && !lane.may_have(slot.open.id))
+            };
+            let slots = ids.filter_map(|id| self.open.get(id)).filter(can_move);
+            let room = most.saturating_sub(movable.len());
+            movable.extend(slots.take(room).map(|slot| (slot.open.id, host.clone())));
+        }
+        movable
+    }
+
+    /// Hands a job of `host` out no more, until it is decided who is to have it. False where
+    /// `host` may have it.
+    pub(in crate::controller) fn withhold(&mut self, id: Uuid, host: &str) -> bool {
+        if self.withheld.contains_key(&id) {
+            return true;
+        }
+        let (Some(slot), Some(lane)) = (self.open.get(&id), self.hosts.get_mut(host)) else {
+            return false;
+        };
+        let is_free = slot.is_own && !lane.may_have(id) && lane.leave(&slot.open);
+        if is_free {
+            self.withheld.insert(id, host.to_owned());
+        }
+        is_free
+    }
+
+    /// Takes that back.
+    pub(in crate::controller) fn release(&mut self, id: Uuid) {
+        if let Some(host) = self.withheld.remove(&id) {
+            self.offer_again(id, &[host]);
+        }
+    }
+
+    /// Takes note that a job is for the host `to` from `revision` on.
+    pub(in crate::controller) fn readdressed(&mut self, id: Uuid, revision: Revision, to: &str) {
+        let Some(slot) = self.open.get_mut(&id) else { return };
+        let old = slot.open.clone();
+        if old.record.job.hosts == [to] {
+            return self.release(id);
+        }
+        self.withheld.remove(&id);
+        let to = to.to_owned();
+        let job = Job { hosts: vec![to.clone()], ..old.record.job.clone() };
+        let open = Arc::new(Open {
+            record: Record { job, ..old.record.clone() },
+            so_far: old.so_far.clone(),
+            may_go: AtomicBool::new(old.may_go()),
+            ..*old
+        });
+        slot.open = open.clone();
+        slot.missing = BTreeSet::from([to.clone()]);
+        for host in &old.record.job.hosts {
+            if let Some(lane) = self.hosts.get_mut(host) {
+                lane.leave(&old);
+            }
+        }
+        self.rewritten(id, revision, None);
+        let lane = self.hosts.entry(to.clone()).or_default();
+        if lane.classes[open.class as usize].insert(id) {
+            lane.stored += usize::from(open.is_stored);
+        }
+        lane.arrived[open.class as usize].notify_last();
+        open.so_far.send_modify(|so_far| so_far.taken_over_by = Some(to));
+    }
+
+    /// Takes note of what a record that was written again says of who is to have the job.
+    pub(in crate::controller) fn readdress(&mut self, id: Uuid, revision: Revision, job: &Job) {
+        if let ("_any", [to]) = (job.target.as_str(), job.hosts.as_slice()) {
+            let was_withheld = self.withheld.contains_key(&id);
+            let before = self.open.get(&id).map(|slot| slot.open.clone());
+            if before.is_some_and(|open| open.record.job.hosts != job.hosts) {
+                self.readdressed(id, revision, to);
+                if !was_withheld {
+                    // By another controller, which may have handed it out by now.
+                    self.inherit(id, |_| true);
+                }
+            }
+        }
+        if job.is_settled {
+            self.settled(id);
+        }
+    }
+
+    /// Takes note that a job stays with its host, so that every controller may hand it out.
+    pub(in crate::controller) fn settled(&mut self, id: Uuid) {
+        let Some(slot) = self.open.get_mut(&id) else { return };
+        slot.is_own = false;
+        if !slot.open.may_go() {
+            slot.open.let_go(true);
+            for host in slot.missing.clone() {
+                self.wake(&host);
+            }
+        }
+    }
+}
