@@ -157,7 +157,10 @@ fn snapshot(figures: &Figures) -> prometheus::Result<Registry> {
             lanes.with_label_values(&[host.as_str(), class.as_str()]).set(clamp(*length as u64));
         }
     }
-    let agents = gauges("osapi_agents", "Agents, known and there.", &["state"])?;
+    let agents = gauges("osapi_agents", "Hosts, by what is known of them.", &["state"])?;
+    let unreachable = figures.agents.saturating_sub(figures.agents_ready);
+    agents.with_label_values(&["unreachable"]).set(clamp(unreachable as u64));
+    agents.with_label_values(&["drained"]).set(clamp(figures.agents_drained as u64));
     agents.with_label_values(&["known"]).set(clamp(figures.agents as u64));
     agents.with_label_values(&["ready"]).set(clamp(figures.agents_ready as u64));
     let steps = counters("osapi_store_steps_total", "Steps handed to the store.", &[])?;
@@ -205,12 +208,14 @@ mod tests {
         metrics.answered("node.sysctl.update", "PUT", 200, Duration::from_millis(3));
         metrics.answered(NO_OP, "BREW", 405, Duration::ZERO);
         metrics.refused_connection();
-        let figures = Figures { jobs: [("completed", 5)].into(), ..Figures::default() };
+        let jobs = [("completed", 5)].into();
+        let figures = Figures { jobs, agents: 5, agents_ready: 3, ..Figures::default() };
         let text = String::from_utf8(metrics.text(7, &figures).unwrap()).unwrap();
         for line in [
             r#"osapi_http_requests_total{code="200",method="PUT",op="node.sysctl.update"} 1"#,
             r#"osapi_http_requests_total{code="405",method="other",op="none"} 1"#,
             "osapi_http_connections 7",
+            r#"osapi_agents{state="unreachable"} 2"#,
             "osapi_http_connections_refused_total 1",
             r#"osapi_jobs{status="completed"} 5"#,
         ] {

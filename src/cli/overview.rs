@@ -56,6 +56,7 @@ fn overview(answers: &Answers, alive: &Answer) -> Value {
     let own = own_machine_id();
     let agents = agents.told().and_then(|told| told["agents"].as_array());
     let of_here = |agent: &&Value| own.is_some() && agent["machine_id"].as_str() == own.as_deref();
+    let away = agents.and_then(|all| unreachable(all));
     let agent = agents.and_then(|all| all.iter().find(of_here).or_else(|| all.first()));
     let agent = agent.unwrap_or(&Value::Null);
     let told = health.told().unwrap_or(&Value::Null);
@@ -66,6 +67,7 @@ fn overview(answers: &Answers, alive: &Answer) -> Value {
             Some(format!("{name}: {}", component["error"].as_str()?))
         }),
     );
+    problems.extend(away);
     let conditions = agent["conditions"].as_array().into_iter().flatten();
     let hold = conditions.filter(|condition| condition["status"] == true).map(|condition| {
         let text = |name| condition[name].as_str().unwrap_or_default();
@@ -117,6 +119,24 @@ fn overview(answers: &Answers, alive: &Answer) -> Value {
         "drift": drifted.map(Vec::len),
         "not_shown": not_shown(answers, status == "unreachable"),
     })
+}
+
+/// Which hosts are away, where there are several and some of them are.
+fn unreachable(agents: &[Value]) -> Option<String> {
+    let is_away = |agent: &&Value| agent["status"] == "NotReady";
+    let away: Vec<_> = agents.iter().filter(is_away).collect();
+    if away.is_empty() || agents.len() < 2 {
+        return None;
+    }
+    let name = |agent: &&Value| flat(agent["hostname"].as_str().unwrap_or_default());
+    let names: Vec<_> = away.iter().take(SHOWN).map(name).collect();
+    let more = if away.len() > SHOWN { ", …" } else { "" };
+    Some(format!(
+        "{} of {} hosts are unreachable: {}{more}",
+        away.len(),
+        agents.len(),
+        names.join(", ")
+    ))
 }
 
 /// What could not be had, and why, apart from there being nobody to ask.
@@ -368,6 +388,16 @@ mod tests {
             text.contains("DiskPressure: 95% is in use") && text.contains("cordoned"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn hosts_that_are_away_are_named() {
+        let mut answers = well();
+        let agent = |name: &str, status: &str| json!({ "hostname": name, "status": status });
+        let agents = [agent("a", "Ready"), agent("b", "NotReady"), agent("c", "Ready")];
+        answers.agents = told(json!({ "agents": agents }));
+        let text = shown(&answers).1;
+        assert!(text.contains("1 of 3 hosts are unreachable: b\n"), "{text}");
     }
 
     #[test]

@@ -107,6 +107,10 @@ pub struct Agent {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "date-time"))]
     pub started_at: Option<String>,
+    /// When it was heard of last; left out where that was before the controller started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub last_seen: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub os_info: Option<OsInfo>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -268,6 +272,7 @@ fn get(call: &Call, Named { hostname }: &Named) -> Result<Agent> {
     let (machine_id, host) = controller.known(hostname)?;
     let mut agent = controller.shown(&machine_id, &host);
     agent.timeline = host.timeline.iter().map(|moment| event(&host, moment)).collect();
+    agent.timeline.extend(controller.whereabouts(&machine_id, &host));
     Ok(agent)
 }
 
@@ -328,6 +333,24 @@ impl Controller {
         found.ok_or_else(missing)
     }
 
+    /// That a host has gone or come back, where that was said of it last. It is not stored.
+    fn whereabouts(&self, machine_id: &str, host: &Host) -> Option<Event> {
+        let hosts = self.hosts();
+        let said = hosts.said(machine_id)?;
+        let (event, message) = match (said.is_there, hosts.presence(machine_id)) {
+            (true, _) => ("back", "heard of again".to_owned()),
+            (false, Some(at)) => ("unreachable", format!("last seen {}", rfc3339(at.heard_at))),
+            (false, None) => ("unreachable", "not seen since the controller started".to_owned()),
+        };
+        Some(Event {
+            timestamp: rfc3339(said.at),
+            event: event.to_owned(),
+            hostname: Some(host.name.clone()),
+            message: Some(message),
+            error: None,
+        })
+    }
+
     /// Every host, by machine id.
     pub(super) fn agents(&self) -> Vec<Agent> {
         let known: Vec<_> = {
@@ -356,10 +379,12 @@ impl Controller {
             }
             State::Drained => Schedule::Draining,
         };
-        let about = self.hosts().presence(machine_id).map(|presence| presence.about.clone());
+        let presence = self.hosts().presence(machine_id).cloned();
         let mut agent = Agent::default();
-        if let Some(about) = about {
+        if let Some(presence) = presence {
+            let about = presence.about;
             agent = described(&about.facts).unwrap_or_default();
+            agent.last_seen = Some(rfc3339(presence.heard_at));
             agent.started_at = Some(rfc3339(about.started_at));
             let conditions = about.conditions.iter().map(|condition| json!(condition));
             agent.conditions =

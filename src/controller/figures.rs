@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Controller;
+use super::hosts::State;
 use super::status::Status;
 use crate::link::Class;
 use crate::store::Room;
@@ -23,6 +24,8 @@ pub struct Figures {
     /// How many agents are known, and how many of them are there.
     pub agents: usize,
     pub agents_ready: usize,
+    /// How many of them are given nothing new, there or not.
+    pub agents_drained: usize,
     /// Milliseconds since the start.
     pub uptime: u64,
 }
@@ -44,10 +47,11 @@ impl Controller {
             lengths.collect()
         };
         let uptime = self.clock.uptime();
-        let (agents, agents_ready) = {
+        let (agents, agents_ready, agents_drained) = {
             let hosts = self.hosts();
             let ready = hosts.known().filter(|(id, _)| hosts.is_there(id, uptime)).count();
-            (hosts.known().count(), ready)
+            let drained = hosts.known().filter(|(_, host)| host.state == State::Drained).count();
+            (hosts.known().count(), ready, drained)
         };
         let counted = super::lock(&self.counted);
         Figures {
@@ -59,6 +63,7 @@ impl Controller {
             store: self.store.room(),
             agents,
             agents_ready,
+            agents_drained,
             uptime: uptime.saturating_sub(self.started),
         }
     }

@@ -322,6 +322,7 @@ impl Controller {
             tokio::time::sleep(TICK).await;
             self.expire();
             self.take_over(self.clock.uptime()).await;
+            self.announce(self.clock.uptime());
             self.note_all_cordoned().await;
             // What was not parked by now is tried again.
             lock(&self.parking).clear();

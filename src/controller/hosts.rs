@@ -17,8 +17,10 @@ use crate::link::About;
 use crate::op::Access;
 use crate::store::{self, Expect, Revision, Step, audit};
 
+mod away;
 mod target;
 
+use away::Said;
 use target::{Turns, drained};
 
 /// A host that has not been heard from for this long is away, in milliseconds.
@@ -93,6 +95,7 @@ pub(super) struct Hosts {
     /// Which host the agent with this process id speaks for.
     agents: HashMap<i32, String>,
     turns: Turns,
+    said: HashMap<String, Said>,
 }
 
 /// What an agent said last, and when.
@@ -128,6 +131,7 @@ impl Hosts {
     pub(super) fn remove(&mut self, machine_id: &str) {
         self.known.remove(machine_id);
         self.turns.forget(machine_id);
+        self.said.remove(machine_id);
     }
 
     pub(super) fn agent_of(&self, pid: i32) -> Option<String> {

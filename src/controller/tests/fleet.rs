@@ -203,6 +203,43 @@ async fn of_two_controllers_only_one_decides_where_a_job_goes() {
 }
 
 #[tokio::test]
+async fn a_host_that_is_gone_stays_visible_and_is_announced() {
+    let bench = Bench::new();
+    let (controller, agent) = bench.with_agent().await;
+    let get = async |controller: &Shared| {
+        call(controller, "agent.get", json!({ "hostname": "web" })).await.unwrap()
+    };
+    controller.announce(controller.clock.uptime());
+    let seen = get(&controller).await["last_seen"].clone();
+    assert!(seen.is_string());
+    drop(agent);
+    for _ in 0..3 {
+        controller.announce(later(&controller));
+    }
+    let gone = get(&controller).await;
+    assert_eq!(gone["last_seen"], seen);
+    let last = gone["timeline"].as_array().unwrap().last().unwrap();
+    assert_eq!(last["event"], "unreachable");
+    assert!(last["message"].as_str().unwrap().contains(seen.as_str().unwrap()), "{last}");
+    controller.flush_notes().await;
+    controller.stop().await;
+    while Arc::strong_count(&controller) > 1 {
+        tokio::task::yield_now().await;
+    }
+    drop(controller);
+
+    let controller = bench.start().await;
+    let chain = call(&controller, "audit.chain", json!({})).await.unwrap().to_string();
+    assert_eq!(chain.matches("host_unreachable").count(), 1, "{chain}");
+    let unknown = get(&controller).await;
+    assert_eq!((&unknown["status"], unknown.get("last_seen")), (&json!("NotReady"), None));
+    controller.announce(controller.clock.uptime() + 100_000);
+    let unknown = get(&controller).await;
+    let last = unknown["timeline"].as_array().unwrap().last().unwrap();
+    assert_eq!(last["message"], "not seen since the controller started");
+}
+
+#[tokio::test]
 async fn a_drained_host_ends_what_it_has_across_a_restart_and_is_cordoned_then() {
     let bench = Bench::new();
     let (controller, mut agent) = bench.with_agent().await;
