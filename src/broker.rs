@@ -207,6 +207,12 @@ impl Line {
         })
     }
 
+    /// What the server has last refused on this connection for want of a right.
+    pub(crate) fn refused(&self) -> Option<String> {
+        let text = self.denied.borrow().clone();
+        text.to_lowercase().contains("permissions violation").then_some(text)
+    }
+
     pub(crate) fn lost(&self) -> watch::Receiver<bool> {
         self.is_lost.clone()
     }

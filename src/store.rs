@@ -237,6 +237,11 @@ pub trait Store: Send + Sync {
     fn is_shared(&self) -> bool {
         false
     }
+    /// How that fares which the store depends on and is not part of this process; nothing for one in
+    /// files. From memory.
+    fn conditions(&self) -> Vec<Condition> {
+        Vec::new()
+    }
     /// Says that a commit is about to come; hold it until that commit has returned, or until
     /// there will be none. Take it only when the commit is a matter of microseconds, such as
     /// after a request's body has arrived: commits gather for those who are on their way.
@@ -304,6 +309,17 @@ impl Room {
     pub fn left(&self) -> u64 {
         (self.bound - self.bound / 16).saturating_sub(self.records + self.audit)
     }
+}
+
+/// How something fares that the store depends on.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Condition {
+    /// Such as `broker.durable`.
+    pub name: &'static str,
+    /// What is wrong, and what to do about it.
+    pub fault: Option<String>,
+    /// It works all the same.
+    pub is_warning: bool,
 }
 
 /// What a store has done since it was opened.

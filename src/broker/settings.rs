@@ -25,6 +25,8 @@ pub struct Settings {
     pub tls: Tls,
     /// How many servers keep each record. What exists must have as many.
     pub replicas: usize,
+    /// The operator states that the server syncs before it acknowledges.
+    pub is_synced: bool,
 }
 
 /// How this controller says who it is.
@@ -55,6 +57,22 @@ pub struct Tls {
 }
 
 impl Settings {
+    /// What somebody on the way could read and change.
+    pub(crate) fn in_the_open(&self) -> Option<&str> {
+        let is_local = |server: &&String| {
+            let host = server.rsplit_once("://").map_or(&***server, |(_, rest)| rest);
+            let host = host.rsplit_once('@').map_or(host, |(_, rest)| rest);
+            let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+            let name = name.trim_start_matches('[').trim_end_matches(']');
+            let address = name.parse::<std::net::IpAddr>();
+            name == "localhost" || address.is_ok_and(|address| address.is_loopback())
+        };
+        let open = self.servers.iter().filter(|_| !self.tls.is_required);
+        open.filter(|server| !server.starts_with("tls://"))
+            .find(|server| !is_local(server))
+            .map(String::as_str)
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         let wrong = |what: &str, value: &str, rule: &str| {
             let message = format!("{value:?} cannot be the broker's {what}: {rule}");
@@ -149,4 +167,27 @@ async fn read(path: &PathBuf) -> Result<Zeroizing<String>> {
 fn unusable(path: &std::path::Path, why: &str) -> Error {
     let message = format!("cannot use {} to sign in at the broker: {why}", path.display());
     Error::new(Kind::InvalidInput, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leaves_the_host_without_encryption_is_in_the_open() {
+        let of = |server: &str, is_required| {
+            let servers = vec!["127.0.0.1:4222".to_owned(), server.to_owned()];
+            let tls = Tls { is_required, ..Tls::default() };
+            Settings { servers, tls, ..Settings::default() }
+        };
+        for server in ["localhost:4222", "nats://a:b@127.0.0.9:1", "[::1]:4222", "tls://x:1"] {
+            assert_eq!(of(server, false).in_the_open(), None, "{server}");
+        }
+        for server in
+            ["broker:4222", "nats://192.0.2.1:4222", "[2001:db8::1]:4222", "localhost.x:1"]
+        {
+            assert_eq!(of(server, false).in_the_open(), Some(server));
+            assert_eq!(of(server, true).in_the_open(), None, "{server}");
+        }
+    }
 }

@@ -18,6 +18,7 @@ use super::table::{Colour, Page};
 use super::text::flat;
 use super::{Reach, terminal};
 
+mod broker;
 mod evidence;
 mod host;
 mod network;
@@ -46,7 +47,8 @@ type Judge = fn(&Evidence) -> Result<Finding, Finding>;
 
 /// Every check, in the order in which they are told.
 fn checks() -> impl Iterator<Item = &'static Check> {
-    own::CHECKS.iter().chain(own_files::CHECKS).chain(network::CHECKS).chain(host::CHECKS)
+    let own = own::CHECKS.iter().chain(own_files::CHECKS);
+    own.chain(broker::CHECKS).chain(network::CHECKS).chain(host::CHECKS)
 }
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]

@@ -27,6 +27,11 @@ pub struct Nats {
     /// have as many; they are never changed.
     #[schemars(range(min = 1, max = 5))]
     pub replicas: usize,
+    /// You state that the server makes everything durable before it acknowledges, by `sync_interval:
+    /// always` of its configuration, which it tells nobody. All that this does is to silence the
+    /// warning of `osapi status`, `osapi doctor` and the health status that a power cut at a server
+    /// without replicas may lose what was acknowledged.
+    pub synced: bool,
 }
 
 impl Default for Nats {
@@ -38,6 +43,7 @@ impl Default for Nats {
             auth: Auth::default(),
             tls: NatsTls::default(),
             replicas: 1,
+            synced: false,
         }
     }
 }
@@ -103,6 +109,7 @@ impl Nats {
                 own: cert.clone().zip(key.clone()),
             },
             replicas: self.replicas,
+            is_synced: self.synced,
         })
     }
 

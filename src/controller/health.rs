@@ -92,7 +92,7 @@ pub struct Overview {
 
 #[derive(Debug, JsonSchema, Serialize)]
 pub struct Component {
-    /// `ok` or `error`.
+    /// `ok`, `error`, or `warning` where it works all the same.
     pub status: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -179,7 +179,7 @@ async fn status(call: Call) -> Result<Overview> {
     let uptime = controller.clock.uptime().saturating_sub(controller.started);
     let components = controller.components(ready);
     let load = Load::of_this_process(uptime).await;
-    let is_well = components.values().all(|component| component.error.is_none());
+    let is_well = components.values().all(|component| component.status != "error");
     let here = Registered {
         r#type: "controller".to_owned(),
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
@@ -267,13 +267,21 @@ impl Controller {
         let (store, agent) = (store.map(str::to_owned), agent.map(str::to_owned));
         let Network { addresses, fault } = lock(&self.network).clone();
         let address = (!addresses.is_empty()).then(|| addresses.join(", "));
+        let there = self.store.conditions().into_iter();
+        let there = there.map(|one| (one.name, one.fault, None, one.is_warning));
         let network = address.map(|address| ("network", fault, Some(address)));
         [("controller", None), ("store", store), ("agent", agent), ("reads", self.hanging())]
             .into_iter()
             .map(|(name, error)| (name, error, None))
             .chain(network)
-            .map(|(name, error, address)| {
-                let status = if error.is_none() { "ok" } else { "error" };
+            .map(|(name, error, address)| (name, error, address, false))
+            .chain(there)
+            .map(|(name, error, address, is_warning)| {
+                let status = match error {
+                    None => "ok",
+                    Some(_) if is_warning => "warning",
+                    Some(_) => "error",
+                };
                 (name.to_owned(), Component { status: status.to_owned(), error, address })
             })
             .collect()

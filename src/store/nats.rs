@@ -11,7 +11,7 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use tokio::task::AbortHandle;
 
 use super::audit::{Ends, Stored};
 use super::queue::{Admitted, Queue};
-use super::{Bounds, Coming, Entry, Event, Kept, Order, Revision, Room, Step, Store};
+use super::{Bounds, Coming, Condition, Entry, Event, Kept, Order, Revision, Room, Step, Store};
 use crate::broker::{Bus, Line, Settings};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
@@ -76,6 +76,8 @@ struct Shared {
     time: AtomicU64,
     /// Told when it may have changed how much the stream takes.
     measure: Notify,
+    /// Another controller of this name was seen to write.
+    has_twin: AtomicBool,
     is_closed: watch::Sender<bool>,
 }
 
@@ -97,6 +99,7 @@ impl NatsStore {
             ends: Mutex::new(chains.ends()),
             time: AtomicU64::new(0),
             measure: Notify::new(),
+            has_twin: AtomicBool::new(false),
             is_closed: watch::Sender::new(false),
             bounds: bounds.clone(),
         });
@@ -317,6 +320,43 @@ impl Store for NatsStore {
 
     fn room(&self) -> Room {
         *lock(&self.0.shared.room)
+    }
+
+    fn conditions(&self) -> Vec<Condition> {
+        let Shared { bus, has_twin, .. } = &*self.0.shared;
+        let settings = &bus.settings;
+        let line = bus.line();
+        let durable = (settings.replicas == 1 && !settings.is_synced).then_some(
+            "a power cut at the broker may lose what it acknowledged in the last minutes: nobody \
+             else keeps it, and the server does not tell how it syncs; set sync_interval: always \
+             there and controller.nats.synced here, or use replicas",
+        );
+        let has_tls = line.as_ref().is_ok_and(|l| l.client.server_info().tls_required);
+        let open = settings.in_the_open().filter(|_| !has_tls).map(|server| {
+            format!(
+                "the connection to {server} is not encrypted: whoever is on the way reads and \
+                 changes what passes; set controller.nats.tls.cacert, or use a tls:// address"
+            )
+        });
+        let refused = line.as_ref().ok().and_then(Line::refused).map(|text| {
+            format!(
+                "the broker refused a right ({text}); compare with `osapi nats permissions --role \
+                 controller`"
+            )
+        });
+        let shared = has_twin.load(Ordering::Relaxed).then_some(
+            "another controller of this name writes to the same audit log; give each its own \
+             controller.nats.name",
+        );
+        let away = line.err().map(|error| error.to_string());
+        let condition = |name, fault, is_warning| Condition { name, fault, is_warning };
+        vec![
+            condition("broker", away, false),
+            condition("broker.durable", durable.map(str::to_owned), true),
+            condition("broker.encrypted", open, true),
+            condition("broker.name", shared.map(str::to_owned), true),
+            condition("broker.rights", refused, true),
+        ]
     }
 
     fn expect(&self) -> Coming {

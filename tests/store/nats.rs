@@ -239,6 +239,41 @@ async fn two_controllers_of_one_name_lose_no_note() {
     let whole = verdict(&two).await;
     assert!(whole.is_whole(), "{whole:?}");
     assert_eq!(noted(&links(&one).await).len(), 11);
+    assert_eq!(warned(&one), ["broker.durable", "broker.name"]);
+}
+
+/// Of what there is a warning.
+fn warned(store: &NatsStore) -> Vec<&'static str> {
+    let wrong = store.conditions().into_iter().filter(|one| one.fault.is_some());
+    wrong.inspect(|one| assert!(one.is_warning, "{one:?}")).map(|one| one.name).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_store_depends_on_is_warned_of() {
+    if !broker::is_there("warnings of the broker") {
+        return;
+    }
+    let users = "authorization { users: [
+        { user: osapi, password: right, permissions: { publish: { deny: [\"osapi.kv.secret\"] } } }
+    ] }";
+    let mut broker = Broker::with(users, "sync_interval: always");
+    let with = |broker: &Broker, is_synced| {
+        let password = "right".to_owned().into();
+        let identity = Identity::Password { user: "osapi".to_owned(), password };
+        Settings { identity, is_synced, ..settings(broker) }
+    };
+    let store = open(with(&broker, false)).await.unwrap();
+    assert_eq!(warned(&store), ["broker.durable"]);
+    let store = open(with(&broker, true)).await.unwrap();
+    assert_eq!(warned(&store), [] as [&str; 0]);
+    let refused = store.commit(put("secret")).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Denied);
+    assert_eq!(warned(&store), ["broker.rights"]);
+    broker.kill();
+    let is_away = || store.conditions().iter().any(|one| !one.is_warning && one.fault.is_some());
+    while !is_away() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -319,6 +319,7 @@ impl Writer {
             if error.kind() != Kind::Conflict || self.find_chains(line).await.is_err() {
                 break;
             }
+            self.shared.has_twin.store(true, Ordering::Relaxed);
             tracing::warn!("another controller has the name of this one; give each its own");
             let (next, links) = match self.links(line, &notes).await {
                 Ok(links) => links,

@@ -23,6 +23,13 @@ pub(super) const CASES: &[Case] = &[
         let components = json!({ "store": { "error": "there is no room left" }, "agent": {} });
         h.tell("/api/health/status", json!({ "status": "degraded", "components": components }));
     }),
+    ("broker.reachable", Fail, "no connection", |h| broker(h, "broker", "error", "no connection")),
+    ("broker.durable", Warn, "a power cut", |h| {
+        broker(h, "broker.durable", "warning", "a power cut");
+    }),
+    ("broker.encrypted", Warn, "read", |h| broker(h, "broker.encrypted", "warning", "is read")),
+    ("broker.name", Warn, "another", |h| broker(h, "broker.name", "warning", "another")),
+    ("broker.rights", Warn, "refused", |h| broker(h, "broker.rights", "warning", "refused")),
     ("caller.rights", Warn, "health:read", |h| {
         h.answer("/api/health/status", &Answer::Denied("you lack health:read".into()));
     }),
@@ -220,3 +227,9 @@ pub(super) const CASES: &[Case] = &[
     }),
     ("memory.kills", Warn, "2 since", |h| h.put("/proc/vmstat", "oom_kill 2\n")),
 ];
+
+fn broker(host: &mut Host, component: &str, status: &str, error: &str) {
+    let mut health = json!({ "status": "ok", "components": { "broker": { "status": "ok" } } });
+    health["components"][component] = json!({ "status": status, "error": error });
+    host.tell("/api/health/status", health);
+}
