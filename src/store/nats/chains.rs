@@ -26,6 +26,8 @@ const DROP: usize = 256;
 const GONE: &str = "1s";
 /// How many links are looked through at a time on the way back, for each that is wanted.
 const AROUND: u64 = 4;
+/// How many messages are looked through first on the way back.
+const BACK: u64 = 64;
 
 /// Where this writer's chains stand.
 #[derive(Clone)]
@@ -53,8 +55,8 @@ struct Place {
 impl Chains {
     /// What the stream has of the chains of the writer `name`.
     pub(super) async fn load(line: &Line, stream: &str, name: &str) -> Result<Self> {
-        let last = line.last(stream, &format!("{stream}.audit.{name}.>")).await?;
-        let epoch = last.filter(|last| !is_marker(last)).and_then(|last| {
+        let last = newest(line, stream, &format!("{stream}.audit.{name}.>")).await?;
+        let epoch = last.and_then(|last| {
             let subject = header(&last, "Nats-Subject")?;
             subject.split('.').nth(3).map(str::to_owned)
         });
@@ -84,10 +86,11 @@ impl Chains {
         let mut chains = Self::begin(stream, name, epoch);
         for chain in Chain::ALL {
             let subject = chains.subject(chain, ">");
-            let Some(last) = line.last(stream, &subject).await? else { continue };
-            if is_marker(&last) {
-                return Ok(None);
-            }
+            let last = match newest(line, stream, &subject).await? {
+                Some(last) => last,
+                None if line.last(stream, &subject).await?.is_some() => return Ok(None),
+                None => continue,
+            };
             let newest: Link = decode(&last.payload)?;
             chains.number = chains.number.max(newest.number);
             let mut place = chains.place(chain).clone();
@@ -265,6 +268,35 @@ impl Chains {
     }
 }
 
+/// The last link under these subjects. Where links were dropped just now, their markers come
+/// behind it.
+async fn newest(line: &Line, stream: &str, subjects: &str) -> Result<Option<Message>> {
+    let Some(last) = line.last(stream, subjects).await? else { return Ok(None) };
+    if !is_marker(&last) {
+        return Ok(Some(last));
+    }
+    let (mut end, mut width) = (sequence(&last).unwrap_or_default(), BACK);
+    while end > 1 {
+        let start = end.saturating_sub(width).max(1);
+        let (mut from, mut found) = (start, None);
+        while from < end {
+            let (messages, more) = line.from(stream, subjects, from, usize::MAX).await?;
+            let Some(last) = messages.last().and_then(sequence) else { break };
+            from = last + 1;
+            let mut before = messages.into_iter().filter(|message| sequence(message) < Some(end));
+            found = before.rfind(|message| !is_marker(message)).or(found);
+            if !more {
+                break;
+            }
+        }
+        if found.is_some() {
+            return Ok(found);
+        }
+        (end, width) = (start, width.saturating_mul(2));
+    }
+    Ok(None)
+}
+
 /// Up to `limit` links of all writers behind the sequence `after`, in `order`; fewer where they are
 /// large.
 pub(super) async fn read(
@@ -285,7 +317,7 @@ pub(super) async fn read(
                 end = sequence(&last).unwrap_or_default() + 1;
             }
             // The server reads forwards only, so that it is asked for ever wider stretches.
-            let mut width = (limit as u64).saturating_mul(AROUND).max(64);
+            let mut width = (limit as u64).saturating_mul(AROUND).max(BACK);
             while !page.is_full() && end > 1 {
                 let start = end.saturating_sub(width).max(1);
                 let mut stretch = Page::new(limit - page.links.len(), order);
