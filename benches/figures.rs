@@ -196,10 +196,11 @@ impl Desk for Table {
                     sealed: None,
                     called_off: false,
                     left_ms: 60_000,
+                    until: None,
                 };
                 let body = serde_json::to_string(&task).unwrap();
                 Ok(Answer::Tasks {
-                    tasks: vec![Sealed { body }],
+                    tasks: vec![Sealed::new(body, "", None)],
                     has_more: false,
                     heads: Vec::new(),
                     called_off: Vec::new(),

@@ -40,11 +40,13 @@ mod policy;
 mod presence;
 mod pulse;
 mod report;
+mod trust;
 
 pub mod facts;
 
 pub use machine::machine_id;
 pub use policy::Policy;
+pub use trust::Pki;
 
 use heads::Heads;
 use lane::Lane;
@@ -52,6 +54,7 @@ use link::Trouble;
 use looking::Looking;
 use pulse::Pulses;
 use report::Outbox;
+use trust::Trust;
 
 /// How many reads, and how many acts, run beside each other. One act may wait for days: the one
 /// that is to take the host down.
@@ -70,6 +73,7 @@ pub struct Setup {
     pub machine_id: String,
     pub policy: Policy,
     pub facts: facts::Settings,
+    pub pki: Pki,
 }
 
 /// A running agent.
@@ -91,6 +95,7 @@ struct Shared<L> {
     heads: Heads,
     /// Opens the secrets among the parameters of tasks.
     key: OwnKey,
+    trust: Trust,
     about: Mutex<About>,
     looking: Looking,
     is_stopping: AtomicBool,
@@ -108,7 +113,9 @@ impl<L: Link + 'static> Agent<L> {
     /// Starts to work. `links` makes connections, of which each class of work has its own.
     pub fn start(setup: Setup, links: impl Fn() -> L + Send + Sync + 'static) -> Result<Self> {
         let key = OwnKey::of(&setup.state)?;
-        let about = About { key: key.public(), ..facts::about(&setup) };
+        let trust = Trust::new(&setup.pki, &setup.state)?;
+        let signing_key = trust.public().encode();
+        let about = About { key: key.public(), signing_key, ..facts::about(&setup) };
         let shared = Arc::new(Shared {
             lasting: Outbox::new(links()),
             amending: Mutex::default(),
@@ -118,6 +125,7 @@ impl<L: Link + 'static> Agent<L> {
             pulses: Pulses::default(),
             heads: Heads::open(&setup.state, setup.clock.clone())?,
             key,
+            trust,
             about: Mutex::new(about),
             looking: Looking::new(LOOKS),
             is_stopping: AtomicBool::new(false),

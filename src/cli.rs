@@ -113,6 +113,10 @@ pub enum ServerCommand {
     ConfigValidate,
     /// `version`
     Version,
+    /// `agent key fingerprint`
+    AgentFingerprint,
+    /// `controller key fingerprint`
+    ControllerFingerprint,
 }
 
 #[derive(Debug)]

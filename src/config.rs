@@ -18,6 +18,7 @@ use crate::tls;
 mod document;
 mod inert;
 mod nats;
+mod pki;
 mod read;
 mod secret;
 mod units;
@@ -25,6 +26,7 @@ mod units;
 pub use document::{manual, sample};
 pub use inert::Inert;
 pub use nats::Nats;
+pub use pki::{AgentPki, ControllerPki};
 pub use read::{Loaded, load, of_environment};
 pub use secret::Secret;
 pub use units::{Size, Span};
@@ -64,6 +66,7 @@ pub struct Controller {
     pub limits: Limits,
     pub metrics: Metrics,
     pub nats: Nats,
+    pub pki: ControllerPki,
     pub tls: Tls,
 }
 
@@ -285,6 +288,12 @@ pub struct Agent {
     /// What may be done to this host, whoever asks: any of `read`, `write`, `execute` and ids of
     /// operations, such as `node.file.deploy`. Empty: everything.
     pub policy: Vec<String>,
+    /// The file with the public key of the controller, in PEM; those of several one after the
+    /// other. Where it is set, no task is begun that none of them has signed for this host, and what
+    /// this agent tells is signed as well. Default: `controller.pub` in `agent.pki.key_dir`, where
+    /// `agent.pki.enabled` is set and there is such a file.
+    pub controller_key: Option<PathBuf>,
+    pub pki: AgentPki,
     pub facts: Facts,
     pub conditions: Conditions,
     pub undo: Undo,
@@ -438,6 +447,9 @@ impl Config {
             ("controller.tls.key", &tls.key),
             ("controller.socket", &self.controller.socket),
             ("controller.state_dir", &self.controller.state_dir),
+            ("controller.pki.key_dir", &self.controller.pki.key_dir),
+            ("agent.controller_key", &self.agent.controller_key),
+            ("agent.pki.key_dir", &self.agent.pki.key_dir),
             ("agent.socket", &self.agent.socket),
             ("agent.state_dir", &self.agent.state_dir),
         ]

@@ -40,6 +40,7 @@ use crate::store::{Coming, Objects, Reader, Store};
 pub mod agent;
 pub mod audit;
 mod desk;
+pub mod enrolment;
 mod figures;
 pub mod file;
 mod follow;
@@ -64,6 +65,7 @@ pub mod version;
 mod wait;
 
 pub use desk::AgentDesk;
+pub use enrolment::Trust;
 pub use figures::Figures;
 pub use listen::Heard;
 pub use notes::Trail;
@@ -73,6 +75,7 @@ pub use wait::{HostResult, Results};
 
 pub static DOMAINS: &[&Domain<Local>] = &[
     &agent::DOMAIN,
+    &enrolment::DOMAIN,
     &job::DOMAIN,
     &file::DOMAIN,
     &audit::DOMAIN,
@@ -94,6 +97,8 @@ pub struct Setup {
     /// Known to nobody else, and kept apart from the store: what is stored of requests is keyed
     /// with it, so that a short secret in one cannot be guessed from that.
     pub key: [u8; 32],
+    /// None where agents are believed without a signature.
+    pub trust: Option<Trust>,
 }
 
 /// How much is kept, and how much is taken on.
@@ -147,6 +152,7 @@ pub struct Controller {
     limits: Limits,
     job_timeout: Duration,
     key: [u8; 32],
+    trust: Option<Trust>,
     /// By the clock of the boot, in milliseconds.
     started: u64,
     ids: Mutex<Ids>,
@@ -173,7 +179,7 @@ pub struct Controller {
 impl Controller {
     /// Returns once memory has caught up with the store.
     pub async fn start(setup: Setup) -> Result<Shared> {
-        let Setup { store, objects, clock, name, limits, job_timeout, key } = setup;
+        let Setup { store, objects, clock, name, limits, job_timeout, key, trust } = setup;
         let newest = follow::newest(&*store).await?;
         let controller = Arc::new(Self {
             store,
@@ -182,6 +188,7 @@ impl Controller {
             limits,
             job_timeout,
             key,
+            trust,
             started: clock.uptime(),
             ids: Mutex::new(Ids::after(newest)),
             lanes: Mutex::default(),

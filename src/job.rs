@@ -122,6 +122,10 @@ pub struct Task {
     pub called_off: bool,
     /// How long after it was handed out it may still begin, in milliseconds.
     pub left_ms: u64,
+    /// The same as a moment, in milliseconds since 1970, where it is signed: what is signed may
+    /// have been handed out long ago.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<u64>,
 }
 
 impl Record {
@@ -132,12 +136,19 @@ impl Record {
     }
 
     /// This job's work for `host`, which may begin within `left_ms` unless it was called off, as
-    /// the agent opens it.
-    pub fn seal(&self, host: &str, left_ms: u64, called_off: bool) -> Result<String> {
+    /// the agent opens it; `until` is that moment, where it is going to be signed.
+    pub fn seal(
+        &self,
+        host: &str,
+        left_ms: u64,
+        until: Option<u64>,
+        called_off: bool,
+    ) -> Result<String> {
         let Self { job, params, options, objects, .. } = self;
         let sealed = self.sealed.as_ref().and_then(|sealed| sealed.get(host)).map(String::as_str);
         let (job, op) = (job.id.as_str(), job.op.as_str());
-        let task = Sealing { job, host, op, params, options, objects, sealed, called_off, left_ms };
+        let task =
+            Sealing { job, host, op, params, options, objects, sealed, called_off, left_ms, until };
         serde_json::to_string(&task)
             .map_err(|error| Error::new(Kind::Internal, "cannot encode a task").because(error))
     }
@@ -159,6 +170,8 @@ struct Sealing<'a> {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     called_off: bool,
     left_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<u64>,
 }
 
 /// How a change is to be carried out, whatever it is about. What is done once takes `force` alone,

@@ -32,6 +32,7 @@ pub mod permission;
 pub mod provider;
 pub mod schema;
 pub mod seal;
+pub mod signing;
 pub mod start;
 pub mod store;
 pub mod sys;

@@ -7,9 +7,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::Result;
-use crate::job::{Options, Report};
+use crate::error::{Error, Kind, Result};
+use crate::job::{Options, Report, Task};
 use crate::op::{Access, Agent, Op};
+use crate::signing::{PublicKey, Purpose, SigningKey};
 
 mod socket;
 mod stream;
@@ -38,7 +39,7 @@ pub enum Ask {
     /// What to do next.
     Next(Next),
     /// These are done. Answered once that is durable; only the first report of a task counts.
-    Finish(Vec<Report>),
+    Finish(Vec<Told>),
     /// What running jobs say meanwhile: how far they are, or, where they have no end, the next
     /// [pieces](crate::op::Piece). Not stored, and dropped when nobody listens.
     Tell(Vec<Tell>),
@@ -61,7 +62,7 @@ pub struct Next {
     pub most: usize,
     /// What only looked and was done since. Nothing is stored for it, so it needs no answer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub done: Vec<Report>,
+    pub done: Vec<Told>,
     /// In the first question of a connection, whenever it has changed, and at least each minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub about: Option<Box<About>>,
@@ -156,8 +157,72 @@ impl Class {
 /// what may be signed.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Sealed {
-    /// A [`Task`](crate::job::Task) in JSON.
+    /// A [`Task`] in JSON.
     pub body: String,
+    /// The controller's, in base64, over the host that it is for and `body`, which says which job
+    /// it is and until when it may begin. None where nobody asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
+}
+
+impl Sealed {
+    pub fn new(body: String, host: &str, key: Option<&SigningKey>) -> Self {
+        let signature = key.map(|key| key.sign(Purpose::Task, host, &[&body]));
+        Self { body, signature }
+    }
+
+    /// Whether the holder of one of `keys` has made it for `host`. Nothing of it is read for that.
+    pub fn is_signed(&self, host: &str, keys: &[PublicKey]) -> bool {
+        let Some(signature) = &self.signature else { return false };
+        keys.iter().any(|key| key.verifies(Purpose::Task, host, &[&self.body], signature))
+    }
+
+    pub fn open(&self) -> serde_json::Result<Task> {
+        serde_json::from_str(&self.body)
+    }
+}
+
+/// What an agent tells of a task, as bytes that nobody re-encodes on the way.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Told {
+    /// The job, for whoever passes it on. `body` says it as well.
+    pub job: String,
+    /// A [`Report`] in JSON.
+    pub body: String,
+    /// The agent's, in base64, over its host, `job` and `body`. None where nobody asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
+}
+
+impl Told {
+    /// `key` is that of the agent of `host`.
+    pub fn new(report: &Report, host: &str, key: Option<&SigningKey>) -> Result<Self> {
+        let body = serde_json::to_string(report)
+            .map_err(|error| Error::new(Kind::Internal, "cannot encode a report").because(error))?;
+        let job = report.job.clone();
+        let signature = key.map(|key| key.sign(Purpose::Outcome, host, &[&job, &body]));
+        Ok(Self { job, body, signature })
+    }
+
+    /// Whether the holder of `key` has made it for `host`.
+    pub fn is_signed(&self, host: &str, key: &PublicKey) -> bool {
+        let parts = [self.job.as_str(), self.body.as_str()];
+        let signature = self.signature.as_ref();
+        signature.is_some_and(|it| key.verifies(Purpose::Outcome, host, &parts, it))
+    }
+
+    pub fn open(&self) -> Result<Report> {
+        let unreadable = |what: &dyn std::fmt::Display| {
+            let message = format!("cannot read what was told of job {:?}: {what}", self.job);
+            Error::new(Kind::InvalidInput, message)
+        };
+        let report: Report =
+            serde_json::from_str(&self.body).map_err(|error| unreadable(&error))?;
+        if report.job == self.job {
+            return Ok(report);
+        }
+        Err(unreadable(&format_args!("it is about {:?}", report.job)))
+    }
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -198,6 +263,33 @@ pub struct About {
     pub pid: i32,
     /// The key that secrets for this host are sealed to: X25519, in base64.
     pub key: String,
+    /// The key that this agent signs with: Ed25519, in base64.
+    pub signing_key: String,
+    /// Its signature, in base64, over what it is known by; empty where nobody asks for it.
+    pub proof: String,
+    /// How many tasks it has refused since it started because they were not signed as they have
+    /// to be.
+    pub refused: u64,
+}
+
+impl About {
+    /// Signs what it is known by.
+    pub fn prove(&mut self, key: &SigningKey) {
+        self.proof = key.sign(Purpose::Identity, &self.machine_id, &self.identity());
+    }
+
+    /// Whether whoever holds the key that it names says so.
+    pub fn is_proven(&self) -> bool {
+        let key = PublicKey::parse(&self.signing_key);
+        let (host, parts) = (&self.machine_id, self.identity());
+        key.is_some_and(|key| key.verifies(Purpose::Identity, host, &parts, &self.proof))
+    }
+
+    /// What work and secrets are sent by.
+    fn identity(&self) -> Vec<&str> {
+        let labels = self.labels.iter().flat_map(|(key, value)| [key.as_str(), value.as_str()]);
+        [self.hostname.as_str(), self.key.as_str()].into_iter().chain(labels).collect()
+    }
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

@@ -47,6 +47,8 @@ pub struct Op<R: 'static = Agent> {
     pub flags: &'static [(&'static str, &'static str)],
     /// Flags that set a field to false: (field, flag).
     pub opposites: &'static [(&'static str, &'static str)],
+    /// Fields that travel in the query although there is a body for others.
+    pub in_query: &'static [&'static str],
     /// Fields taken by position in the short form of the command, in order.
     pub args: &'static [&'static str],
     /// What a person's table shows, in order, as (header, pointer into a row); empty: every
@@ -90,6 +92,7 @@ impl<R> Op<R> {
             command: "",
             flags: &[],
             opposites: &[],
+            in_query: &[],
             args: &[],
             columns: &[],
             rows: Rows::Host,
@@ -103,7 +106,8 @@ impl<R> Op<R> {
     /// The same row with another `run`.
     pub(crate) fn with<S>(&self, run: S) -> Op<S> {
         let Self { id, about, method, path, permission, status, command, flags, .. } = *self;
-        let Self { opposites, args, columns, rows, guarded, ends_boot, timeout, .. } = *self;
+        let Self { opposites, in_query, args, columns, rows, guarded, ends_boot, timeout, .. } =
+            *self;
         Op {
             id,
             about,
@@ -114,6 +118,7 @@ impl<R> Op<R> {
             command,
             flags,
             opposites,
+            in_query,
             args,
             columns,
             rows,

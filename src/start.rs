@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::config::{self, Client, Config, Inert, Loaded, Secret};
 use crate::error::{Error, Kind, Result};
 use crate::host::{Executor, Root, UndoBounds, has_journal};
+use crate::signing::{Holder, public_keys};
 use crate::store::Bounds;
 use crate::tls;
 use crate::token::Key;
@@ -43,6 +44,8 @@ pub fn run(server: &Server) -> Result<()> {
         ServerCommand::Pages => pages(server),
         ServerCommand::ConfigValidate => validate(server),
         ServerCommand::Version => say(&version()),
+        ServerCommand::AgentFingerprint => fingerprint(server, Holder::Agent),
+        ServerCommand::ControllerFingerprint => fingerprint(server, Holder::Controller),
     }
 }
 
@@ -283,6 +286,7 @@ fn agent_setup(server: &Server, config: &Config, paths: &Paths) -> Result<agent:
         state: paths.agent_state.clone(),
         clock: Clock::default(),
         policy: Policy::new(&own.policy)?,
+        pki: pki(config, paths)?,
         facts: agent::facts::Settings {
             hostname: own.hostname.clone(),
             labels: own.labels.clone(),
@@ -292,6 +296,66 @@ fn agent_setup(server: &Server, config: &Config, paths: &Paths) -> Result<agent:
             disk_pressure: limits.disk_pressure_threshold.into(),
         },
     })
+}
+
+/// What root has decided about keys.
+fn pki(config: &Config, paths: &Paths) -> Result<agent::Pki> {
+    let own = &config.agent;
+    let dir = own.pki.dir(&paths.agent_state);
+    let controllers = if let Some(path) = &own.controller_key {
+        let missing = || {
+            let message = format!("agent.controller_key: there is no {}", path.display());
+            Error::new(Kind::InvalidInput, message)
+        };
+        public_keys(path)?.ok_or_else(missing)?
+    } else if own.pki.enabled {
+        let path = dir.join(Holder::Controller.public_file());
+        public_keys(&path)?.unwrap_or_else(|| {
+            tracing::warn!(
+                "tasks are not asked for a signature: there is no {}; put the controller's there, \
+                 or set agent.controller_key",
+                path.display()
+            );
+            Vec::new()
+        })
+    } else {
+        Vec::new()
+    };
+    let signs = own.pki.enabled || own.controller_key.is_some();
+    Ok(agent::Pki { dir: Some(dir.to_owned()), signs, controllers })
+}
+
+/// Shows the fingerprint of a key that is there: the own user's, else the system's.
+fn fingerprint(server: &Server, holder: Holder) -> Result<()> {
+    let config = load(server)?.config;
+    let paths = Paths::of(&config)?;
+    let (own, is_set) = match holder {
+        Holder::Agent => {
+            (config.agent.pki.dir(&paths.agent_state), config.agent.state_dir.is_some())
+        }
+        Holder::Controller => (
+            config.controller.pki.dir(&paths.controller_state),
+            config.controller.state_dir.is_some(),
+        ),
+    };
+    let system = Path::new(paths::SYSTEM_STATE).join(holder.as_str());
+    let key = match holder.kept(own)? {
+        None if !is_set => holder.kept(&system)?,
+        found => found,
+    };
+    let Some(key) = key else {
+        let (whose, dir) = (holder.as_str(), own.display());
+        let message = format!(
+            "there is no key of the {whose} in {dir} yet; the {whose} makes it when it starts for \
+             the first time"
+        );
+        return Err(Error::new(Kind::NotFound, message));
+    };
+    let fingerprint = key.public().fingerprint();
+    if server.globals.json {
+        return say(&json!({ "fingerprint": fingerprint }));
+    }
+    print(&format!("{fingerprint}\n"))
 }
 
 /// The number of a user that is named by name or number.

@@ -515,7 +515,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("op", &["error", "host", "permission"]),
     ("host", &["clock", "error", "job", "op", "sys", "types"]),
     ("provider", &["error", "host", "op", "permission", "types", "job"]),
-    ("link", &["error", "job", "op", "sys"]),
+    ("link", &["error", "job", "op", "signing", "sys"]),
     ("store", &["broker", "clock", "error", "job", "link", "permission", "sys"]),
     (
         "agent",
@@ -529,11 +529,13 @@ const ARROWS: &[(&str, &[&str])] = &[
             "ops",
             "permission",
             "seal",
+            "signing",
             "sys",
             "types",
         ],
     ),
     ("seal", &["error", "op"]),
+    ("signing", &["error"]),
     ("schema", &["error", "job", "op", "ops", "seal", "types"]),
 ];
 

@@ -135,3 +135,55 @@ fn many_jobs_for_any_host_spread() {
         assert_eq!(answered.iter().filter(|of| *of == host).count(), 2, "{answered:?}");
     }
 }
+
+#[test]
+fn hosts_are_given_work_once_somebody_has_accepted_their_keys() {
+    let config =
+        Config { script: some_fail, others: OTHERS, trust: Some(false), ..Config::default() };
+    let server = Server::start(config);
+    let listed = server.get("/api/agent/pending").expect(200);
+    assert_eq!(listed["total"], 4);
+    let key_of = |machine_id: &str| {
+        let mut agents = listed["agents"].as_array().unwrap().iter();
+        let agent = agents.find(|agent| agent["machine_id"] == machine_id).unwrap();
+        agent["fingerprint"].as_str().unwrap().to_owned()
+    };
+    let decide = |verdict: &str, host: &str, key: &str| {
+        let key = if key.is_empty() { String::new() } else { format!("?fingerprint={key}") };
+        server.send("POST", &format!("/api/agent/{host}/{verdict}{key}"), &json!({}))
+    };
+    for target in ["_all", "_any", "web-2", "group:web", "m-a"] {
+        let reply = change(&server, target);
+        assert_eq!(reply.status, 409, "{target}");
+        reply.refused("conflict");
+    }
+    decide("accept", "web-2", "").refused("conflict");
+    decide("accept", "web-2", &key_of("m-a")[..20]).refused("invalid_input");
+    decide("accept", "web-2", &key_of("m-c")).refused("not_found");
+    decide("accept", "web-2", &key_of("m-b")).expect(200);
+    assert_eq!(rows(&change(&server, "_all").expect(200)), [row("web-2", "", "ok")]);
+    assert_eq!(rows(&change(&server, "web-2").expect(200)), [row("web-2", "", "ok")]);
+    decide("accept", "db", "").expect(200);
+    assert_eq!(server.get("/api/agent/pending").expect(200)["total"], 2);
+
+    decide("reject", "m-b", "").expect(200);
+    let reply = change(&server, "m-b");
+    let detail = reply.refused("conflict")["detail"].as_str().unwrap().to_owned();
+    assert!(detail.contains("was rejected") && detail.contains(&key_of("m-b")), "{detail}");
+    decide("reject", "m-b", "").refused("conflict");
+    decide("accept", "m-b", "").refused("conflict");
+    decide("accept", "m-b", &key_of("m-b")).expect(200);
+    assert_eq!(rows(&change(&server, "m-b").expect(200)), [row("web-2", "", "ok")]);
+    decide("reject", "nobody", "").refused("not_found");
+}
+
+#[test]
+fn new_hosts_may_be_accepted_by_themselves() {
+    let config =
+        Config { script: some_fail, others: OTHERS, trust: Some(true), ..Config::default() };
+    let server = Server::start(config);
+    assert_eq!(server.get("/api/agent/pending").expect(200)["total"], 0);
+    assert_eq!(rows(&change(&server, "_all").expect(200)).len(), 4);
+    let agent = server.get("/api/agent/m-a").expect(200);
+    assert!(agent["fingerprint"].as_str().unwrap().starts_with("SHA256:"));
+}

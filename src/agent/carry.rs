@@ -60,6 +60,9 @@ pub(super) fn out<L: Link + 'static>(agent: &Shared<L>, taken: Taken) -> Option<
     };
     let (outcome, size) = fit(outcome);
     tell(&task, &outcome);
+    if agent.answers_once() && outcome.kind().is_some() && !only_looks(&task) {
+        keep(agent, &task, &outcome);
+    }
     let ended = agent.clock().wall().max(begun);
     Some(Sized { report: Report::new(task.job, begun, ended, outcome), size })
 }
@@ -158,6 +161,14 @@ fn parse(op: &Op<Agent>, params: &Value) -> Result<()> {
     let ways = seal::ways(op.id, op.run);
     refuse_facts(params, |pointer| seal::leads_to(ways, pointer))?;
     op.run.check(params)
+}
+
+/// Has a task that was never begun stay so, whoever hands it out again.
+fn keep<L>(agent: &Shared<L>, task: &Task, outcome: &Outcome) {
+    if let Err(error) = agent.executor().never(task, outcome) {
+        let (job, op) = (&task.job, &task.op);
+        tracing::warn!(OSAPI_JOB_ID = job, OSAPI_OP = op, %error, "its answer is not kept");
+    }
 }
 
 fn tell(task: &Task, outcome: &Outcome) {

@@ -61,7 +61,7 @@ pub(super) fn about(setup: &Setup) -> About {
         waiting: setup.executor.waiting(),
         hanging: Vec::new(),
         landlock: setup.executor.landlock(),
-        key: String::new(),
+        ..About::default()
     };
     judge(setup, &mut about.conditions);
     about

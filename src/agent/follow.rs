@@ -119,7 +119,9 @@ fn follow<L: Link + 'static>(agent: &Shared<L>, task: &Task) {
     let ended = agent.clock().wall().max(begun);
     let report = Report::new(task.job.clone(), begun, ended, Outcome::from(told));
     // Over the same connection: when that is closed, whoever listens takes it that the agent went.
-    if let Err(error) = link.ask(agent, &mut Ask::Finish(vec![report.clone()])) {
+    let finished =
+        agent.told(&report).and_then(|told| link.ask(agent, &mut Ask::Finish(vec![told])));
+    if let Err(error) = finished {
         tracing::debug!(%error, "nobody hears why it ended");
     }
     agent.let_go(std::iter::once(&report));
@@ -127,6 +129,9 @@ fn follow<L: Link + 'static>(agent: &Shared<L>, task: &Task) {
 
 fn tell<L: Link + 'static>(agent: &Shared<L>, task: &Task, link: &mut Asker<L>) -> Result<Value> {
     let op = carry::admit(agent, task)?;
+    if task.left_ms == 0 {
+        return Err(Error::new(Kind::Expired, "it was not begun by its deadline"));
+    }
     carry::check(agent, op, task)?;
     let endless = op.run.endless().ok_or_else(|| {
         Error::new(Kind::Unsupported, format!("{} has an end, and is not followed", op.id))

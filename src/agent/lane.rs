@@ -91,10 +91,10 @@ impl<L: Link + 'static> Lane<L> {
     }
 }
 
-/// Opens a task and holds it; None where it is held already or cannot be opened.
+/// Opens a task and holds it; None where it is held already, cannot be opened or is refused.
 pub(super) fn take<L: Link + 'static>(agent: &Shared<L>, sealed: &Sealed) -> Option<Taken> {
     let at = agent.clock().uptime();
-    match serde_json::from_str::<Task>(&sealed.body) {
+    match agent.open(sealed)? {
         Ok(task) => agent.hold(&task.job).then(|| {
             if task.called_off {
                 agent.executor().call_off(&task.job);

@@ -35,9 +35,9 @@ impl<L: Link> Asker<L> {
     fn try_ask(&mut self, agent: &Shared<L>, ask: &mut Ask) -> Result<Answer> {
         if !self.is_known {
             if let Ask::Next(next) = ask {
-                next.about = Some(Box::new(agent.about()));
+                next.about = Some(agent.introduced(agent.about()));
             } else {
-                let about = Some(Box::new(agent.about()));
+                let about = Some(agent.introduced(agent.about()));
                 let next = Next { holds: agent.holds(), about, ..Next::default() };
                 self.link.ask(&Ask::Next(next))?;
             }

@@ -10,8 +10,7 @@ use super::link::Asker;
 use super::pulse::Pulse;
 use super::{POLL, Shared, carry};
 use crate::error::Kind;
-use crate::job::Report;
-use crate::link::{Answer, Ask, Class, Link};
+use crate::link::{Answer, Ask, Class, Link, Told};
 use crate::ops;
 
 /// Works until the agent stops, on a thread that from now on can do nothing else than look.
@@ -43,7 +42,10 @@ pub(super) fn work<L: Link + 'static>(agent: &Shared<L>, link: L, pulse: &Pulse)
             let Some(report) = report else { return agent.give_up() };
             // Should it be lost on the way, looking again does no harm.
             agent.let_go(std::iter::once(&report.report));
-            done.push(report.report);
+            match agent.told(&report.report) {
+                Ok(told) => done.push(told),
+                Err(error) => tracing::error!(%error, "cannot tell what a look has shown"),
+            }
             if !goes_on {
                 // Whoever asked was answered long ago.
                 return;
@@ -56,7 +58,7 @@ pub(super) fn work<L: Link + 'static>(agent: &Shared<L>, link: L, pulse: &Pulse)
 fn ask<L: Link + 'static>(
     agent: &Shared<L>,
     link: &mut Asker<L>,
-    done: &mut Vec<Report>,
+    done: &mut Vec<Told>,
 ) -> Vec<Taken> {
     let mut ask = agent.next(vec![Class::Look], POLL);
     if let Ask::Next(next) = &mut ask {

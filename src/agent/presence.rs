@@ -23,6 +23,7 @@ fn look<L: Link + 'static>(agent: &Shared<L>, mut about: About, has_new_facts: b
     about.hostname = facts::hostname(&agent.setup);
     about.waiting = agent.executor().waiting();
     about.hanging = agent.looking.hanging(Instant::now());
+    about.refused = agent.trust.refused();
     facts::judge(&agent.setup, &mut about.conditions);
     about
 }
@@ -55,7 +56,7 @@ pub(super) fn tell<L: Link + 'static>(agent: &Arc<Shared<L>>) {
         if let Ask::Next(next) = &mut ask
             && is_new
         {
-            next.about = Some(Box::new(about));
+            next.about = Some(agent.introduced(about));
         }
         match link.ask(agent, &mut ask) {
             Ok(answer) => {
@@ -98,8 +99,9 @@ pub(super) fn rename<L: Link + 'static>(agent: &Shared<L>, link: &Mutex<Asker<L>
     }
     let mut about = lock(&agent.about);
     about.hostname = hostname;
-    let told = Some(Box::new(about.clone()));
+    let told = about.clone();
     drop(about);
+    let told = Some(agent.introduced(told));
     let mut ask = agent.next(Vec::new(), Duration::ZERO);
     if let Ask::Next(next) = &mut ask {
         next.about = told;

@@ -15,7 +15,8 @@ use crate::link::{Ask, Link};
 
 /// How many reports go together. As one of them may have 768 KiB, bytes have a bound too.
 const GROUP: usize = 64;
-const GROUP_BYTES: usize = 2 * 1024 * 1024;
+/// Escaped within the frame they may double.
+const GROUP_BYTES: usize = 3 << 19;
 /// How soon a report is repeated that was refused and not only lost.
 const REPEAT: Duration = Duration::from_secs(1);
 
@@ -91,13 +92,13 @@ impl<L: Link> Outbox<L> {
             state.waiting.drain(..count).map(|(report, _)| report).collect::<Vec<_>>()
         };
         let mut link = super::lock(&self.link);
-        let Err(refused) = Self::finish(agent, &mut link, group.clone()) else {
+        let Err(refused) = Self::finish(agent, &mut link, &group) else {
             return agent.let_go(group.iter());
         };
         tracing::error!(error = %refused, "reports were refused and are sent one by one");
         // One of them may be to blame.
         for report in group {
-            while let Err(error) = Self::finish(agent, &mut link, vec![report.clone()]) {
+            while let Err(error) = Self::finish(agent, &mut link, std::slice::from_ref(&report)) {
                 if matches!(error.kind(), Kind::NotFound | Kind::InvalidInput | Kind::Denied) {
                     tracing::error!(OSAPI_JOB_ID = report.job, %error, "a report was given up");
                     std::thread::sleep(REPEAT);
@@ -113,9 +114,10 @@ impl<L: Link> Outbox<L> {
     fn finish(
         agent: &Shared<L>,
         link: &mut Asker<L>,
-        group: Vec<Report>,
+        group: &[Report],
     ) -> crate::error::Result<()> {
-        let mut ask = Ask::Finish(group);
+        let told = group.iter().map(|report| agent.told(report));
+        let mut ask = Ask::Finish(told.collect::<crate::error::Result<_>>()?);
         loop {
             match link.ask(agent, &mut ask) {
                 Ok(_) => return Ok(()),

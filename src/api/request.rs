@@ -223,11 +223,12 @@ pub fn place(row: &Row, field: &Field) -> Place {
         let segments = row.path.split('/');
         segments.filter_map(|s| s.strip_prefix('{')?.strip_suffix('}')).any(|s| s == field.name)
     };
+    let is_in_query = row.in_query.contains(&field.name.as_str());
     // Beside a file only text has a place in a form.
     let is_beside_form = || takes_file(row) && field.kind != schema::Type::Text;
     if !is_target && is_in_path() {
         Place::Path
-    } else if !row.method.has_body() || is_beside_form() {
+    } else if !row.method.has_body() || is_beside_form() || is_in_query {
         Place::Query
     } else {
         Place::Body

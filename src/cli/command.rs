@@ -4,6 +4,7 @@
 //! a short form, which leaves out `client` and `node` and takes the obvious arguments by position.
 //! `osapi node …` is kept beside that for what would be ambiguous without, such as `node status`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use clap::builder::PossibleValuesParser;
@@ -76,7 +77,8 @@ impl Node {
 /// The tree below `osapi`.
 fn tree() -> Node {
     let mut root = Node::default();
-    for local in LOCAL {
+    let is_client = |local: &&words::Local| local.words.starts_with("client ");
+    for local in LOCAL.iter().filter(|local| !is_client(local)) {
         root.put(&split(local.words), local.about, Leaf::Local(local));
     }
     for (words, word) in token::WORDS {
@@ -108,6 +110,9 @@ fn tree() -> Node {
             let words: Vec<_> = ["client"].into_iter().chain(split(row.command)).collect();
             root.put(&words, chapter.about, Leaf::Row(row, Form::Long));
         }
+    }
+    for local in LOCAL.iter().filter(is_client) {
+        root.put(&split(local.words), local.about, Leaf::Local(local));
     }
     root.put(&["client", "audit", "verify"], "", Leaf::Verify);
     for elsewhere in words::ELSEWHERE.iter().filter(|elsewhere| elsewhere.is_client) {
@@ -365,8 +370,9 @@ pub(super) fn invocation(matches: &ArgMatches) -> Result<Invocation, clap::Error
             let call = call::read(row, leaf).map_err(|error| {
                 command().error(clap::error::ErrorKind::ValueValidation, error.to_string())
             })?;
-            if call.asked("pending") {
-                client(Task::Elsewhere(&words::PENDING))
+            let pending = ops::find("agent.pending").filter(|_| call.asked("pending"));
+            if let Some(row) = pending {
+                client(Task::Call(call::Call { row, extras: BTreeMap::new(), ..call }))
             } else {
                 client(Task::Call(call))
             }

@@ -112,7 +112,18 @@ pub(super) static LOCAL: &[Local] = &[
     },
     local("config validate", "Check the configuration file", ServerCommand::ConfigValidate),
     local("version", "Show the version of this program, as JSON", ServerCommand::Version),
+    local("agent key fingerprint", AGENT_KEY, ServerCommand::AgentFingerprint),
+    local("client agent key fingerprint", AGENT_KEY, ServerCommand::AgentFingerprint),
+    local("controller key fingerprint", CONTROLLER_KEY, ServerCommand::ControllerFingerprint),
+    local(
+        "client controller key fingerprint",
+        CONTROLLER_KEY,
+        ServerCommand::ControllerFingerprint,
+    ),
 ];
+
+const AGENT_KEY: &str = "Show what the key of this host's agent is known by";
+const CONTROLLER_KEY: &str = "Show what the key of this host's controller is known by";
 
 /// A command that asks for more than one operation tells.
 pub(super) struct Surveyed {
@@ -148,10 +159,6 @@ pub struct Elsewhere {
 const NO_BROKER: &str = "no broker is built in: the controller keeps its own store, and `osapi \
                          start` is all there is to run; where controllers share a NATS server, \
                          that is started by itself";
-const NO_KEYS: &str = "the agent and the controller of one host know each other by the kernel's \
-                       word and have no keys; there is no fingerprint to show";
-const NO_ENROLMENT: &str = "the agent of this host is accepted by the kernel's word and needs no \
-                            enrolment; `osapi agent list` shows it";
 const COMPONENTS: &str = "`osapi health status` shows every component at once";
 
 const fn server(words: &'static str, instead: &'static str) -> Elsewhere {
@@ -164,21 +171,14 @@ const fn client(words: &'static str, instead: &'static str) -> Elsewhere {
 
 pub(super) static ELSEWHERE: &[Elsewhere] = &[
     server("nats server start", NO_BROKER),
-    client("agent accept", NO_ENROLMENT),
-    client("agent reject", NO_ENROLMENT),
     client("agent status", COMPONENTS),
-    client("agent key fingerprint", NO_KEYS),
     client("controller status", COMPONENTS),
-    client("controller key fingerprint", NO_KEYS),
     client("nats status", COMPONENTS),
     client(
         "file stale",
         "`osapi file status PATH` shows what a host has, `osapi file get NAME` what is stored",
     ),
 ];
-
-/// What `agent list --pending` asked for.
-pub(super) static PENDING: Elsewhere = client("agent list --pending", NO_ENROLMENT);
 
 /// One line for words that have commands below them.
 pub(super) const ABOUT: &[(&str, &str)] = &[

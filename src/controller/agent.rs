@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::enrolment::waiting;
 use super::hosts::{Host, Moment, State};
 use super::notes::entry;
 use super::{Call, Controller, Here, Local};
@@ -13,6 +14,7 @@ use crate::clock::rfc3339;
 use crate::error::{Error, Kind, Result};
 use crate::op::{Domain, Method, Nothing, Op, Rows};
 use crate::permission::Permission;
+use crate::signing::fingerprint;
 use crate::store::{Step, audit};
 
 pub static DOMAIN: Domain<Local> = Domain {
@@ -278,6 +280,9 @@ fn get(call: &Call, Named { hostname }: &Named) -> Result<Agent> {
 
 async fn drain(call: Call, Named { hostname }: Named) -> Result<Done> {
     let (machine_id, host) = call.controller.known(&hostname)?;
+    if !host.is_trusted() {
+        return Err(waiting(&host));
+    }
     if host.state == State::Drained {
         let message = format!("{} is drained already", host.name);
         return Err(Error::new(Kind::Conflict, message));
@@ -292,7 +297,7 @@ async fn drain(call: Call, Named { hostname }: Named) -> Result<Done> {
 
 async fn undrain(call: Call, Named { hostname }: Named) -> Result<Done> {
     let (machine_id, host) = call.controller.known(&hostname)?;
-    if host.state == State::Accepted {
+    if host.state != State::Drained {
         let message = format!("{} is not drained", host.name);
         return Err(Error::new(Kind::Conflict, message));
     }
@@ -378,8 +383,11 @@ impl Controller {
                 Schedule::Cordoned
             }
             State::Drained => Schedule::Draining,
+            State::Pending | State::Rejected => Schedule::Pending,
         };
-        let presence = self.hosts().presence(machine_id).cloned();
+        let state = if host.is_trusted() { state } else { Schedule::Pending };
+        // What it says of its host is believed as far as itself.
+        let presence = self.hosts().presence(machine_id).cloned().filter(|_| host.is_trusted());
         let mut agent = Agent::default();
         if let Some(presence) = presence {
             let about = presence.about;
@@ -392,6 +400,8 @@ impl Controller {
         }
         Agent {
             machine_id: machine_id.to_owned(),
+            fingerprint: fingerprint(&host.signing)
+                .or_else(|| fingerprint(&host.offered.as_ref()?.key)),
             hostname: host.name.clone(),
             status,
             labels: host.labels.clone(),

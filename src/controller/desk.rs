@@ -15,7 +15,7 @@ use super::status::Status;
 use super::{Controller, Shared, ids};
 use crate::error::{Error, Kind, Result};
 use crate::job::{Mark, Outcome, Progress, Record, Report, decode, encode};
-use crate::link::{About, Answer, Ask, Class, Desk, Head, Next, Sealed, Tell};
+use crate::link::{About, Answer, Ask, Class, Desk, Head, Next, Sealed, Tell, Told};
 use crate::ops;
 use crate::store::{Expect, Step, audit};
 
@@ -92,6 +92,10 @@ impl Desk for AgentDesk {
                 let mut is_heard = true;
                 for Tell { job, data } in told {
                     let Ok(id) = Uuid::parse_str(&job) else { continue };
+                    if self.controller.vouched(&host).is_err() {
+                        is_heard = false;
+                        continue;
+                    }
                     if self.controller.listened(&host, id) {
                         self.told.insert(id);
                         is_heard &= self.controller.pass_on(id, data).await;
@@ -225,7 +229,10 @@ impl Controller {
     fn hand_out(&self, host: &str, question: &Question) -> Result<(Vec<Sealed>, bool)> {
         let (mut tasks, mut bytes, mut failed) = (Vec::new(), 0, None);
         let mut wanted = None;
-        let at = self.clock.uptime();
+        if self.vouched(host).is_err() {
+            return Ok((tasks, false));
+        }
+        let (at, key) = (self.clock.uptime(), self.signing_key());
         let has_more = self.lanes().next(host, question, at, |open| {
             if !open.may_go() {
                 wanted = Some(open.id);
@@ -233,10 +240,11 @@ impl Controller {
             }
             let left = self.clock.left(&open.record.job.deadline);
             let is_off = open.so_far.borrow().cancelled.is_some();
-            match open.record.seal(host, left, is_off) {
+            let until = key.map(|_| self.clock.wall().saturating_add(left));
+            match open.record.seal(host, left, until, is_off) {
                 Ok(body) if tasks.is_empty() || bytes + body.len() <= BYTES => {
                     bytes += body.len();
-                    tasks.push(Sealed { body });
+                    tasks.push(Sealed::new(body, host, key));
                     true
                 }
                 Ok(_) => false,
@@ -254,7 +262,10 @@ impl Controller {
 
     /// Stores outcomes, each once: a second report of the same is as good as the first. They
     /// share one commit.
-    async fn finish(&self, host: &str, reports: Vec<Report>) -> Result<()> {
+    async fn finish(self: &Arc<Self>, host: &str, told: Vec<Told>) -> Result<()> {
+        let reports = self.verified(host, &told).inspect_err(|error| {
+            self.note_unbelieved(host, told.len() as u64, error);
+        })?;
         let (amends, reports): (Vec<_>, Vec<_>) =
             reports.into_iter().partition(|report| report.amends);
         // First what was taken back, so that whoever asked for that sees it.
@@ -444,6 +455,7 @@ impl Controller {
 
     /// A part of an object, by digest, or by name as it was when a job of `host` was made.
     async fn fetch(&self, host: &str, object: &str, offset: u64) -> Result<Answer> {
+        self.vouched(host)?;
         let is_digest = object.len() == 64 && object.bytes().all(|b| b.is_ascii_hexdigit());
         let pinned = self.lanes().pinned(host, object);
         let digest = match pinned {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::Controller;
+use super::enrolment::waiting;
 use super::submit::Target;
 use crate::error::{Error, Kind, Result};
 use crate::job::{Record, decode, encode};
@@ -29,11 +30,8 @@ const AWAY_MS: u64 = 90_000;
 const CLOSED_MS: u64 = 15_000;
 /// What is remembered of a host, oldest dropped first.
 const TIMELINE: usize = 100;
-const NAME: usize = 255;
 /// What the timeline says of a drained host that has nothing left to do.
 const CORDONED: &str = "cordoned";
-/// The longest key of an agent, in base64.
-const KEY: usize = 64;
 
 /// A host as it is stored under `host.<machine id>`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -45,6 +43,12 @@ pub(crate) struct Host {
     /// What secrets for it are sealed to; empty where its agent has not told a key yet.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) key: String,
+    /// The key that was accepted as its agent's, to sign with; empty where none was.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) signing: String,
+    /// The key of whoever speaks for it and is not believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) offered: Option<Offer>,
     /// In milliseconds since 1970.
     pub(crate) first_seen: u64,
     #[serde(default)]
@@ -55,13 +59,28 @@ impl Host {
     #[cfg(test)]
     fn new(name: &str, state: State) -> Self {
         let (name, labels, key) = (name.to_owned(), BTreeMap::new(), String::new());
-        Self { name, state, labels, key, first_seen: 1, timeline: Vec::new() }
+        let (signing, offered, timeline) = (String::new(), None, Vec::new());
+        Self { name, state, labels, key, signing, offered, first_seen: 1, timeline }
     }
 
-    fn remember(&mut self, at: u64, event: &str, by: &str) {
+    pub(super) fn remember(&mut self, at: u64, event: &str, by: &str) {
         self.timeline.push(Moment { at, event: event.to_owned(), by: by.to_owned() });
         let surplus = self.timeline.len().saturating_sub(TIMELINE);
         self.timeline.drain(..surplus);
+    }
+
+    /// Whether its agent is believed.
+    pub(super) const fn is_trusted(&self) -> bool {
+        matches!(self.state, State::Accepted | State::Drained) && self.offered.is_none()
+    }
+
+    /// Why it is given nothing new, if so.
+    fn objection(&self) -> Option<Error> {
+        match self.state {
+            _ if !self.is_trusted() => Some(waiting(self)),
+            State::Drained => Some(drained(&self.name)),
+            _ => None,
+        }
     }
 
     /// Whether it is drained, and was not seen to have nothing left to do.
@@ -77,6 +96,19 @@ pub(crate) enum State {
     Accepted,
     /// Is given nothing new.
     Drained,
+    /// Nobody has decided about it yet.
+    Pending,
+    /// Stays out until it is accepted by its fingerprint.
+    Rejected,
+}
+
+/// A key that waits to be accepted.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Offer {
+    /// Ed25519, in base64.
+    pub(crate) key: String,
+    /// When it came first, in milliseconds since 1970.
+    pub(crate) at: u64,
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -190,7 +222,7 @@ impl Hosts {
         self.present.get(machine_id).is_some_and(|presence| presence.is_there(uptime))
     }
 
-    pub(super) fn known(&self) -> impl Iterator<Item = (&str, &Host)> {
+    pub(super) fn known(&self) -> impl Iterator<Item = (&str, &Host)> + Clone {
         self.known.iter().map(|(machine_id, (host, _))| (machine_id.as_str(), host))
     }
 
@@ -229,59 +261,13 @@ impl Controller {
         let known = || record.job.hosts.iter().filter_map(|host| hosts.get(host));
         // Confirming belongs to work that was accepted before.
         let is_new = access != Access::Execute;
-        if let Some((host, _)) = known().find(|(host, _)| host.state == State::Drained && is_new) {
-            return Err(drained(&host.name));
+        let objection = |(host, _): &(Host, Revision)| {
+            host.objection().filter(|_| is_new || !host.is_trusted())
+        };
+        if let Some(objection) = known().find_map(objection) {
+            return Err(objection);
         }
         Ok(record.job.hosts.clone())
-    }
-
-    /// Makes a host known, or takes over its new name and labels.
-    pub(super) async fn enrol(&self, about: &About) -> Result<()> {
-        check(about)?;
-        let known = self.hosts().get(&about.machine_id).cloned();
-        let (host, expect) = match known {
-            Some((host, _))
-                if host.name == about.hostname
-                    && host.labels == about.labels
-                    && host.key == about.key =>
-            {
-                return Ok(());
-            }
-            Some((mut host, revision)) => {
-                host.name.clone_from(&about.hostname);
-                host.labels.clone_from(&about.labels);
-                host.key.clone_from(&about.key);
-                (host, Expect::Revision(revision))
-            }
-            None => {
-                let at = self.clock.wall();
-                let moment = Moment { at, event: "registered".to_owned(), by: "agent".to_owned() };
-                let host = Host {
-                    name: about.hostname.clone(),
-                    state: State::Accepted,
-                    labels: about.labels.clone(),
-                    key: about.key.clone(),
-                    first_seen: at,
-                    timeline: vec![moment],
-                };
-                (host, Expect::Absent)
-            }
-        };
-        let event = serde_json::json!({
-            "at": self.clock.wall(), "event": "host", "host": about.machine_id,
-            "name": host.name, "labels": host.labels, "key": host.key,
-        });
-        let step = Step::new()
-            .put(key(&about.machine_id), encode(&host)?, expect)
-            .note(audit::Note::Event(event))
-            .owed();
-        match self.commit(step).await {
-            Ok(revision) => self.hosts().put(&about.machine_id, host, revision),
-            // Somebody else was quicker; the next question tries again.
-            Err(error) if error.kind() == Kind::Conflict => {}
-            Err(error) => return Err(error),
-        }
-        Ok(())
     }
 
     /// Sets a host's state, durably and at once, with what else is in `step`.
@@ -355,30 +341,4 @@ impl Controller {
 fn is_change(record: &Record) -> bool {
     let access = crate::ops::agent(&record.job.op).map(|row| row.run.access());
     access == Some(Access::Write) && !record.options.dry_run
-}
-
-fn check(about: &About) -> Result<()> {
-    let refused = |what: &str| Err(Error::new(Kind::InvalidInput, format!("cannot enrol: {what}")));
-    let is_token = |text: &str| {
-        !text.is_empty()
-            && text.len() <= 128
-            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-    };
-    let is_name =
-        |text: &str| !text.is_empty() && text.len() <= NAME && !text.chars().any(char::is_control);
-    if !is_token(&about.machine_id) {
-        return refused("the machine id must be of letters, digits, - and _");
-    }
-    if !is_name(&about.hostname) || about.hostname.contains(':') || about.hostname.starts_with('_')
-    {
-        return refused("the host name is empty, too long or not a name");
-    }
-    let fits = |(key, value): (&String, &String)| is_token(key) && is_name(value);
-    if about.key.len() > KEY {
-        return refused("the key is too long");
-    }
-    if about.labels.len() > 64 || !about.labels.iter().all(fits) {
-        return refused("at most 64 labels, each a name and a short text");
-    }
-    Ok(())
 }

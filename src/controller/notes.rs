@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 
 use super::{Controller, lock};
+use crate::error::{Error, Kind};
 use crate::permission::Caller;
 use crate::store::{Step, audit};
 
@@ -66,6 +67,8 @@ pub(super) struct Notes {
     waiting: Vec<audit::Note>,
     /// By peer and second.
     refused: HashMap<(String, u64), audit::Entry>,
+    /// How much of what hosts told was not believed, by machine id.
+    unbelieved: HashMap<String, u64>,
     /// A task is on its way that will make a step of them.
     is_scheduled: bool,
 }
@@ -81,19 +84,33 @@ impl Controller {
             } else {
                 notes.waiting.push(audit::Note::Entry(entry));
             }
-            if !notes.is_scheduled {
-                notes.is_scheduled = true;
-                let controller = self.clone();
-                tokio::spawn(async move {
-                    tokio::time::sleep(GATHER).await;
-                    lock(&controller.notes).is_scheduled = false;
-                    controller.send_notes();
-                });
-            }
+            self.schedule(&mut notes);
             notes.waiting.len() >= GROUP
         };
         if is_full {
             self.send_notes();
+        }
+    }
+
+    /// Puts on record that `count` outcomes of `host` were not believed, those of a moment together.
+    pub(super) fn note_unbelieved(self: &Arc<Self>, host: &str, count: u64, error: &Error) {
+        if error.kind() != Kind::Denied {
+            return;
+        }
+        let mut notes = lock(&self.notes);
+        *notes.unbelieved.entry(host.to_owned()).or_default() += count;
+        self.schedule(&mut notes);
+    }
+
+    fn schedule(self: &Arc<Self>, notes: &mut Notes) {
+        if !notes.is_scheduled {
+            notes.is_scheduled = true;
+            let controller = self.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(GATHER).await;
+                lock(&controller.notes).is_scheduled = false;
+                controller.send_notes();
+            });
         }
     }
 
@@ -116,14 +133,15 @@ impl Controller {
     }
 
     fn send_notes(&self) {
-        if let Some(step) = lock(&self.notes).take() {
+        let step = lock(&self.notes).take(self.clock.wall());
+        if let Some(step) = step {
             self.ride(step);
         }
     }
 
     /// Makes durable what is still to be noted.
     pub(super) async fn flush_notes(&self) {
-        let step = lock(&self.notes).take();
+        let step = lock(&self.notes).take(self.clock.wall());
         if let Some(step) = step
             && let Err(error) = self.commit(step).await
         {
@@ -145,10 +163,18 @@ impl Notes {
         }
     }
 
-    fn take(&mut self) -> Option<Step> {
+    /// It is `now`, in milliseconds since 1970.
+    fn take(&mut self, now: u64) -> Option<Step> {
         let mut refused: Vec<_> = self.refused.drain().map(|(_, entry)| entry).collect();
         refused.sort_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
         self.waiting.extend(refused.into_iter().map(audit::Note::Entry));
+        for (host, count) in self.unbelieved.drain() {
+            let event = serde_json::json!({
+                "at": now, "event": "outcomes_refused", "host": host, "count": count,
+            });
+            tracing::warn!(%event, "what a host told is not signed as it has to be");
+            self.waiting.push(audit::Note::Event(event));
+        }
         let notes = std::mem::take(&mut self.waiting);
         (!notes.is_empty()).then(|| notes.into_iter().fold(Step::new(), Step::note))
     }
@@ -171,7 +197,7 @@ mod tests {
             notes.refuse(refused("a", at));
         }
         notes.refuse(refused("b", 1_500));
-        let step = notes.take().unwrap();
+        let step = notes.take(0).unwrap();
         let more: Vec<_> = step
             .notes
             .iter()
@@ -182,7 +208,7 @@ mod tests {
             .collect();
         let expected = [("a 1000", Some(2)), ("b 1500", None), ("a 2000", None)];
         assert_eq!(more, expected.map(|(id, more)| (id.to_owned(), more)));
-        assert!(notes.take().is_none());
+        assert!(notes.take(0).is_none());
     }
 
     #[test]

@@ -10,9 +10,10 @@ use uuid::Uuid;
 use super::*;
 use crate::error::{Error, Kind};
 use crate::job::{Job, Options, Outcome, Report, Task};
-use crate::link::{About, Answer, Ask, Class, Desk, Next};
+use crate::link::{About, Answer, Ask, Class, Desk, Next, Sealed, Told};
 use crate::ops;
 use crate::permission::{Permission, Role};
+use crate::signing::SigningKey;
 use crate::store::objects::Files;
 use crate::store::redb::RedbStore;
 use crate::store::{Bounds, Order};
@@ -20,6 +21,7 @@ use crate::store::{Bounds, Order};
 mod audit;
 mod cancel;
 mod course;
+mod enrolment;
 mod fleet;
 mod restart;
 
@@ -33,13 +35,15 @@ struct Bench {
     clock: Clock,
     limits: Limits,
     bounds: Bounds,
+    /// Whether keys are asked for, and accepted by themselves.
+    trust: Option<bool>,
 }
 
 impl Bench {
     fn new() -> Self {
         let (limits, clock) = (Limits::default(), Clock::default());
         let bounds = Bounds { free: 0, ..Bounds::default() };
-        Self { dir: tempfile::tempdir().unwrap(), clock, limits, bounds }
+        Self { dir: tempfile::tempdir().unwrap(), clock, limits, bounds, trust: None }
     }
 
     async fn start(&self) -> Shared {
@@ -58,8 +62,14 @@ impl Bench {
             limits: self.limits.clone(),
             job_timeout: Duration::from_secs(10),
             key: [7; 32],
+            trust: self.trust(),
         };
         Controller::start(setup).await.unwrap()
+    }
+
+    fn trust(&self) -> Option<Trust> {
+        let trust = |auto_accept| Trust { key: SigningKey::of_test(200), auto_accept };
+        self.trust.map(trust)
     }
 
     /// Another controller on the store of this one.
@@ -72,6 +82,7 @@ impl Bench {
             limits: self.limits.clone(),
             job_timeout: Duration::from_secs(10),
             key: [7; 32],
+            trust: self.trust(),
         };
         let controller = Controller::start(setup).await.unwrap();
         controller.lanes().is_shared = true;
@@ -98,6 +109,7 @@ struct Agent {
     desk: AgentDesk,
     about: About,
     holds: Vec<String>,
+    key: Option<SigningKey>,
 }
 
 impl Agent {
@@ -110,9 +122,46 @@ impl Agent {
             pid,
             ..About::default()
         };
-        let mut agent = Self { desk: controller.agent(0, pid), about, holds: Vec::new() };
+        let (desk, holds) = (controller.agent(0, pid), Vec::new());
+        let mut agent = Self { desk, about, holds, key: None };
         agent.hello().await.unwrap();
         agent
+    }
+
+    /// One that has a key and signs what it tells.
+    async fn signing(
+        controller: &Shared,
+        (machine_id, hostname): (&str, &str),
+        pid: i32,
+        key: u8,
+    ) -> Self {
+        let key = SigningKey::of_test(key);
+        let mut about = About {
+            machine_id: machine_id.to_owned(),
+            hostname: hostname.to_owned(),
+            facts: json!({ "cpu_count": 2 }),
+            signing_key: key.public().encode(),
+            pid,
+            ..About::default()
+        };
+        about.prove(&key);
+        let (desk, holds) = (controller.agent(0, pid), Vec::new());
+        let mut agent = Self { desk, about, holds, key: Some(key) };
+        agent.hello().await.unwrap();
+        agent
+    }
+
+    fn told(&self, report: &Report) -> Told {
+        Told::new(report, &self.about.machine_id, self.key.as_ref()).unwrap()
+    }
+
+    async fn sealed(&mut self, wait_ms: u64) -> Vec<Sealed> {
+        let (holds, classes) = (self.holds.clone(), ALL.to_vec());
+        let ask = Ask::Next(Next { holds, classes, wait_ms, ..Next::default() });
+        let Answer::Tasks { tasks, .. } = self.desk.answer(ask).await.unwrap() else {
+            panic!("not tasks");
+        };
+        tasks
     }
 
     async fn hello(&mut self) -> Result<Answer> {
@@ -127,8 +176,7 @@ impl Agent {
         let Answer::Tasks { tasks, .. } = self.desk.answer(ask).await.unwrap() else {
             panic!("not tasks");
         };
-        let tasks: Vec<Task> =
-            tasks.iter().map(|task| serde_json::from_str(&task.body).unwrap()).collect();
+        let tasks: Vec<Task> = tasks.iter().map(|task| task.open().unwrap()).collect();
         self.holds.extend(tasks.iter().map(|task| task.job.clone()));
         tasks
     }
@@ -141,9 +189,10 @@ impl Agent {
         self.holds.retain(|held| !jobs.contains(held));
         let report = |job: &String| {
             let (job, outcome) = (job.clone(), outcome.clone());
-            Report::new(job, 1, 2, outcome)
+            self.told(&Report::new(job, 1, 2, outcome))
         };
-        self.desk.answer(Ask::Finish(jobs.iter().map(report).collect())).await
+        let told = jobs.iter().map(report).collect();
+        self.desk.answer(Ask::Finish(told)).await
     }
 
     async fn done(&mut self, job: &str) {

@@ -215,6 +215,18 @@ impl Executor {
         Ok(entry.outcome.is_some() || entry.planned.as_deref().is_some_and(is_same))
     }
 
+    /// Notes `outcome` as the answer to a task that was not begun, unless the journal has one.
+    pub fn never(&self, task: &Task, outcome: &Outcome) -> Result<()> {
+        Journal::check(&task.job)?;
+        let _inside = self.core.gate.enter()?;
+        let _turn = self.core.journal.lock(&task.job)?;
+        let entry = self.core.journal.load(&task.job)?;
+        if entry.outcome.is_some() || entry.planned.is_some() {
+            return Ok(());
+        }
+        self.core.journal.answer(&task.job, &self.finished(outcome))
+    }
+
     /// Has `job` not begin, or not go on to what waits for its time. What else has begun comes to
     /// its end.
     pub fn call_off(&self, job: &str) {

@@ -24,9 +24,10 @@ use crate::broker::Settings;
 use crate::cli::Server;
 use crate::clock::Clock;
 use crate::config::{Config, Secret};
-use crate::controller::{Controller, Limits, Setup, Shared};
+use crate::controller::{Controller, Limits, Setup, Shared, Trust};
 use crate::error::{Error, Kind, Result};
 use crate::seal::{derived_key, random_key};
+use crate::signing::Holder;
 use crate::store::nats::{NatsObjects, NatsStore};
 use crate::store::objects::Files;
 use crate::store::place::hold;
@@ -174,6 +175,12 @@ async fn open(config: &Config, paths: &Paths) -> Result<(Shared, Option<OwnedFd>
         Some(secret) if held.is_some() => derived_key(secret.reveal().as_bytes(), REQUEST_KEY),
         _ => random_key(&paths.controller_state, REQUEST_KEY)?,
     };
+    let pki = &config.controller.pki;
+    let own = Holder::Controller.kept_or_made(pki.dir(&paths.controller_state))?;
+    let trust = pki.enabled.then(|| {
+        tracing::info!("tasks are signed with the key {}", own.public().fingerprint());
+        Trust { key: own, auto_accept: pki.auto_accept }
+    });
     let controller = Controller::start(Setup {
         store,
         objects,
@@ -188,6 +195,7 @@ async fn open(config: &Config, paths: &Paths) -> Result<(Shared, Option<OwnedFd>
         },
         job_timeout: config.controller.api.job_timeout.0,
         key,
+        trust,
     })
     .await?;
     Ok((controller, held))

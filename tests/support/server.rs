@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use osapi::api::{Access, Api, Caps};
 use osapi::clock::Clock;
-use osapi::controller::{Controller, Limits, Setup, Shared};
+use osapi::controller::{Controller, Limits, Setup, Shared, Trust};
 use osapi::error::{Error, Result};
-use osapi::job::{Outcome, Report, Task, decode};
-use osapi::link::{About, Answer, Ask, Class, Desk, Next};
+use osapi::job::{Outcome, Report, Task};
+use osapi::link::{About, Answer, Ask, Class, Desk, Next, Told};
+use osapi::signing::{Holder, SigningKey};
 use osapi::store::objects::Files;
 use osapi::store::redb::RedbStore;
 use osapi::store::{self, Bounds, Order, Store};
@@ -57,6 +58,8 @@ pub(crate) struct Config {
     pub(crate) tls: Option<Arc<tls::Server>>,
     /// Hosts beside the one that there always is.
     pub(crate) others: &'static [Other],
+    /// Whether keys are asked for, and those of new hosts accepted by themselves.
+    pub(crate) trust: Option<bool>,
 }
 
 /// A host by machine id, name and group; its agent answers with the same script.
@@ -67,7 +70,15 @@ impl Default for Config {
         let access = Access { own_is_admin: true, ..Access::default() };
         let patience = Duration::from_secs(20);
         let script: Script = |_| Some(Ok(json!({})));
-        Self { access, caps: Caps::default(), patience, script, tls: None, others: &[] }
+        Self {
+            access,
+            caps: Caps::default(),
+            patience,
+            script,
+            tls: None,
+            others: &[],
+            trust: None,
+        }
     }
 }
 
@@ -87,12 +98,12 @@ impl Server {
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(async move {
-                let controller = controller(&path, kept).await;
+                let controller = controller(&path, kept, config.trust).await;
                 let socket = path.join("osapi.sock");
                 let listener = UnixListener::bind(&socket).unwrap();
                 let open = std::fs::Permissions::from_mode(0o666);
                 std::fs::set_permissions(&socket, open).unwrap();
-                let Config { access, caps, patience, script, tls, others } = config;
+                let Config { access, caps, patience, script, tls, others, trust } = config;
                 let api = Api::new(controller.clone(), access, patience).unwrap();
                 let served = api.clone();
                 let serving = tokio::spawn(async move { served.serve(listener, caps).await });
@@ -103,7 +114,9 @@ impl Server {
                 let hosts = std::iter::once(&(HOST, HOSTNAME, "")).chain(others);
                 for (pid, host) in (1..).zip(hosts) {
                     let (known, is_known) = oneshot::channel();
-                    tokio::spawn(agent(controller.clone(), *host, pid, script, known));
+                    let key =
+                        trust.map(|_| Holder::Agent.kept_or_made(&path.join(host.0)).unwrap());
+                    tokio::spawn(agent(controller.clone(), *host, pid, key, script, known));
                     is_known.await.unwrap();
                 }
                 ready.send((api, address)).unwrap();
@@ -167,14 +180,18 @@ impl Drop for Server {
     }
 }
 
-async fn controller(dir: &Path, store: Arc<RedbStore>) -> Shared {
+async fn controller(dir: &Path, store: Arc<RedbStore>, trust: Option<bool>) -> Shared {
     let clock = Clock::default();
     let index: Arc<dyn Store> = store.clone();
     let objects = Files::open(dir.join("objects"), index, clock.clone(), 1 << 30).await.unwrap();
     let (limits, job_timeout) = (Limits::default(), Duration::from_secs(20));
     let (name, objects) = ("one".to_owned(), Arc::new(objects) as Arc<dyn store::Objects>);
     let key = [7; 32];
-    let setup = Setup { store, objects, clock, name, limits, job_timeout, key };
+    let trust = trust.map(|auto_accept| {
+        let key = Holder::Controller.kept_or_made(&dir.join("pki")).unwrap();
+        Trust { key, auto_accept }
+    });
+    let setup = Setup { store, objects, clock, name, limits, job_timeout, key, trust };
     Controller::start(setup).await.unwrap()
 }
 
@@ -182,6 +199,7 @@ async fn agent(
     controller: Shared,
     (machine_id, hostname, group): Other,
     pid: i32,
+    key: Option<SigningKey>,
     script: Script,
     known: oneshot::Sender<()>,
 ) {
@@ -199,6 +217,10 @@ async fn agent(
         ..About::default()
     };
     let mut about = Some(Box::new(about));
+    if let (Some(about), Some(key)) = (&mut about, &key) {
+        about.signing_key = key.public().encode();
+        about.prove(key);
+    }
     let mut known = Some(known);
     let mut holds: Vec<String> = Vec::new();
     loop {
@@ -213,14 +235,15 @@ async fn agent(
             let _ = known.send(());
         }
         for sealed in tasks {
-            let task: Task = decode(sealed.body.as_bytes()).unwrap();
+            let task: Task = sealed.open().unwrap();
             let Some(result) = script(&task) else {
                 holds.push(task.job);
                 continue;
             };
             let outcome = Outcome::from(result);
             let report = Report::new(task.job, 1, 2, outcome);
-            if desk.answer(Ask::Finish(vec![report])).await.is_err() {
+            let told = Told::new(&report, machine_id, key.as_ref()).unwrap();
+            if desk.answer(Ask::Finish(vec![told])).await.is_err() {
                 return;
             }
         }

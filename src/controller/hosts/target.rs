@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-use super::{Host, Hosts, State};
+use super::{Host, Hosts};
 use crate::error::{Error, Kind, Result};
 
 /// How many hosts of one name a refusal lists.
@@ -32,13 +32,15 @@ impl Turns {
 
 impl Hosts {
     /// The host that a machine id or a name stands for. A name that several hosts have stands for
-    /// none of them.
+    /// none of them; those whose agents are not believed count only where no other has it.
     pub(in crate::controller) fn find(&self, name: &str) -> Result<Option<&str>> {
         if let Some((machine_id, _)) = self.known.get_key_value(name) {
             return Ok(Some(machine_id));
         }
-        let named: Vec<&str> =
-            self.known().filter(|(_, host)| host.name == name).map(|found| found.0).collect();
+        let called = self.known().filter(|(_, host)| host.name == name);
+        let is_trusted = called.clone().any(|(_, host)| host.is_trusted());
+        let counts = |(_, host): &(&str, &Host)| host.is_trusted() || !is_trusted;
+        let named: Vec<&str> = called.filter(counts).map(|found| found.0).collect();
         match named[..] {
             [] => Ok(None),
             [machine_id] => Ok(Some(machine_id)),
@@ -72,10 +74,13 @@ impl Hosts {
         }
         let mut named = self.named(target)?;
         named.sort_by(|(a, one), (b, other)| (&one.name, a).cmp(&(&other.name, b)));
-        let open = named.into_iter().filter(|(_, host)| host.state == State::Accepted);
+        let open = named.into_iter().filter(|(_, host)| host.objection().is_none());
         let open: Vec<String> = open.map(|(machine_id, _)| machine_id.to_owned()).collect();
         if open.is_empty() {
-            let message = format!("every host that {target:?} names is drained; undrain one first");
+            let message = format!(
+                "every host that {target:?} names is drained or waits to be accepted; undrain or \
+                 accept one first (see: osapi client agent list)"
+            );
             return Err(Error::new(Kind::Conflict, message));
         }
         if target == "_any" {
@@ -92,7 +97,7 @@ impl Hosts {
         left: impl Fn(&str) -> usize,
     ) -> Option<String> {
         let others = self.known().filter(|(id, host)| {
-            *id != but && host.state == State::Accepted && self.is_there(id, uptime)
+            *id != but && host.objection().is_none() && self.is_there(id, uptime)
         });
         let others = others.map(|(machine_id, _)| machine_id.to_owned()).collect();
         self.choose(others, uptime, left)
@@ -108,10 +113,8 @@ impl Hosts {
             }
             name => {
                 let found = self.find(name)?.and_then(|id| Some((id, &self.known.get(id)?.0)));
-                if let Some((_, host)) = found
-                    && host.state != State::Accepted
-                {
-                    return Err(drained(&host.name));
+                if let Some(objection) = found.and_then(|(_, host)| host.objection()) {
+                    return Err(objection);
                 }
                 found.into_iter().collect()
             }
@@ -186,6 +189,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
+    use super::super::State;
     use super::*;
     use crate::link::{About, Condition};
 

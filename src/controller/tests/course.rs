@@ -348,7 +348,7 @@ async fn a_change_that_was_taken_back_no_longer_counts_as_done() {
     let late = Report { amends: true, ..Report::new(job.id.clone(), 9, 9, outcome) };
     // It is told until it is answered, and changes nothing the second time.
     for _ in 0..2 {
-        agent.desk.answer(Ask::Finish(vec![late.clone()])).await.unwrap();
+        agent.desk.answer(Ask::Finish(vec![agent.told(&late)])).await.unwrap();
     }
     agent.done(&job.id).await;
     let view = call(&controller, "job.get", id.clone()).await.unwrap();
@@ -384,7 +384,7 @@ async fn what_was_never_reported_is_known_from_what_was_taken_back() {
     let late = Report { amends: true, ..Report::new(job.id.clone(), 9, 9, reverted()) };
     let first = Report::new(job.id.clone(), 1, 2, done());
     // In one breath, and in the wrong order.
-    agent.desk.answer(Ask::Finish(vec![first, late])).await.unwrap();
+    agent.desk.answer(Ask::Finish(vec![agent.told(&first), agent.told(&late)])).await.unwrap();
     assert_eq!(outcome(&controller, &job).await.unwrap_err().kind(), Kind::Reverted);
 }
 
