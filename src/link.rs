@@ -12,6 +12,7 @@ use crate::job::{Options, Report, Task};
 use crate::op::{Access, Agent, Op};
 use crate::signing::{PublicKey, Purpose, SigningKey};
 
+pub(crate) mod bus;
 mod socket;
 mod stream;
 
