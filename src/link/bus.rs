@@ -16,6 +16,9 @@
 //! | `<namespace>.desk.<mark>` | any controller, waiting for the answer | the controller that keeps a job in memory |
 //! | `<namespace>.told` | any controller | every controller |
 //!
+//! Bodies are JSON. A request is an [`Ask`], and what answers it is what a frame on the socket holds,
+//! a `Result<Answer, ErrorBody>`. A host says its first beat of a connection once it hears its wakes.
+//!
 //! A host goes by its machine id. A wake can be lost with its connection only, and whoever has a new
 //! one asks, which restores the order of what there is to do.
 
