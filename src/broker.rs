@@ -49,19 +49,26 @@ impl Bus {
         Arc::new(Self { settings, line: watch::Sender::new(Some(line)) })
     }
 
-    /// Puts a new connection in the place of each that is lost, once `check` finds that all is as
-    /// it should be.
+    /// One without a connection, until [`Bus::keep`] has made one.
+    pub(crate) fn unconnected(settings: Settings) -> Arc<Self> {
+        Arc::new(Self { settings, line: watch::Sender::new(None) })
+    }
+
+    /// Puts a new connection in the place of each that is lost, and where there is none yet, once
+    /// `check` finds that all is as it should be.
     pub(crate) async fn keep<F: Future<Output = Result<()>>>(
         self: Arc<Self>,
         check: impl Fn(Line) -> F,
     ) {
         loop {
             let line = self.line.borrow().clone();
-            let Some(mut line) = line else { return };
-            // Where nobody can tell any more, it is lost as well.
-            drop(line.is_lost.wait_for(|is_lost| *is_lost).await);
-            self.line.send_replace(None);
-            tracing::warn!("the connection to the broker is lost");
+            let again = if line.is_some() { " again" } else { "" };
+            if let Some(mut line) = line {
+                // Where nobody can tell any more, it is lost as well.
+                drop(line.is_lost.wait_for(|is_lost| *is_lost).await);
+                self.line.send_replace(None);
+                tracing::warn!("the connection to the broker is lost");
+            }
             let (mut pause, mut told) = (AGAIN_FIRST, None::<Instant>);
             loop {
                 tokio::time::sleep(pause).await;
@@ -71,7 +78,7 @@ impl Bus {
                 };
                 match line {
                     Ok(line) => {
-                        tracing::info!("connected to the broker again");
+                        tracing::info!("connected to the broker{again}");
                         self.line.send_replace(Some(line));
                         break;
                     }
@@ -145,11 +152,11 @@ impl Line {
             let (kind, why) = match error.kind() {
                 ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => (
                     Kind::Unauthenticated,
-                    "it does not accept who we say we are; look at controller.nats.auth",
+                    "it does not accept who we say we are; look at nats.auth in the configuration",
                 ),
                 ConnectErrorKind::Tls => (
                     Kind::Unavailable,
-                    "no encrypted connection comes about; look at controller.nats.tls",
+                    "no encrypted connection comes about; look at nats.tls in the configuration",
                 ),
                 ConnectErrorKind::ServerParse => {
                     (Kind::InvalidInput, "that is no address; write as in broker.example.org:4222")
@@ -215,6 +222,17 @@ impl Line {
 
     pub(crate) fn lost(&self) -> watch::Receiver<bool> {
         self.is_lost.clone()
+    }
+
+    /// Waits until the server refuses the right to `subject`, and returns what it said.
+    pub(crate) async fn refusal(&self, subject: &str) -> String {
+        let (mut denied, quoted) = (self.denied.clone(), format!("\"{subject}\""));
+        let text = denied.wait_for(|text| text.contains(&quoted)).await.map(|text| text.clone());
+        match text {
+            Ok(text) => text,
+            // Nobody is left who could refuse.
+            Err(_) => std::future::pending().await,
+        }
     }
 }
 

@@ -97,6 +97,8 @@ pub enum ServerCommand {
     Controller,
     /// `agent start`
     Agent,
+    /// `relay`: what the agent of a host asks that is managed over a broker.
+    Relay,
     /// `settle`: finish or take back what a crash left, then end.
     Settle,
     /// `settle-at-boot`: the same before the system is up, for what waits to be confirmed.

@@ -25,7 +25,7 @@ mod units;
 
 pub use document::{manual, sample};
 pub use inert::Inert;
-pub use nats::Nats;
+pub use nats::{AgentNats, Nats};
 pub use pki::{AgentPki, ControllerPki};
 pub use read::{Loaded, load, of_environment};
 pub use secret::Secret;
@@ -55,8 +55,8 @@ pub struct Controller {
     /// Where jobs, files and the audit log are kept. Default: `/var/lib/osapi/controller` for
     /// root, else `~/.local/state/osapi/controller`.
     pub state_dir: Option<PathBuf>,
-    /// The user that the agent runs as, by name or number; any other is refused. Default: the
-    /// controller's own.
+    /// The user that the agent runs as, by name or number; the controller and the relay refuse any
+    /// other. Default: their own.
     pub agent_user: Option<String>,
     pub client: Client,
     pub api: Api,
@@ -271,14 +271,14 @@ pub struct Metrics {
 #[serde(default)]
 #[schemars(inline)]
 pub struct Agent {
-    /// Where the agent finds the controller, and the controller waits for it. Default:
-    /// `agent.sock` beside the clients' socket.
+    /// Where the agent finds the controller, and the controller, or the relay, waits for it.
+    /// Default: `agent.sock` beside the clients' socket.
     pub socket: Option<PathBuf>,
     /// Where the agent keeps its journal. Default: `/var/lib/osapi/agent` for root, else
     /// `~/.local/state/osapi/agent`.
     pub state_dir: Option<PathBuf>,
-    /// The user that the controller runs as, by name or number; any other is refused. Default:
-    /// the agent's own.
+    /// The user that the controller, or the relay, runs as, by name or number; any other is
+    /// refused. Default: the agent's own.
     pub controller_user: Option<String>,
     /// The name this host goes by. Default: its own.
     #[schemars(length(max = 255))]
@@ -297,6 +297,7 @@ pub struct Agent {
     pub facts: Facts,
     pub conditions: Conditions,
     pub undo: Undo,
+    pub nats: AgentNats,
 }
 
 /// What the agent tells of the host.
@@ -438,9 +439,10 @@ impl Config {
                 wrong(format!("controller.tls.{key}"), message.to_owned());
             }
         }
-        problems.extend(self.controller.nats.problems());
+        let brokers = [self.controller.nats.section(), self.agent.nats.section()];
+        problems.extend(brokers.iter().flat_map(nats::Section::problems));
         let mut wrong = |key: String, what: String| problems.push((key, what));
-        let others = self.controller.nats.files();
+        let others = brokers.iter().flat_map(nats::Section::files);
         for (key, path) in [
             ("controller.client.cacert", &self.controller.client.cacert),
             ("controller.tls.cert", &tls.cert),
@@ -453,12 +455,13 @@ impl Config {
             ("agent.socket", &self.agent.socket),
             ("agent.state_dir", &self.agent.state_dir),
         ]
+        .map(|(key, path)| (key.to_owned(), path))
         .into_iter()
         .chain(others)
         {
             if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
                 let path = path.display();
-                wrong(key.to_owned(), format!("{path} is relative; write the whole path"));
+                wrong(key, format!("{path} is relative; write the whole path"));
             }
         }
         problems

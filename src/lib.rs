@@ -30,6 +30,7 @@ pub mod op;
 pub mod ops;
 pub mod permission;
 pub mod provider;
+pub mod relay;
 pub mod schema;
 pub mod seal;
 pub mod signing;

@@ -1,5 +1,5 @@
-//! The ways to start: the controller with the agent as its child, either alone, and what ends
-//! at once.
+//! The ways to start: the controller with the agent as its child, either alone, the relay, and
+//! what ends at once.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,11 +18,13 @@ use crate::tls;
 use crate::token::Key;
 
 mod agent_process;
+mod answer;
 mod controller_process;
 mod listen;
 mod nats;
 mod network;
 mod paths;
+mod relay_process;
 mod signals;
 mod token;
 
@@ -36,6 +38,7 @@ pub fn run(server: &Server) -> Result<()> {
         ServerCommand::Start => controller_process::run(server, true),
         ServerCommand::Controller => controller_process::run(server, false),
         ServerCommand::Agent => agent_process::run(server),
+        ServerCommand::Relay => relay_process::run(server),
         ServerCommand::Settle => settle(server, false),
         ServerCommand::SettleAtBoot => settle(server, true),
         ServerCommand::SettleUnconfirmed => settle_unconfirmed(server),

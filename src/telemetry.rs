@@ -2,6 +2,8 @@
 
 use std::io::IsTerminal;
 use std::os::linux::fs::MetadataExt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
@@ -17,6 +19,30 @@ impl Volume {
     pub fn set(&self, debug: bool) {
         // The layer lives as long as the process.
         drop(self.0.reload(targets(debug)));
+    }
+}
+
+/// What others can bring about as often as they like, and is told once in a while only.
+#[derive(Default)]
+pub(crate) struct Seldom(Mutex<(Option<Instant>, u64)>);
+
+impl Seldom {
+    const PAUSE: Duration = Duration::from_mins(1);
+
+    /// How often it was so since it was last told, if it is time to tell.
+    pub(crate) fn count(&self) -> Option<u64> {
+        self.count_at(Instant::now())
+    }
+
+    fn count_at(&self, now: Instant) -> Option<u64> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (told, count) = &mut *state;
+        *count += 1;
+        if told.is_some_and(|told| now.saturating_duration_since(told) < Self::PAUSE) {
+            return None;
+        }
+        *told = Some(now);
+        Some(std::mem::take(count))
     }
 }
 
@@ -61,4 +87,18 @@ fn leads_to_journal() -> bool {
         Some((stderr.st_dev(), stderr.st_ino()) == (device, inode))
     };
     same().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_does_it_again_and_again_fills_no_log() {
+        let (seldom, now) = (Seldom::default(), Instant::now());
+        assert_eq!(seldom.count_at(now), Some(1));
+        assert!((0..1000).all(|_| seldom.count_at(now).is_none()));
+        assert_eq!(seldom.count_at(now + Seldom::PAUSE), Some(1001));
+        assert_eq!(seldom.count_at(now + Seldom::PAUSE), None);
+    }
 }

@@ -9,6 +9,7 @@ mod fleet;
 mod fuzz;
 mod laws;
 mod maintainer;
+mod relay;
 #[path = "support/say.rs"]
 mod say;
 mod security;

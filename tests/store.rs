@@ -2,7 +2,7 @@
 
 mod audit;
 #[path = "support/broker.rs"]
-mod broker;
+pub(crate) mod broker;
 mod nats;
 mod objects;
 mod recovery;

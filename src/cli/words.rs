@@ -65,6 +65,7 @@ pub(super) static LOCAL: &[Local] = &[
         ],
         ..local("agent start", "Run the agent alone", ServerCommand::Agent)
     },
+    local("relay", "Answer the agent of this host from a broker", ServerCommand::Relay),
     Local {
         is_hidden: true,
         flags: &[AT_ROOT],

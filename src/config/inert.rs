@@ -9,6 +9,7 @@ pub struct Inert {
 
 const BROKER: &str = "a host by itself has no broker";
 const URL: &str = "controller.nats.url says where a broker is";
+const AGENT_URL: &str = "agent.nats.url says where a broker is";
 const METRICS: &str = "figures are served at /metrics wherever the API is";
 const LATER: &str = "this version does not have it";
 const NEVER: &str = "it has no effect";
@@ -18,7 +19,9 @@ const KEYS: &[(&str, &str)] = &[
     ("agent.consumer", BROKER),
     ("agent.max_jobs", NEVER),
     ("agent.metrics", METRICS),
-    ("agent.nats", BROKER),
+    ("agent.nats.client_name", "agent.nats.name names it"),
+    ("agent.nats.host", AGENT_URL),
+    ("agent.nats.port", AGENT_URL),
     ("agent.privilege_escalation", "the agent runs as whoever starts it"),
     ("agent.process_conditions", LATER),
     ("agent.queue_group", BROKER),

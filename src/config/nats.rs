@@ -1,4 +1,4 @@
-//! The broker that controllers may share.
+//! The broker that controllers may share, and that hosts may reach them over.
 
 use std::path::PathBuf;
 
@@ -48,7 +48,7 @@ impl Default for Nats {
     }
 }
 
-/// How this controller says to the broker who it is.
+/// How the broker is told who connects.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(default)]
 #[schemars(inline)]
@@ -73,18 +73,88 @@ pub struct NatsTls {
     /// The file with the authorities, in PEM, that the broker's certificate may come from. Where it
     /// is set, no connection is made without encryption. Default: those that this host trusts.
     pub cacert: Option<PathBuf>,
-    /// The file with this controller's certificate, in PEM, for a broker that asks for one.
+    /// The file with a certificate of one's own, in PEM, for a broker that asks for one.
     pub cert: Option<PathBuf>,
     /// The file with that certificate's private key, in PEM.
     pub key: Option<PathBuf>,
 }
 
+/// Where this host is managed over a broker, by controllers on other hosts: what the relay connects
+/// to, which then serves the agent's socket instead of a controller on this host.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(default)]
+#[schemars(inline)]
+pub struct AgentNats {
+    /// Where the broker is, as `nats://HOST:PORT`, or `tls://HOST:PORT` to insist on encryption;
+    /// several are separated by commas. Default: none, and a controller on this host serves the
+    /// agent.
+    pub url: Option<String>,
+    /// Begins the subjects, as `controller.nats.namespace` of the controllers.
+    pub namespace: String,
+    /// Names this host's connection at the broker, and the inbox its answers come to. Default: the
+    /// host's name.
+    pub name: Option<String>,
+    pub auth: Auth,
+    pub tls: NatsTls,
+}
+
+impl Default for AgentNats {
+    fn default() -> Self {
+        let Nats { url, namespace, name, auth, tls, .. } = Nats::default();
+        Self { url, namespace, name, auth, tls }
+    }
+}
+
+/// What both sections say of a connection.
+pub(super) struct Section<'a> {
+    key: &'static str,
+    url: &'a Option<String>,
+    namespace: &'a str,
+    name: &'a Option<String>,
+    auth: &'a Auth,
+    tls: &'a NatsTls,
+}
+
 impl Nats {
     /// What the store needs, for a controller on the host `hostname`; `None` where no broker is set.
     pub(crate) fn settings(&self, hostname: &str) -> Option<broker::Settings> {
+        let settings = self.section().settings(hostname)?;
+        Some(broker::Settings { replicas: self.replicas, is_synced: self.synced, ..settings })
+    }
+
+    /// What a controller on the host `hostname` is called at the broker.
+    pub(crate) fn name_on(&self, hostname: &str) -> String {
+        self.section().name_on(hostname)
+    }
+
+    pub(super) fn section(&self) -> Section<'_> {
+        let Self { url, namespace, name, auth, tls, .. } = self;
+        Section { key: "controller.nats", url, namespace, name, auth, tls }
+    }
+}
+
+impl AgentNats {
+    /// Whether the agent of this host is the relay's.
+    pub(crate) fn is_used(&self) -> bool {
+        self.url.as_deref().is_some_and(|url| !url.is_empty())
+    }
+
+    /// What the relay of the host `hostname` needs; `None` where no broker is set.
+    pub(crate) fn settings(&self, hostname: &str) -> Option<broker::Settings> {
+        self.section().settings(hostname)
+    }
+
+    pub(super) fn section(&self) -> Section<'_> {
+        let Self { url, namespace, name, auth, tls } = self;
+        Section { key: "agent.nats", url, namespace, name, auth, tls }
+    }
+}
+
+impl Section<'_> {
+    fn settings(&self, hostname: &str) -> Option<broker::Settings> {
         let url = self.url.as_deref().filter(|url| !url.is_empty())?;
         let servers: Vec<_> = url.split(',').map(|url| url.trim().to_owned()).collect();
-        let Auth { username, password, nkey_file, credentials_file, .. } = &self.auth;
+        let Auth { username, password, nkey_file, credentials_file, .. } = self.auth;
         let identity = match self.auth.r#type.as_deref() {
             Some("user_pass") => broker::Identity::Password {
                 user: username.clone().unwrap_or_default(),
@@ -96,11 +166,11 @@ impl Nats {
             }
             _ => broker::Identity::Nobody,
         };
-        let NatsTls { cacert, cert, key } = &self.tls;
+        let NatsTls { cacert, cert, key } = self.tls;
         let is_required = cacert.is_some() || servers.iter().all(|url| url.starts_with("tls://"));
         Some(broker::Settings {
             servers,
-            namespace: self.namespace.clone(),
+            namespace: self.namespace.to_owned(),
             name: self.name_on(hostname),
             identity,
             tls: broker::Tls {
@@ -108,13 +178,13 @@ impl Nats {
                 ca: cacert.clone(),
                 own: cert.clone().zip(key.clone()),
             },
-            replicas: self.replicas,
-            is_synced: self.synced,
+            replicas: 1,
+            is_synced: false,
         })
     }
 
-    /// What a controller on the host `hostname` is called at the broker.
-    pub(crate) fn name_on(&self, hostname: &str) -> String {
+    /// What whoever runs on the host `hostname` is called at the broker.
+    fn name_on(&self, hostname: &str) -> String {
         let plain = |c: char| if is_token(c.encode_utf8(&mut [0; 4])) { c } else { '-' };
         let own = || hostname.chars().map(plain).take(64).collect();
         self.name.clone().unwrap_or_else(own)
@@ -124,14 +194,14 @@ impl Nats {
     pub(super) fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         let mut wrong = |key: &str, what: String| {
-            problems.push((format!("controller.nats.{key}"), what));
+            problems.push((format!("{}.{key}", self.key), what));
         };
-        for (key, name) in [("namespace", Some(&self.namespace)), ("name", self.name.as_ref())] {
+        for (key, name) in [("namespace", Some(self.namespace)), ("name", self.name.as_deref())] {
             if name.is_some_and(|name| !is_name(name)) {
                 wrong(key, "must be up to 64 letters, digits, `_` and `-`".to_owned());
             }
         }
-        let auth = &self.auth;
+        let auth = self.auth;
         let needed = match auth.r#type.as_deref() {
             None | Some("none" | "") => &[][..],
             Some("user_pass") => &[
@@ -157,13 +227,14 @@ impl Nats {
     }
 
     /// The files that it names.
-    pub(super) fn files(&self) -> [(&'static str, &Option<PathBuf>); 5] {
+    pub(super) fn files(&self) -> [(String, &Option<PathBuf>); 5] {
         [
-            ("controller.nats.auth.credentials_file", &self.auth.credentials_file),
-            ("controller.nats.auth.nkey_file", &self.auth.nkey_file),
-            ("controller.nats.tls.cacert", &self.tls.cacert),
-            ("controller.nats.tls.cert", &self.tls.cert),
-            ("controller.nats.tls.key", &self.tls.key),
+            ("auth.credentials_file", &self.auth.credentials_file),
+            ("auth.nkey_file", &self.auth.nkey_file),
+            ("tls.cacert", &self.tls.cacert),
+            ("tls.cert", &self.tls.cert),
+            ("tls.key", &self.tls.key),
         ]
+        .map(|(key, path)| (format!("{}.{key}", self.key), path))
     }
 }

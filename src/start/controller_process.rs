@@ -5,17 +5,18 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use sd_notify::NotifyState;
 use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
 use tokio::sync::watch::{Receiver, channel};
-use tokio::sync::{Semaphore, mpsc};
 
 use super::agent_process::PARENT;
-use super::listen::{Bound, inherited, listen};
+use super::answer::answer_agents;
+use super::listen::{Bound, Inherited, inherited, listen};
 use super::network::{encryption, network};
 use super::signals::{Health, Reloading, Signals, Wish, is_listened_to, notify, runtime, tell};
 use super::{Paths, key_of, own_uid, paths, uid};
@@ -34,18 +35,14 @@ use crate::store::place::hold;
 use crate::store::redb::RedbStore;
 use crate::store::{Bounds, Objects, Store};
 use crate::token::Key;
-use crate::{link, telemetry, tls};
+use crate::{telemetry, tls};
 
-/// How many connections agents may have. One needs six.
-const AGENT_CONNECTIONS: usize = 64;
 /// How long the agent may take to end, and how soon it is started again.
 const AGENT_END: Duration = Duration::from_millis(9500);
 const AGAIN_FIRST: Duration = Duration::from_millis(200);
 const AGAIN_LAST: Duration = Duration::from_secs(10);
 /// How long an agent has to run to count as well.
 const WELL: Duration = Duration::from_secs(30);
-/// How often closed connections are told of.
-const TELL_CLOSED: Duration = Duration::from_mins(1);
 /// How long whoever waits for the agent may go on waiting once this process is to end.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// How long answers may take to be written once their work is done.
@@ -71,7 +68,7 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
         let mut passed = inherited()?;
         let is_activated = !passed.sockets.is_empty();
         let api_socket = listen(&paths.socket, &mut passed.sockets)?;
-        let agent_socket = listen(&paths.agent_socket, &mut passed.sockets)?;
+        let agent_socket = agent_socket(&config, &paths, with_agent, &mut passed)?;
         let tls = encryption(&config, &passed.network, is_activated)?;
         let network = network(&config, passed.network, is_activated)?;
         for (path, _) in passed.sockets {
@@ -80,7 +77,11 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
         let (controller, _held) = open(&config, &paths).await?;
         let access = access(&config, &paths, with_agent)?;
         let api = Api::new(controller.clone(), access, config.controller.api.job_timeout.0)?;
-        let answering = tokio::spawn(answer_agents(agent_socket, controller.clone(), agent_uid));
+        let desk = {
+            let controller = controller.clone();
+            move |pid| controller.agent(agent_uid, pid)
+        };
+        let answering = tokio::spawn(answer_agents(agent_socket, agent_uid, desk));
         let mut serving = tokio::task::JoinSet::new();
         serving.spawn(serve(api.clone(), api_socket));
         let mut addresses = Vec::new();
@@ -153,6 +154,20 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
         tracing::info!("stopped");
         outcome
     })
+}
+
+/// Where the agent connects; None where it connects to a relay.
+fn agent_socket(
+    config: &Config,
+    paths: &Paths,
+    with_agent: bool,
+    passed: &mut Inherited,
+) -> Result<Option<Bound>> {
+    if !with_agent && config.agent.nats.is_used() {
+        tracing::info!("agent.nats.url is set: the relay answers the agent of this host");
+        return Ok(None);
+    }
+    listen(&paths.agent_socket, &mut passed.sockets).map(Some)
 }
 
 /// The controller, and where its state is, which is held as long as that is kept.
@@ -248,62 +263,6 @@ async fn serve(api: Arc<Api>, bound: Bound) {
     let Bound { listener, own: _own } = bound;
     if let Err(error) = api.serve(listener, Caps::default()).await {
         tracing::error!(%error, "the API is no longer served");
-    }
-}
-
-/// Answers whoever connects as the agent's user.
-async fn answer_agents(bound: Bound, controller: Shared, uid: u32) {
-    let room = Arc::new(Semaphore::new(AGENT_CONNECTIONS));
-    let closed = Arc::new(Closed::default());
-    loop {
-        let Ok(place) = room.clone().acquire_owned().await else { return };
-        let stream = match bound.listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept an agent's connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).unwrap_or_default();
-        let desk = controller.agent(uid, pid);
-        let closed = closed.clone();
-        tokio::spawn(async move {
-            if let Err(error) = link::serve(stream, uid, desk).await {
-                match error.kind() {
-                    Kind::Unavailable => {
-                        tracing::debug!(%error, pid, "an agent's connection ended");
-                    }
-                    _ => closed.tell(&error, pid),
-                }
-            }
-            drop(place);
-        });
-    }
-}
-
-/// Connections that were closed for what came over them. Anybody may connect, so that they are
-/// told once in a while only.
-#[derive(Default)]
-struct Closed(Mutex<(Option<Instant>, u64)>);
-
-impl Closed {
-    fn tell(&self, error: &Error, pid: i32) {
-        if let Some(count) = self.count(Instant::now()) {
-            tracing::warn!(%error, pid, count, "an agent's connection was closed");
-        }
-    }
-
-    /// How many there were since it was last told, if it is time to tell.
-    fn count(&self, now: Instant) -> Option<u64> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (told, count) = &mut *state;
-        *count += 1;
-        if told.is_some_and(|told| now.saturating_duration_since(told) < TELL_CLOSED) {
-            return None;
-        }
-        *told = Some(now);
-        Some(std::mem::take(count))
     }
 }
 
@@ -484,19 +443,5 @@ async fn reload(
             "took the log level, groups and roles from the configuration; the rest of what \
              changed needs a restart"
         );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whoever_connects_again_and_again_fills_no_log() {
-        let (closed, now) = (Closed::default(), Instant::now());
-        assert_eq!(closed.count(now), Some(1));
-        assert!((0..1000).all(|_| closed.count(now).is_none()));
-        assert_eq!(closed.count(now + TELL_CLOSED), Some(1001));
-        assert_eq!(closed.count(now + TELL_CLOSED), None);
     }
 }
