@@ -55,11 +55,14 @@ impl Bus {
     }
 
     /// Puts a new connection in the place of each that is lost, and where there is none yet, once
-    /// `check` finds that all is as it should be.
+    /// `check` finds that all is as it should be. We go by `name` there, and are answered at an
+    /// inbox of that name.
     pub(crate) async fn keep<F: Future<Output = Result<()>>>(
         self: Arc<Self>,
+        name: String,
         check: impl Fn(Line) -> F,
     ) {
+        let settings = Settings { name, ..self.settings.clone() };
         loop {
             let line = self.line.borrow().clone();
             let again = if line.is_some() { " again" } else { "" };
@@ -72,7 +75,7 @@ impl Bus {
             let (mut pause, mut told) = (AGAIN_FIRST, None::<Instant>);
             loop {
                 tokio::time::sleep(pause).await;
-                let line = match Line::open(&self.settings).await {
+                let line = match Line::open(&settings).await {
                     Ok(line) => check(line.clone()).await.map(|()| line),
                     Err(error) => Err(error),
                 };

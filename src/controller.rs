@@ -10,7 +10,7 @@
 
 use std::collections::HashSet;
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use uuid::Uuid;
 
+use self::bus::Carrier;
 use self::figures::Counted;
 use self::health::Network;
 use self::hosts::Hosts;
@@ -35,10 +36,11 @@ use crate::clock::Clock;
 use crate::error::Result;
 use crate::op::{self, Domain, Op, Output, Params, Shape};
 use crate::permission::Caller;
-use crate::store::{Coming, Objects, Reader, Store};
+use crate::store::{Coming, Objects, Reader, Revision, Store};
 
 pub mod agent;
 pub mod audit;
+mod bus;
 mod desk;
 pub mod enrolment;
 mod figures;
@@ -172,6 +174,10 @@ pub struct Controller {
     claims: Mutex<Claims>,
     /// Something is wanted that has to be claimed.
     claimed: Notify,
+    /// How hosts are reached that are not on this one, where there is a broker.
+    carrier: OnceLock<Carrier>,
+    /// Up to which revision memory knows what is stored.
+    seen: watch::Sender<Revision>,
     /// Nobody waits for hosts any more, because this process is about to end.
     is_impatient: watch::Sender<bool>,
 }
@@ -204,6 +210,8 @@ impl Controller {
             network: Mutex::default(),
             claims: Mutex::default(),
             claimed: Notify::new(),
+            carrier: OnceLock::new(),
+            seen: watch::Sender::new(0),
             is_impatient: watch::Sender::new(false),
             clock,
         });

@@ -59,8 +59,8 @@ struct Shared {
 }
 
 impl Relay {
-    /// Connects as soon as that is possible, and again whenever the connection is lost. Needs a
-    /// runtime.
+    /// Connects as soon as it knows from an agent which host this is, and again whenever the
+    /// connection is lost. Needs a runtime.
     pub fn start(settings: Settings) -> Result<Self> {
         settings.check()?;
         let shared = Arc::new(Shared {
@@ -71,7 +71,7 @@ impl Relay {
             arrived: Default::default(),
             news: Notify::new(),
         });
-        let keeping = tokio::spawn(shared.bus.clone().keep(async |_| Ok(())));
+        let keeping = tokio::spawn(attend::keep(shared.clone()));
         let attending = tokio::spawn(attend::attend(shared.clone()));
         let tasks = [keeping.abort_handle(), attending.abort_handle()];
         Ok(Self { shared, connections: AtomicU64::new(0), tasks })
@@ -228,7 +228,7 @@ impl RelayDesk {
         host: &str,
         classes: &[Class],
         most: usize,
-        done: Vec<crate::job::Report>,
+        done: Vec<crate::link::Told>,
         about: Option<Box<About>>,
     ) -> Result<(Vec<Sealed>, Vec<Head>)> {
         let mut asking = Asking::of(&self.shared, classes);

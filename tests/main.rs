@@ -2,6 +2,9 @@
 #[path = "support/answers.rs"]
 mod answers;
 mod api;
+#[path = "support/broker.rs"]
+mod broker;
+mod bus;
 mod cli;
 mod contract;
 mod documents;

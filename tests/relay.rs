@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 
-use crate::store::broker::{self, Broker};
+use crate::broker::{self, Broker};
 
 const HOST: &str = "0123456789abcdef0123456789abcdef";
 const PATIENCE: Duration = Duration::from_mins(1);

@@ -1,8 +1,6 @@
 //! The promises in `osapi::store`: one suite for every backend, then what is each one's own.
 
 mod audit;
-#[path = "support/broker.rs"]
-pub(crate) mod broker;
 mod nats;
 mod objects;
 mod recovery;

@@ -10,24 +10,26 @@ use base64::engine::general_purpose::STANDARD;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::lanes::Question;
+use super::lanes::{Open, Question, Which};
 use super::status::Status;
 use super::{Controller, Shared, ids};
 use crate::error::{Error, Kind, Result};
 use crate::job::{Mark, Outcome, Progress, Record, Report, decode, encode};
+use crate::link::bus::Handed;
 use crate::link::{About, Answer, Ask, Class, Desk, Head, Next, Sealed, Tell, Told};
 use crate::ops;
 use crate::store::{Expect, Step, audit};
 
 /// How many tasks of a class one answer carries.
-const ROOM: usize = 64;
+pub(super) const ROOM: usize = 64;
 /// How many bytes of tasks one answer carries. Escaped within the frame they may double.
 const BYTES: usize = 3 << 19;
 /// How long a question for work may wait; it is also the sign of life.
 const LONGEST: Duration = Duration::from_secs(30);
 /// How often new heads of the audit log are handed out at most.
 const HEADS_EVERY: Duration = Duration::from_secs(5);
-const PART: usize = 512 << 10;
+/// How many bytes of a file one answer carries.
+pub(super) const PART: usize = 512 << 10;
 
 /// The controller's end of one agent connection. Who is there, the kernel has told.
 pub struct AgentDesk {
@@ -76,7 +78,8 @@ impl Desk for AgentDesk {
                 let wait = Duration::from_millis(wait_ms).min(LONGEST);
                 let holds = holds.iter().filter_map(|id| Uuid::parse_str(id).ok()).collect();
                 let asked = self.controller.lanes().asked(&host);
-                let question = Question { holds, classes, most: most.min(ROOM), asked };
+                let which = Which::Asked(asked);
+                let question = Question { holds, classes, most: most.min(ROOM), which };
                 let (tasks, has_more) = self.next(&host, &question, wait).await?;
                 let called_off = self.tell_called_off(&host, wait.is_zero());
                 Ok(Answer::Tasks { tasks, has_more, heads: self.heads().await?, called_off })
@@ -107,7 +110,7 @@ impl Desk for AgentDesk {
             }
             Ask::Fetch { object, offset } => {
                 let host = self.who()?;
-                self.controller.fetch(&host, &object, offset).await
+                self.controller.fetch(&host, &object, offset, PART).await
             }
         }
     }
@@ -227,27 +230,41 @@ impl AgentDesk {
 
 impl Controller {
     fn hand_out(&self, host: &str, question: &Question) -> Result<(Vec<Sealed>, bool)> {
-        let (mut tasks, mut bytes, mut failed) = (Vec::new(), 0, None);
-        let mut wanted = None;
+        let mut bytes = 0;
+        let (tasks, more) = self.offer(host, question, |task| {
+            let is_first = bytes == 0;
+            bytes += task.task.body.len();
+            is_first || bytes <= BYTES
+        })?;
+        Ok((tasks.into_iter().map(|handed| handed.task).collect(), !more.is_empty()))
+    }
+
+    /// Hands out what `question` asks for, for as long as there is room, and says of which classes
+    /// there is more; nothing to a host that is to be given nothing.
+    pub(super) fn offer(
+        &self,
+        host: &str,
+        question: &Question,
+        mut has_room: impl FnMut(&Handed) -> bool,
+    ) -> Result<(Vec<Handed>, Vec<Class>)> {
+        let (mut tasks, mut failed, mut wanted) = (Vec::new(), None, None);
         if self.vouched(host).is_err() {
-            return Ok((tasks, false));
+            return Ok((tasks, Vec::new()));
         }
-        let (at, key) = (self.clock.uptime(), self.signing_key());
-        let has_more = self.lanes().next(host, question, at, |open| {
+        let at = self.clock.uptime();
+        let more = self.lanes().next(host, question, at, |open| {
             if !open.may_go() {
                 wanted = Some(open.id);
                 return false;
             }
-            let left = self.clock.left(&open.record.job.deadline);
-            let is_off = open.so_far.borrow().cancelled.is_some();
-            let until = key.map(|_| self.clock.wall().saturating_add(left));
-            match open.record.seal(host, left, until, is_off) {
-                Ok(body) if tasks.is_empty() || bytes + body.len() <= BYTES => {
-                    bytes += body.len();
-                    tasks.push(Sealed::new(body, host, key));
-                    true
+            match self.handed(open, host) {
+                Ok(handed) => {
+                    let is_taken = has_room(&handed);
+                    if is_taken {
+                        tasks.push(handed);
+                    }
+                    is_taken
                 }
-                Ok(_) => false,
                 Err(error) => {
                     failed = Some(error);
                     false
@@ -257,12 +274,23 @@ impl Controller {
         if let Some(id) = wanted {
             self.want(id);
         }
-        failed.map_or(Ok((tasks, has_more)), Err)
+        failed.map_or(Ok((tasks, more)), Err)
+    }
+
+    /// A job's work for `host`, as it is now.
+    pub(super) fn handed(&self, open: &Open, host: &str) -> Result<Handed> {
+        let left = self.clock.left(&open.record.job.deadline);
+        let is_off = open.so_far.borrow().cancelled.is_some();
+        let key = self.signing_key();
+        let until = key.map(|_| self.clock.wall().saturating_add(left));
+        let body = open.record.seal(host, left, until, is_off)?;
+        let task = Sealed::new(body, host, key);
+        Ok(Handed { job: open.record.job.id.clone(), class: open.class, task })
     }
 
     /// Stores outcomes, each once: a second report of the same is as good as the first. They
     /// share one commit.
-    async fn finish(self: &Arc<Self>, host: &str, told: Vec<Told>) -> Result<()> {
+    pub(super) async fn finish(self: &Arc<Self>, host: &str, told: Vec<Told>) -> Result<()> {
         let reports = self.verified(host, &told).inspect_err(|error| {
             self.note_unbelieved(host, told.len() as u64, error);
         })?;
@@ -419,7 +447,7 @@ impl Controller {
     }
 
     /// An outcome that is too large to be kept is replaced by one that says so.
-    fn bounded(&self, mut report: Report) -> Result<(Report, bytes::Bytes)> {
+    pub(super) fn bounded(&self, mut report: Report) -> Result<(Report, bytes::Bytes)> {
         let mut value = encode(&report)?;
         if value.len() > self.limits.outcome {
             let did = match report.outcome {
@@ -439,7 +467,7 @@ impl Controller {
     }
 
     /// Keeps what a running job said last for whoever asks meanwhile. False where nobody can.
-    fn tell(&self, host: &str, id: Uuid, data: serde_json::Value) -> bool {
+    pub(super) fn tell(&self, host: &str, id: Uuid, data: serde_json::Value) -> bool {
         let lanes = self.lanes();
         let open = lanes.get(id).filter(|_| lanes.is_missing(id, host));
         let Some(open) = open.filter(|open| open.class != Class::Follow) else { return false };
@@ -454,7 +482,13 @@ impl Controller {
     }
 
     /// A part of an object, by digest, or by name as it was when a job of `host` was made.
-    async fn fetch(&self, host: &str, object: &str, offset: u64) -> Result<Answer> {
+    pub(super) async fn fetch(
+        &self,
+        host: &str,
+        object: &str,
+        offset: u64,
+        most: usize,
+    ) -> Result<Answer> {
         self.vouched(host)?;
         let is_digest = object.len() == 64 && object.bytes().all(|b| b.is_ascii_hexdigit());
         let pinned = self.lanes().pinned(host, object);
@@ -467,7 +501,7 @@ impl Controller {
                 found.ok_or_else(missing)?.digest
             }
         };
-        let part = self.objects.part(&digest, offset, PART).await.map_err(|error| {
+        let part = self.objects.part(&digest, offset, most).await.map_err(|error| {
             if error.kind() == Kind::NotFound {
                 let message =
                     format!("the file {object:?} is no longer what the job was made with");

@@ -13,6 +13,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::bus::Why;
 use super::index::{Finished, job_of};
 use super::lanes::{Ended, Open};
 use super::status::Status;
@@ -33,6 +34,8 @@ const TICK: Duration = Duration::from_secs(10);
 const CLOCK_STEP_MS: u64 = 60_000;
 /// How long a host may still tell of work it was handed, after its deadline, in milliseconds.
 const GRACE_MS: u64 = 3_600_000;
+/// What another controller has made since was just taken on, in milliseconds.
+const JUST_MS: u64 = 5_000;
 /// How many of the newest jobs are looked at for the newest id.
 const NEWEST: usize = 1;
 
@@ -83,7 +86,7 @@ pub(super) fn last_word_of(record: &Record) -> Deadline {
 }
 
 impl Controller {
-    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         lock(&self.tasks).push(tokio::spawn(work).abort_handle());
     }
 
@@ -113,7 +116,10 @@ impl Controller {
                                 current.take().map(|current| current.send(()));
                             }
                             match self.apply(event).await {
-                                Ok(revision) => seen = revision.max(seen),
+                                Ok(revision) => {
+                                    seen = revision.max(seen);
+                                    self.seen.send_replace(seen);
+                                }
                                 // The store could not be asked; this is gone through again.
                                 Err(error) => {
                                     tracing::error!(%error, "cannot take over a record");
@@ -178,7 +184,14 @@ impl Controller {
     async fn apply_job(&self, id: Uuid, entry: &Entry) -> Result<()> {
         let is_expected = self.lanes().is_expected(id);
         if is_expected {
-            self.lanes().admit(id, entry.revision);
+            let open = {
+                let mut lanes = self.lanes();
+                lanes.admit(id, entry.revision);
+                lanes.get(id)
+            };
+            if let Some(open) = open {
+                self.call(&open.record.job.hosts, Why::New);
+            }
             return Ok(());
         }
         let record: Record = decode(&entry.value)?;
@@ -205,6 +218,8 @@ impl Controller {
         // An operation of another version is the host's to refuse.
         let class =
             ops::agent(&record.job.op).map_or(Class::Change, |row| Class::of(row, &record.options));
+        let (uptime, wall) = (self.clock.uptime(), self.clock.wall());
+        let is_new = record.job.created.abs_diff(wall) < JUST_MS;
         let open = Open::new(id, record, class, true);
         // Whoever made it may still move it, until it is on record that it stays.
         let mut lanes = self.lanes();
@@ -212,8 +227,10 @@ impl Controller {
         open.let_go(!may_move || open.record.job.is_settled);
         lanes.expect(open);
         lanes.admit(id, revision);
-        // Its hosts may have begun, and are to say so.
-        lanes.inherit(id, |_| true);
+        // Its hosts may have begun, and are to say so; but for those that have not been there since
+        // another controller has just taken it on.
+        let hosts = self.carrier.get().filter(|_| is_new).map(|_| self.hosts());
+        lanes.inherit(id, |host| hosts.as_ref().is_none_or(|hosts| hosts.is_there(host, uptime)));
     }
 
     /// Takes up a stored job with what has become of it so far, whether or not it goes on.
@@ -261,7 +278,14 @@ impl Controller {
         if self.lanes().is_missing(id, host) {
             self.count_finished(&open.record.job.op, Status::of(report.outcome.kind()));
         }
-        self.lanes().finish(id, host, report);
+        let has_room = {
+            let mut lanes = self.lanes();
+            lanes.finish(id, host, report);
+            lanes.has_new(host, open.class)
+        };
+        if has_room {
+            self.call(&[host.to_owned()], Why::New);
+        }
         self.note_ended();
         Ok(())
     }

@@ -28,6 +28,8 @@ use target::{Turns, drained};
 const AWAY_MS: u64 = 90_000;
 /// The same where its last connection was closed.
 const CLOSED_MS: u64 = 15_000;
+/// The same where it is heard over a broker, which it uses each ten seconds.
+const SILENT_MS: u64 = 30_000;
 /// What is remembered of a host, oldest dropped first.
 const TIMELINE: usize = 100;
 /// What the timeline says of a drained host that has nothing left to do.
@@ -138,15 +140,31 @@ pub(crate) struct Presence {
     pub(crate) heard: u64,
     /// In milliseconds since 1970.
     pub(crate) heard_at: u64,
+    /// On the socket of this controller.
     connections: usize,
+    over: Over,
     pub(super) pid: i32,
     /// Counts the agents that have spoken for this host one after the other.
     pub(super) generation: u64,
 }
 
+/// How a host without a connection of its own was heard last.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Over {
+    Socket,
+    Bus,
+    /// It has said that it goes.
+    Nothing,
+}
+
 impl Presence {
     fn is_there(&self, uptime: u64) -> bool {
-        let limit = if self.connections > 0 { AWAY_MS } else { CLOSED_MS };
+        let limit = match self.over {
+            _ if self.connections > 0 => AWAY_MS,
+            Over::Socket => CLOSED_MS,
+            Over::Bus => SILENT_MS,
+            Over::Nothing => return false,
+        };
         uptime.saturating_sub(self.heard) <= limit
     }
 }
@@ -181,7 +199,8 @@ impl Hosts {
         if let Some(before) = before.filter(|before| before.pid != pid) {
             self.agents.remove(&before.pid);
         }
-        let presence = Presence { about, heard, heard_at, connections, pid, generation };
+        let over = Over::Socket;
+        let presence = Presence { about, heard, heard_at, connections, over, pid, generation };
         self.present.insert(machine_id.to_owned(), presence);
     }
 
@@ -191,8 +210,51 @@ impl Hosts {
         }
     }
 
+    /// Notes that a host is heard over a broker, and what it says of itself, where it does. Says
+    /// whether it was there before; None where nobody knows what it is like.
+    pub(super) fn hear_over_bus(
+        &mut self,
+        machine_id: &str,
+        about: Option<Arc<About>>,
+        (heard, heard_at): (u64, u64),
+    ) -> Option<bool> {
+        let Some(presence) = self.present.get_mut(machine_id) else {
+            let (over, pid) = (Over::Bus, 0);
+            let (about, connections, generation) = (about?, 0, 0);
+            let presence = Presence { about, heard, heard_at, connections, over, pid, generation };
+            self.present.insert(machine_id.to_owned(), presence);
+            return Some(false);
+        };
+        let was_there = presence.is_there(heard);
+        if let Some(about) = about {
+            presence.about = about;
+        }
+        presence.over = Over::Bus;
+        (presence.heard, presence.heard_at) = (heard, heard_at);
+        Some(was_there)
+    }
+
+    /// Notes that a host has said over a broker that it goes.
+    pub(super) fn left(&mut self, machine_id: &str) {
+        if let Some(presence) = self.present.get_mut(machine_id) {
+            presence.over = Over::Nothing;
+        }
+    }
+
+    /// Whether it is there, and is told of work over a broker.
+    pub(super) fn is_over_bus(&self, machine_id: &str, uptime: u64) -> bool {
+        let is_over_bus = |at: &Presence| at.over == Over::Bus && at.connections == 0;
+        self.present.get(machine_id).is_some_and(|at| is_over_bus(at) && at.is_there(uptime))
+    }
+
+    /// Whether it has a connection to this controller's own socket.
+    pub(super) fn is_at_socket(&self, machine_id: &str) -> bool {
+        self.present.get(machine_id).is_some_and(|presence| presence.connections > 0)
+    }
+
     pub(super) fn connected(&mut self, machine_id: &str) {
         if let Some(presence) = self.present.get_mut(machine_id) {
+            presence.over = Over::Socket;
             presence.connections += 1;
         }
     }
@@ -281,13 +343,30 @@ impl Controller {
     ) -> Result<()> {
         let known = self.hosts().get(machine_id).cloned();
         let missing = || Error::new(Kind::NotFound, format!("no agent {machine_id}"));
-        let (mut host, revision) = known.ok_or_else(missing)?;
-        host.state = state;
-        host.remember(self.clock.wall(), event, by);
-        let step = step.put(key(machine_id), encode(&host)?, Expect::Revision(revision));
-        let revision = self.commit(step).await?;
-        self.hosts().put(machine_id, host, revision);
-        Ok(())
+        let (mut before, mut revision) = known.ok_or_else(missing)?;
+        loop {
+            let mut host = before.clone();
+            host.state = state;
+            host.remember(self.clock.wall(), event, by);
+            let expect = Expect::Revision(revision);
+            let step = step.clone().put(key(machine_id), encode(&host)?, expect);
+            let error = match self.commit(step).await {
+                Ok(revision) => {
+                    self.hosts().put(machine_id, host, revision);
+                    return Ok(());
+                }
+                Err(error) if error.kind() == Kind::Conflict => error,
+                Err(error) => return Err(error),
+            };
+            // Others write it as well: itself, with a new name, and other controllers.
+            let found = self.store.get(&key(machine_id)).await?.ok_or_else(missing)?;
+            self.apply_host(machine_id, &found);
+            let now: Host = decode(&found.value)?;
+            if found.revision == revision || now.state != before.state {
+                return Err(error);
+            }
+            (before, revision) = (now, found.revision);
+        }
     }
 
     /// Puts into the timeline of a drained host that it has nothing left to do, once.

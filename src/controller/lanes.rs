@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
@@ -16,10 +17,16 @@ use crate::job::{Job, Mark, Progress, Record, Report};
 use crate::link::Class;
 use crate::store::Revision;
 
+mod beat;
 mod cancel;
 mod expiry;
+mod next;
 mod over;
 
+pub(super) use next::{Question, Which};
+
+/// How long a host, and whoever else hands work out, may take to say something of what is new.
+const GRACE: Duration = Duration::from_secs(2);
 /// One for each class.
 const LANES: usize = Class::ALL.len();
 
@@ -102,18 +109,10 @@ struct Slot {
     is_parked: bool,
     /// Whether it was taken on here, and not found in the store.
     is_own: bool,
+    /// Since when it is known here.
+    since: Instant,
     /// Hosts that have still to answer.
     missing: BTreeSet<String>,
-}
-
-/// What a host asks for.
-pub(super) struct Question {
-    pub(super) holds: HashSet<Uuid>,
-    pub(super) classes: Vec<Class>,
-    /// How many tasks of each class.
-    pub(super) most: usize,
-    /// Its number among the questions of this host.
-    pub(super) asked: u64,
 }
 
 /// When something was handed out.
@@ -168,6 +167,22 @@ impl Lane {
         self.held.contains_key(&id) || self.inherited.contains(&id)
     }
 
+    /// Takes note that `host` says `at` that time that it holds these.
+    fn hold(&mut self, holds: &HashSet<Uuid>, at: u64) {
+        for id in holds {
+            if self.classes.iter().any(|left| left.contains(id)) {
+                let new = Held { after: 0, since: Some(at), is_lost: false };
+                self.held.entry(*id).and_modify(|held| *held = held.again(at)).or_insert(new);
+                self.inherited.remove(id);
+            }
+        }
+    }
+
+    /// Whether it was handed out and not lost since.
+    fn is_out(&self, id: Uuid) -> bool {
+        self.held.get(&id).is_some_and(|held| !held.is_lost)
+    }
+
     /// Whether the agent that is there now has it.
     fn has(&self, id: Uuid) -> bool {
         self.held.get(&id).is_some_and(|held| held.since.is_some() && !held.is_lost)
@@ -185,8 +200,8 @@ impl Open {
 impl Lanes {
     /// Makes a job known before it is in the store, so that its caller can wait for it.
     pub(super) fn expect(&mut self, open: Arc<Open>) {
-        let missing = BTreeSet::new();
-        let slot = Slot { open, revision: 0, is_parked: false, is_own: true, missing };
+        let (missing, since) = (BTreeSet::new(), Instant::now());
+        let slot = Slot { open, revision: 0, is_parked: false, is_own: true, since, missing };
         self.open.insert(slot.open.id, slot);
     }
 
@@ -233,11 +248,16 @@ impl Lanes {
         }
         if let Some(mark) = cancelled {
             let open = slot.open.clone();
+            let asked = mark.asked.clone();
             open.so_far.send_modify(|so_far| so_far.cancelled = Some(mark));
-            // Who may have begun may still answer.
+            // Who may have begun may still answer, as far as anybody knows.
             for host in slot.missing.clone() {
-                let lane = self.hosts.get_mut(&host).filter(|lane| lane.may_have(id));
+                let may_have = |lane: &Lane| lane.may_have(id) || asked.contains(&host);
+                let lane = self.hosts.get_mut(&host).filter(|lane| may_have(lane));
                 if let Some(lane) = lane {
+                    if !lane.may_have(id) {
+                        lane.inherited.insert(id);
+                    }
                     lane.called_off.insert(id);
                     // Whoever waits for these never waits long.
                     lane.arrived[Class::Verdict as usize].notify_waiters();
@@ -340,8 +360,8 @@ impl Lanes {
         }
     }
 
-    /// Takes it that whoever ran before may have handed `id` to those of its hosts of which
-    /// `may_have` says so, and to no others.
+    /// Takes it that others may have handed `id`, which was not taken on here, to those of its
+    /// hosts of which `may_have` says so, and to no others.
     pub(super) fn inherit(&mut self, id: Uuid, may_have: impl Fn(&String) -> bool) {
         let Some(slot) = self.open.get_mut(&id) else { return };
         slot.is_own = false;
@@ -372,62 +392,6 @@ impl Lanes {
         lane.asked
     }
 
-    /// Takes the tasks that a question of `host` asks for, in order of submission, for as long as
-    /// `take` agrees; it is `at` on the clock of the boot, in milliseconds. What was handed out
-    /// before it was asked, and is not held, was lost on the way. Says whether there is more.
-    pub(super) fn next(
-        &mut self,
-        host: &str,
-        question: &Question,
-        at: u64,
-        mut take: impl FnMut(&Open) -> bool,
-    ) -> bool {
-        let Question { holds, classes, most, asked: number } = question;
-        let Some(lane) = self.hosts.get_mut(host) else { return false };
-        // Questions for other classes may be on their way, answered and not yet counted in.
-        let asked =
-            |id: &Uuid| classes.iter().any(|class| lane.classes[*class as usize].contains(id));
-        let is_lost = |id: &Uuid, after: u64| after < *number && asked(id) && !holds.contains(id);
-        let lost: Vec<_> = lane
-            .held
-            .iter()
-            .filter(|(id, held)| is_lost(id, held.after))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in lost {
-            lane.held.entry(id).and_modify(|held| held.is_lost = true);
-        }
-        for id in holds {
-            if lane.classes.iter().any(|left| left.contains(id)) {
-                let new = Held { after: 0, since: Some(at), is_lost: false };
-                lane.held.entry(*id).and_modify(|held| *held = held.again(at)).or_insert(new);
-                lane.inherited.remove(id);
-            }
-        }
-        let mut has_more = false;
-        for class in classes {
-            let mut left = *most;
-            for id in &lane.classes[*class as usize] {
-                if lane.held.get(id).is_some_and(|held| !held.is_lost) {
-                    continue;
-                }
-                if left == 0 {
-                    has_more = true;
-                    break;
-                }
-                let Some(slot) = self.open.get(id) else { continue };
-                if !take(&slot.open) {
-                    return true;
-                }
-                left -= 1;
-                let held = Held { after: lane.asked, since: Some(at), is_lost: false };
-                lane.held.insert(*id, held);
-                lane.inherited.remove(id);
-            }
-        }
-        has_more
-    }
-
     /// Whether something is still expected of it.
     pub(super) fn is_open(&self, id: Uuid) -> bool {
         self.open.get(&id).is_some_and(|slot| !slot.missing.is_empty())
@@ -448,8 +412,10 @@ impl Lanes {
 
     /// What an object of that name held when the job was made that `host` needs it for.
     pub(super) fn pinned(&self, host: &str, name: &str) -> Option<String> {
-        let held = &self.hosts.get(host)?.held;
-        let mut jobs = held.keys().filter_map(|id| self.open.get(id));
+        let lane = self.hosts.get(host)?;
+        // What others have handed out is in the lanes only.
+        let ids = lane.held.keys().chain(lane.classes.iter().flatten());
+        let mut jobs = ids.filter_map(|id| self.open.get(id));
         jobs.find_map(|slot| slot.open.record.objects.get(name))
             .map(|content| content.digest.clone())
     }

@@ -132,6 +132,18 @@ impl Controller {
         self.silence(id, &Error::new(Kind::Unavailable, message));
     }
 
+    /// The same of all that `host` tells, because it has gone.
+    pub(super) fn lose_all(&self, host: &str) {
+        let lost: Vec<_> = {
+            let listeners = lock(&self.listeners);
+            let of_host = listeners.0.iter().filter(|(_, listener)| listener.host == host);
+            of_host.map(|(id, _)| *id).collect()
+        };
+        for id in lost {
+            self.lose(id);
+        }
+    }
+
     /// Passes nothing more on.
     fn silence(&self, id: Uuid, why: &Error) {
         if let Some(listener) = lock(&self.listeners).0.remove(&id) {

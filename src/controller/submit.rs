@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 use uuid::Uuid;
 
+use super::bus::Why;
 use super::lanes::Open;
 use super::notes::{Trail, entry};
 use super::{Controller, ids, millis, rows};
@@ -158,6 +159,7 @@ impl Controller {
             );
             return Err(Error::new(Kind::TooLarge, message));
         }
+        self.reach(&record, is_stored)?;
         self.count_submitted(row.id);
         if !is_stored {
             return Ok((self.take_in(record, class, &caller)?, 0));
@@ -180,9 +182,12 @@ impl Controller {
             self.expect_listener(id, &record.job, caller)?;
         }
         let job = Arc::new(record.job.clone());
-        let mut lanes = self.lanes();
-        lanes.expect(Open::new(id, record, class, false));
-        lanes.admit(id, 1);
+        {
+            let mut lanes = self.lanes();
+            lanes.expect(Open::new(id, record, class, false));
+            lanes.admit(id, 1);
+        }
+        self.call(&job.hosts, Why::New);
         Ok(Submitted { job, replayed: false })
     }
 
@@ -252,6 +257,12 @@ impl Controller {
         }
     }
 
+    /// Waits for the watch to say what is stored up to `revision`.
+    pub(super) async fn caught_up(&self, revision: Revision) {
+        let mut seen = self.seen.subscribe();
+        let _ = tokio::time::timeout(COME_ROUND, seen.wait_for(|seen| *seen >= revision)).await;
+    }
+
     fn step(&self, made: &Made, record: &Record) -> Result<Step> {
         let id = &record.job.id;
         let Made { caller, trail, key, beside, .. } = made;
@@ -296,7 +307,9 @@ impl Controller {
             ),
             _ => error,
         };
-        let record = self.record(&once.job).await.map_err(gone)?;
+        let (record, revision) = self.stored(&once.job).await.map_err(gone)?;
+        // Another controller may have taken it on.
+        self.caught_up(revision).await;
         Ok(Some(Submitted { job: Arc::new(record.job), replayed: true }))
     }
 

@@ -80,7 +80,7 @@ pub(crate) struct Passed {
 
 /// What running jobs of `host` say meanwhile, for whichever controller has somebody who listens.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct Told {
+pub(crate) struct Meanwhile {
     pub(crate) host: String,
     pub(crate) told: Vec<Tell>,
 }
@@ -114,6 +114,11 @@ impl Subjects {
 
     pub(crate) fn told(&self) -> String {
         format!("{}.told", self.0)
+    }
+
+    /// What the subjects begin with at which `host` is answered.
+    pub(crate) fn inbox(&self, host: &str) -> String {
+        format!("_INBOX_{}_{host}.", self.0)
     }
 }
 

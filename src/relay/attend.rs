@@ -16,6 +16,13 @@ use crate::telemetry::Seldom;
 /// The pause before another connection is looked for, which may not have been found lost yet.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Has a connection in the name of the host. A controller answers at no other's inbox.
+pub(super) async fn keep(shared: Arc<Shared>) {
+    let mut known = shared.host.subscribe();
+    let Ok(host) = known.wait_for(Option::is_some).await.map(|host| host.clone()) else { return };
+    shared.bus.clone().keep(host.unwrap_or_default(), async |_| Ok(())).await;
+}
+
 /// Goes on for as long as there is a relay.
 pub(super) async fn attend(shared: Arc<Shared>) {
     let mut known = shared.host.subscribe();

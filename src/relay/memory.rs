@@ -9,9 +9,9 @@ use uuid::Uuid;
 use super::inbox::{Inbox, ROOM};
 use crate::broker::is_token;
 use crate::error::{Error, Kind, Result};
-use crate::job::Report;
+
 use crate::link::bus::{Beat, Handed, Wake};
-use crate::link::{About, Class, Sealed};
+use crate::link::{About, Class, Sealed, Told};
 
 /// The longest and the shortest time between two beats.
 const BEAT: Duration = Duration::from_secs(10);
@@ -307,9 +307,9 @@ impl Memory {
 }
 
 /// The jobs that are over with these reports.
-pub(super) fn over(reports: &[Report]) -> Vec<Uuid> {
-    let over = reports.iter().filter(|report| !report.amends);
-    over.filter_map(|report| Uuid::parse_str(&report.job).ok()).collect()
+pub(super) fn over(told: &[Told]) -> Vec<Uuid> {
+    let is_last = |told: &&Told| told.open().is_ok_and(|report| !report.amends);
+    told.iter().filter(is_last).filter_map(|told| Uuid::parse_str(&told.job).ok()).collect()
 }
 
 /// The job that a task is of.

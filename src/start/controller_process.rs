@@ -176,7 +176,9 @@ async fn open(config: &Config, paths: &Paths) -> Result<(Shared, Option<OwnedFd>
     paths::state_dir(&paths.controller_state)?;
     let clock = Clock::default();
     let (bounds, name) = (super::bounds(config), super::hostname());
-    let (stores, held) = match config.controller.nats.settings(&name) {
+    let settings = config.controller.nats.settings(&name);
+    let name = settings.as_ref().map_or(name, |settings| settings.name.clone());
+    let (stores, held) = match settings.clone() {
         Some(settings) => {
             let held = hold(&paths.controller_state)?;
             (at_broker(settings, &clock, bounds).await?, Some(held))
@@ -213,6 +215,9 @@ async fn open(config: &Config, paths: &Paths) -> Result<(Shared, Option<OwnedFd>
         trust,
     })
     .await?;
+    if let Some(settings) = settings {
+        controller.answer_over(settings).await?;
+    }
     Ok((controller, held))
 }
 

@@ -107,7 +107,8 @@ impl NatsStore {
         shared.take_measure(&info);
         let (commands, queue) = mpsc::unbounded_channel();
         tokio::spawn(Writer::new(shared.clone(), queue, chains).run());
-        let keeping = tokio::spawn(bus.clone().keep(move |line| {
+        let name = bus.settings.name.clone();
+        let keeping = tokio::spawn(bus.clone().keep(name, move |line| {
             let (settings, bounds) = (bus.settings.clone(), bounds.clone());
             async move { check(&line, &settings, &bounds).await.map(drop) }
         }));

@@ -15,9 +15,9 @@ use osapi::error::{Error, Kind, Result};
 use osapi::store::nats::{NatsObjects, NatsStore};
 use osapi::store::{Bounds, Event, Expect, Order, Step, Store};
 
-use super::broker::{self, Broker};
 use super::recovery::{nothing_is_lost_or_half_done, pair};
 use super::{links, list, noted, put, refusal, request, suite, until_taken, value, verdict};
+use crate::broker::{self, Broker};
 use crate::say::say;
 
 fn settings(broker: &Broker) -> Settings {

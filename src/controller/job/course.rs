@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use serde_json::Map;
 use uuid::Uuid;
 
+use super::super::bus::Why;
 use super::super::notes::entry;
 use super::super::submit::Beside;
 use super::super::wait::no_job;
@@ -162,6 +163,10 @@ pub(super) async fn cancel(call: Call, About { id }: About) -> Result<Cancelled>
     let controller = call.controller.clone();
     let uuid = Uuid::parse_str(id.as_str()).map_err(|_| no_job(id.as_str()))?;
     for _ in 0..TRIES {
+        if ids::mark_of(uuid) == ids::STORED {
+            // Another controller may have taken it on.
+            controller.caught_up(controller.stored(id.as_str()).await?.1).await;
+        }
         let record = controller.record(id.as_str()).await?;
         controller.permit(id.as_str(), &call.caller).await?;
         if !controller.lanes().is_open(uuid) || controller.is_final(uuid, &record).await? {
@@ -237,7 +242,9 @@ impl Controller {
         let mark = Mark { at: self.clock.wall(), by: by.to_owned(), job: None, asked };
         if ids::mark_of(id) != ids::STORED {
             self.commit(step).await?;
+            let asked = mark.asked.clone();
             self.lanes().rewritten(id, 1, Some(mark));
+            self.call(&asked, Why::Off);
             return Ok(());
         }
         let (mut record, revision) = self.stored(&id.to_string()).await?;
@@ -251,7 +258,9 @@ impl Controller {
         let step = step.put(key, encode(&record)?, Expect::Revision(revision));
         let revision = self.commit(step.owed()).await?;
         // The watch says the same a moment later.
+        let asked = mark.asked.clone();
         self.lanes().rewritten(id, revision, Some(mark));
+        self.call(&asked, Why::Off);
         self.note_ended();
         Ok(())
     }

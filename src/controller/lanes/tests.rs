@@ -39,8 +39,8 @@ fn report(open: &Open) -> Report {
 fn next(lanes: &mut Lanes, host: &str, holds: &[Uuid], classes: &[Class]) -> Vec<Uuid> {
     let mut taken = Vec::new();
     let holds = holds.iter().copied().collect();
-    let (classes, asked) = (classes.to_vec(), lanes.asked(host));
-    let question = Question { holds, classes, most: 64, asked };
+    let (classes, which) = (classes.to_vec(), Which::Asked(lanes.asked(host)));
+    let question = Question { holds, classes, most: 64, which };
     lanes.next(host, &question, 0, |open| {
         taken.push(open.id);
         true
@@ -135,9 +135,9 @@ fn what_was_lost_on_the_way_may_have_begun_and_is_not_called_off() {
     assert_eq!(next(&mut lanes, "a", &[], &[Class::Change]), [first.id]);
     admit(&mut lanes, &second, 8);
     // The next agent holds nothing, and has no room.
-    let asked = lanes.asked("a");
-    let question = Question { holds: HashSet::new(), classes: vec![Class::Change], most: 0, asked };
-    assert!(lanes.next("a", &question, 0, |_| true), "there is more");
+    let (holds, which) = (HashSet::new(), Which::Asked(lanes.asked("a")));
+    let question = Question { holds, classes: vec![Class::Change], most: 0, which };
+    assert_eq!(lanes.next("a", &question, 0, |_| true), [Class::Change], "there is more");
     assert!(lanes.hold_back(first.id).is_empty());
     assert_eq!(lanes.hold_back(second.id), ["a"]);
     assert_eq!(next(&mut lanes, "a", &[], &[Class::Change]), [first.id]);
@@ -186,7 +186,8 @@ fn of_two_questions_that_wait_only_one_is_answered_with_a_task() {
     let mut taken = Vec::new();
     for asked in asked {
         let (holds, classes) = (HashSet::new(), vec![Class::Look]);
-        lanes.next("a", &Question { holds, classes, most: 1, asked }, 0, |open| {
+        let which = Which::Asked(asked);
+        lanes.next("a", &Question { holds, classes, most: 1, which }, 0, |open| {
             taken.push(open.id);
             true
         });

@@ -1,0 +1,240 @@
+//! Hosts that are heard over a broker: their questions are answered as those on the socket are, and
+//! they are told of work, since none of their questions waits.
+//!
+//! Whoever takes a job on tells its hosts. All controllers hear what a host holds, and remind it of
+//! what it should and does not, so that a message that was lost costs time and nothing else. What is
+//! told goes out of one place, in order of submission; what waits there is which hosts are to be
+//! told, and what they are told is taken from the lanes when its turn comes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_nats::{Message, Subscriber};
+use futures_util::StreamExt;
+use tokio::sync::{Notify, Semaphore};
+
+use super::{Controller, Shared, lock};
+use crate::broker::{self, Bus, LIMIT, Line, Settings};
+use crate::error::{Error, Kind, Result};
+use crate::job::{Record, decode, encode};
+use crate::link::bus::{CONTROLLERS, Meanwhile, Subjects};
+
+mod asks;
+mod wakes;
+
+pub(super) use wakes::Why;
+
+/// How many questions are answered at a time. What comes beyond that waits with the client.
+const AT_ONCE: usize = 512;
+/// The pause before a connection is looked for again.
+const AGAIN: Duration = Duration::from_millis(100);
+/// What a message has beside its tasks, at most, in bytes.
+const AROUND: usize = 16 << 10;
+/// What a task takes in a message beside its body, in bytes.
+const BESIDE: usize = 256;
+
+/// How hosts are reached that have no connection to this controller's socket.
+pub(super) struct Carrier {
+    bus: Arc<Bus>,
+    subjects: Subjects,
+    /// Hosts that are to be told something, by machine id.
+    errands: Mutex<BTreeMap<String, BTreeSet<Why>>>,
+    is_due: Notify,
+}
+
+/// What is listened to on one connection.
+struct Ears {
+    asks: Subscriber,
+    beats: Subscriber,
+    passed: Subscriber,
+    told: Subscriber,
+}
+
+impl Carrier {
+    /// How many bytes of tasks a message may have.
+    fn room(line: &Line) -> usize {
+        line.client.server_info().max_payload.saturating_sub(AROUND)
+    }
+
+    async fn listen(&self, line: &Line, mark: u16) -> Result<Ears> {
+        let (client, subjects) = (&line.client, &self.subjects);
+        let away = |error: async_nats::SubscribeError| broker::broken().because(error);
+        let group = CONTROLLERS.to_owned();
+        let asks = client.queue_subscribe(subjects.ask("*"), group).await.map_err(away)?;
+        let beats = client.subscribe(subjects.beat("*")).await.map_err(away)?;
+        let passed = client.subscribe(subjects.desk(mark)).await.map_err(away)?;
+        let mut told = client.subscribe(subjects.told()).await.map_err(away)?;
+        // Once this has come round, the server has taken note of all of them, or has refused one.
+        let nothing = encode(&Meanwhile { host: String::new(), told: Vec::new() })?;
+        let lost = |error: async_nats::PublishError| broker::broken().because(error);
+        client.publish(subjects.told(), nothing).await.map_err(lost)?;
+        let has_come = tokio::time::timeout(LIMIT, told.next()).await;
+        tokio::task::yield_now().await;
+        if let Some(text) = line.refused() {
+            let message = format!(
+                "the broker refuses a right that a controller needs to answer hosts ({text})"
+            );
+            return Err(Error::new(Kind::Denied, message));
+        }
+        match has_come {
+            Ok(Some(_)) => Ok(Ears { asks, beats, passed, told }),
+            _ => Err(Error::new(Kind::Unavailable, "the broker passes nothing on")),
+        }
+    }
+}
+
+impl Controller {
+    /// Also answers hosts over a broker from now on, until this controller is stopped. Its name is
+    /// that of the settings.
+    pub async fn answer_over(self: &Arc<Self>, settings: Settings) -> Result<()> {
+        settings.check()?;
+        let subjects = Subjects::of(&settings.namespace);
+        let line = Line::open(&settings).await?;
+        let bus = Bus::new(settings, line.clone());
+        let (errands, is_due) = (Mutex::default(), Notify::new());
+        let carrier = Carrier { bus: bus.clone(), subjects, errands, is_due };
+        let ears = carrier.listen(&line, self.mark).await?;
+        if self.carrier.set(carrier).is_err() {
+            return Err(Error::new(Kind::Internal, "hosts are answered over a broker already"));
+        }
+        let name = bus.settings.name.clone();
+        self.spawn(bus.keep(name, |_| async { Ok(()) }));
+        self.spawn(self.clone().hear(line, ears));
+        self.spawn(self.clone().run_errands());
+        Ok(())
+    }
+
+    /// Hears what comes, on one connection after the other.
+    async fn hear(self: Shared, mut line: Line, mut ears: Ears) {
+        let Some(carrier) = self.carrier.get() else { return };
+        let room = [(); 2].map(|()| Arc::new(Semaphore::new(AT_ONCE)));
+        loop {
+            self.greet();
+            let mut lost = line.lost();
+            let Ears { asks, beats, passed, told } = ears;
+            tokio::select! {
+                () = self.answer_all(&line, asks, &room[0]) => {}
+                // What others pass on must not wait for what is passed on to them.
+                () = self.answer_all(&line, passed, &room[1]) => {}
+                () = self.hear_beats(beats) => {}
+                () = self.hear_told(told) => {}
+                _ = lost.wait_for(|is_lost| *is_lost) => {}
+            }
+            (line, ears) = loop {
+                let Some(line) = carrier.bus.next_line().await else { return };
+                match carrier.listen(&line, self.mark).await {
+                    Ok(ears) => break (line, ears),
+                    Err(error) if *line.lost().borrow() => {
+                        tracing::debug!(%error, "the connection to the broker was lost again");
+                    }
+                    Err(error) => tracing::error!(%error, "cannot hear hosts over the broker"),
+                }
+                tokio::time::sleep(AGAIN).await;
+            };
+        }
+    }
+
+    /// Learns who is there, and makes up for what was missed on both sides.
+    fn greet(&self) {
+        let away: Vec<String> = {
+            let hosts = self.hosts();
+            let known = hosts.known().map(|(host, _)| host);
+            known.filter(|host| !hosts.is_at_socket(host)).map(str::to_owned).collect()
+        };
+        {
+            let mut lanes = self.lanes();
+            let hosts = self.hosts();
+            lanes.all_heard(|host| !hosts.is_at_socket(host));
+        }
+        self.errands(away, Why::All);
+    }
+
+    /// Answers each question in a task of its own.
+    async fn answer_all(
+        self: &Arc<Self>,
+        line: &Line,
+        mut asks: Subscriber,
+        room: &Arc<Semaphore>,
+    ) {
+        while let Some(message) = asks.next().await {
+            let Ok(place) = room.clone().acquire_owned().await else { return };
+            let (controller, line) = (self.clone(), line.clone());
+            tokio::spawn(async move {
+                controller.reply(&line, message).await;
+                drop(place);
+            });
+        }
+    }
+
+    async fn hear_beats(self: &Arc<Self>, mut beats: Subscriber) {
+        while let Some(message) = beats.next().await {
+            self.take_beat(&message);
+        }
+    }
+
+    async fn hear_told(&self, mut told: Subscriber) {
+        while let Some(Message { payload, .. }) = told.next().await {
+            match decode::<Meanwhile>(&payload) {
+                Ok(Meanwhile { host, told }) => self.take_told(&host, told),
+                Err(error) => tracing::debug!(%error, "cannot read what a controller tells"),
+            }
+        }
+    }
+
+    /// Has those of `hosts` told that are there and heard over the broker.
+    pub(super) fn call(&self, hosts: &[String], why: Why) {
+        if self.carrier.get().is_none() {
+            return;
+        }
+        let uptime = self.clock.uptime();
+        let there: Vec<_> = {
+            let known = self.hosts();
+            hosts.iter().filter(|host| known.is_over_bus(host, uptime)).cloned().collect()
+        };
+        self.errands(there, why);
+    }
+
+    fn errands(&self, hosts: Vec<String>, why: Why) {
+        let Some(carrier) = self.carrier.get().filter(|_| !hosts.is_empty()) else { return };
+        {
+            let mut errands = lock(&carrier.errands);
+            for host in hosts {
+                errands.entry(host).or_default().insert(why);
+            }
+        }
+        carrier.is_due.notify_one();
+    }
+
+    /// Refuses at once what no host could be told: what is in this memory only while there is no
+    /// connection to the broker, and what no message has room for.
+    pub(super) fn reach(&self, record: &Record, is_stored: bool) -> Result<()> {
+        let Some(carrier) = self.carrier.get() else { return Ok(()) };
+        let hosts = &record.job.hosts;
+        let line = carrier.bus.line();
+        let needs_bus = || {
+            let known = self.hosts();
+            hosts.iter().any(|host| !known.is_at_socket(host))
+        };
+        match line {
+            Err(error) if !is_stored && needs_bus() => Err(error),
+            // The store has a connection of its own.
+            Err(_) => Ok(()),
+            Ok(line) => {
+                let host = hosts.first().map_or("", String::as_str);
+                let task = record.seal(host, u64::MAX, Some(u64::MAX), true)?;
+                // Quotes within a text take two characters.
+                let size = task.len() + task.matches(['"', '\\']).count() + BESIDE;
+                let room = Carrier::room(&line);
+                if size <= room {
+                    return Ok(());
+                }
+                let message = format!(
+                    "the job would be {size} bytes, more than the {room} that a message of the \
+                     broker has room for; upload what is large as a file and name it"
+                );
+                Err(Error::new(Kind::TooLarge, message))
+            }
+        }
+    }
+}
