@@ -11,6 +11,7 @@ const OWN: &[&str] = &[
     "osapi-agent.service",
     "osapi-controller.service",
     "osapi-relay.service",
+    "osapi-relay.socket",
     "osapi-settle.service",
     "osapi-tls.socket",
     "osapi.slice",
