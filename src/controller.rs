@@ -227,6 +227,7 @@ impl Controller {
     /// Ends the work in the background and makes durable what was still to be noted. Jobs are not
     /// affected; the next start goes on with them.
     pub async fn stop(&self) {
+        self.leave_to_others().await;
         for task in lock(&self.tasks).drain(..) {
             task.abort();
         }

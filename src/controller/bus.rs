@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use async_nats::{Message, Subscriber};
 use futures_util::StreamExt;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::{Controller, Shared, lock};
 use crate::broker::{self, Bus, LIMIT, Line, Settings};
@@ -29,6 +29,8 @@ pub(super) use wakes::Why;
 const AT_ONCE: usize = 512;
 /// The pause before a connection is looked for again.
 const AGAIN: Duration = Duration::from_millis(100);
+/// How long whoever ends may take to answer what was asked.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// What a message has beside its tasks, at most, in bytes.
 const AROUND: usize = 16 << 10;
 /// What a task takes in a message beside its body, in bytes.
@@ -41,6 +43,10 @@ pub(super) struct Carrier {
     /// Hosts that are to be told something, by machine id.
     errands: Mutex<BTreeMap<String, BTreeSet<Why>>>,
     is_due: Notify,
+    /// Hosts are to ask others from now on.
+    is_ending: watch::Sender<bool>,
+    /// All that was asked of this one is answered.
+    has_answered: Notify,
 }
 
 /// What is listened to on one connection.
@@ -92,8 +98,14 @@ impl Controller {
         let subjects = Subjects::of(&settings.namespace);
         let line = Line::open(&settings).await?;
         let bus = Bus::new(settings, line.clone());
-        let (errands, is_due) = (Mutex::default(), Notify::new());
-        let carrier = Carrier { bus: bus.clone(), subjects, errands, is_due };
+        let carrier = Carrier {
+            bus: bus.clone(),
+            subjects,
+            errands: Mutex::default(),
+            is_due: Notify::new(),
+            is_ending: watch::Sender::new(false),
+            has_answered: Notify::new(),
+        };
         let ears = carrier.listen(&line, self.mark).await?;
         if self.carrier.set(carrier).is_err() {
             return Err(Error::new(Kind::Internal, "hosts are answered over a broker already"));
@@ -109,17 +121,21 @@ impl Controller {
     async fn hear(self: Shared, mut line: Line, mut ears: Ears) {
         let Some(carrier) = self.carrier.get() else { return };
         let room = [(); 2].map(|()| Arc::new(Semaphore::new(AT_ONCE)));
+        let (is_ending, never) = (&carrier.is_ending, watch::Sender::new(false));
         loop {
             self.greet();
             let mut lost = line.lost();
             let Ears { asks, beats, passed, told } = ears;
             tokio::select! {
-                () = self.answer_all(&line, asks, &room[0]) => {}
+                () = self.answer_all(&line, asks, &room[0], is_ending) => {}
                 // What others pass on must not wait for what is passed on to them.
-                () = self.answer_all(&line, passed, &room[1]) => {}
+                () = self.answer_all(&line, passed, &room[1], &never) => {}
                 () = self.hear_beats(beats) => {}
                 () = self.hear_told(told) => {}
                 _ = lost.wait_for(|is_lost| *is_lost) => {}
+            }
+            if *is_ending.borrow() {
+                return carrier.has_answered.notify_one();
             }
             (line, ears) = loop {
                 let Some(line) = carrier.bus.next_line().await else { return };
@@ -150,20 +166,47 @@ impl Controller {
         self.errands(away, Why::All);
     }
 
-    /// Answers each question in a task of its own.
+    /// Answers each question in a task of its own; those that have come when it is to end as well.
     async fn answer_all(
         self: &Arc<Self>,
         line: &Line,
         mut asks: Subscriber,
         room: &Arc<Semaphore>,
+        is_ending: &watch::Sender<bool>,
     ) {
-        while let Some(message) = asks.next().await {
+        let (mut end, mut is_last) = (is_ending.subscribe(), false);
+        loop {
+            let message = tokio::select! {
+                biased;
+                message = asks.next() => message,
+                () = async { drop(end.wait_for(|is_ending| *is_ending).await) }, if !is_last => {
+                    is_last = true;
+                    match asks.drain().await {
+                        Ok(()) => continue,
+                        Err(_) => return,
+                    }
+                }
+            };
+            let Some(message) = message else { break };
             let Ok(place) = room.clone().acquire_owned().await else { return };
             let (controller, line) = (self.clone(), line.clone());
             tokio::spawn(async move {
                 controller.reply(&line, message).await;
                 drop(place);
             });
+        }
+        if is_last {
+            let all = u32::try_from(AT_ONCE).unwrap_or(u32::MAX);
+            drop(room.acquire_many(all).await);
+        }
+    }
+
+    /// Leaves what hosts ask to other controllers, once what has come is answered.
+    pub(super) async fn leave_to_others(&self) {
+        let Some(carrier) = self.carrier.get() else { return };
+        carrier.is_ending.send_replace(true);
+        if tokio::time::timeout(LAST_ANSWERS, carrier.has_answered.notified()).await.is_err() {
+            tracing::warn!("hosts were not answered in time, and ask again");
         }
     }
 

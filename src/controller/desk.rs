@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::lanes::{Open, Question, Which};
+use super::listen::SLOW;
 use super::status::Status;
 use super::{Controller, Shared, ids};
 use crate::error::{Error, Kind, Result};
@@ -101,7 +102,7 @@ impl Desk for AgentDesk {
                     }
                     if self.controller.listened(&host, id) {
                         self.told.insert(id);
-                        is_heard &= self.controller.pass_on(id, data).await;
+                        is_heard &= self.controller.pass_on(id, data, SLOW).await;
                     } else {
                         is_heard &= self.controller.tell(&host, id, data);
                     }

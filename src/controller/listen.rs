@@ -28,7 +28,7 @@ const OF_CALLER: usize = 4;
 /// How many messages of a host wait for whoever listens. Each has about 64 KiB, or one entry.
 const WAITING: usize = 4;
 /// How long a host waits for room among them.
-const SLOW: Duration = Duration::from_secs(10);
+pub(super) const SLOW: Duration = Duration::from_secs(10);
 /// How long a host may take to begin, and be silent then: it says something every second.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -102,8 +102,9 @@ impl Controller {
         lock(&self.listeners).0.get(&id).is_some_and(|listener| listener.host == host)
     }
 
-    /// Passes on what was told of `id`, once there is room. False where nobody listens any more.
-    pub(super) async fn pass_on(&self, id: Uuid, told: Value) -> bool {
+    /// Passes on what was told of `id`, once there is room, which is not to take longer than
+    /// `patience`. False where nobody listens any more.
+    pub(super) async fn pass_on(&self, id: Uuid, told: Value, patience: Duration) -> bool {
         let found = lock(&self.listeners).0.get(&id).map(|listener| listener.sender.clone());
         let Some(sender) = found else { return false };
         let Ok(pieces) = serde_json::from_value::<Vec<Piece>>(told) else {
@@ -115,7 +116,7 @@ impl Controller {
             // Only a sign of life.
             return !matches!(sender.try_send(pieces), Err(mpsc::error::TrySendError::Closed(_)));
         }
-        match sender.send_timeout(pieces, SLOW).await {
+        match sender.send_timeout(pieces, patience).await {
             Ok(()) => true,
             Err(SendTimeoutError::Closed(_)) => false,
             Err(SendTimeoutError::Timeout(_)) => {

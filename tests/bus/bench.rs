@@ -26,7 +26,7 @@ pub(super) const LOOK: &str = "node.os.get";
 pub(super) const ACT: &str = "command.exec.execute";
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn settings(broker: &Broker, name: &str) -> Settings {
+pub(super) fn settings(broker: &Broker, name: &str) -> Settings {
     let (servers, namespace, name) = (vec![broker.address()], "osapi".to_owned(), name.to_owned());
     Settings { servers, namespace, name, replicas: 1, ..Settings::default() }
 }
@@ -127,6 +127,8 @@ pub(super) struct Host {
     pub(super) id: String,
     client: Client,
     wakes: Subscriber,
+    /// Tasks it was told of and nobody has looked at.
+    tasks: Vec<Value>,
 }
 
 impl Host {
@@ -143,7 +145,7 @@ impl Host {
         let mut heard = client.subscribe(probe.clone()).await.unwrap();
         client.publish(probe, "".into()).await.unwrap();
         heard.next().await.unwrap();
-        Self { id: id.to_owned(), client, wakes }
+        Self { id: id.to_owned(), client, wakes, tasks: Vec::new() }
     }
 
     /// One that all of `controllers` know to be there.
@@ -168,10 +170,15 @@ impl Host {
     }
 
     pub(super) async fn ask(&self, ask: &Ask) -> Result<Answer, ErrorBody> {
+        self.try_ask(ask).await.expect("no controller is there")
+    }
+
+    /// None where nobody answers.
+    pub(super) async fn try_ask(&self, ask: &Ask) -> Option<Result<Answer, ErrorBody>> {
         let subject = format!("osapi.ask.{}", self.id);
         let question = serde_json::to_vec(ask).unwrap();
-        let answer = self.client.request(subject, question.into()).await.unwrap();
-        serde_json::from_slice(&answer.payload).unwrap()
+        let answer = self.client.request(subject, question.into()).await.ok()?;
+        Some(serde_json::from_slice(&answer.payload).unwrap())
     }
 
     pub(super) async fn refused(&self, ask: &Ask) -> Kind {
@@ -202,15 +209,18 @@ impl Host {
         }
     }
 
-    /// The task that it is told of next.
+    /// The task of this class that it is told of next.
     pub(super) async fn task(&mut self, class: &str) -> Task {
         loop {
+            if let Some(at) = self.tasks.iter().position(|task| task["class"] == class) {
+                let handed = self.tasks.remove(at);
+                let task = task_of(&handed);
+                let job = handed["job"].as_str();
+                assert_eq!((&task.host, job), (&self.id, Some(task.job.as_str())));
+                return task;
+            }
             let wake = self.wake().await;
-            let Some(handed) = wake["tasks"].get(0) else { continue };
-            assert_eq!(handed["class"], class);
-            let task = task_of(handed);
-            assert_eq!((&task.host, handed["job"].as_str()), (&self.id, Some(task.job.as_str())));
-            return task;
+            self.tasks.extend(wake["tasks"].as_array().into_iter().flatten().cloned());
         }
     }
 

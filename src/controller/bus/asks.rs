@@ -12,14 +12,16 @@ use super::super::desk::{PART, ROOM};
 use super::super::lanes::{Question, Which};
 use super::super::{Controller, ids};
 use super::{BESIDE, Carrier, Why};
-use crate::broker::{self, LIMIT, Line};
+use crate::broker::{self, Line};
 use crate::error::{Error, ErrorBody, Kind, Result};
 use crate::job::{decode, encode};
 use crate::link::bus::{Beat, Meanwhile, Passed, host_of};
 use crate::link::{About, Answer, Ask, Head, Next, Tell, Told};
 
-/// How long another controller may take with what somebody listens to, who may be slow.
-const LISTENING: Duration = Duration::from_secs(15);
+/// How long whoever listens may take to make room, and how long another controller may take with
+/// what is passed on: the host waits five seconds for its answer.
+const LISTENING: Duration = Duration::from_secs(3);
+const PASSING: Duration = Duration::from_secs(4);
 /// The longest machine id.
 const MACHINE_ID: usize = 128;
 
@@ -199,27 +201,21 @@ impl Controller {
             let more = encode(&report)?.len() + BESIDE;
             if size + more > most && !group.is_empty() {
                 let group = std::mem::take(&mut group);
-                self.pass(mark, host, Ask::Finish(group), LIMIT).await?;
+                self.pass(mark, host, Ask::Finish(group)).await?;
                 size = 0;
             }
             size += more;
             group.push(report);
         }
-        self.pass(mark, host, Ask::Finish(group), LIMIT).await.map(drop)
+        self.pass(mark, host, Ask::Finish(group)).await.map(drop)
     }
 
     /// Asks the controller that keeps a job; None where it is gone, and whoever waited with it.
-    async fn pass(
-        &self,
-        mark: u16,
-        host: &str,
-        ask: Ask,
-        limit: Duration,
-    ) -> Result<Option<Answer>> {
+    async fn pass(&self, mark: u16, host: &str, ask: Ask) -> Result<Option<Answer>> {
         let Some(carrier) = self.carrier.get() else { return Ok(None) };
         let line = carrier.bus.line()?;
         let payload = encode(&Passed { host: host.to_owned(), ask })?;
-        let request = async_nats::Request::new().payload(payload).timeout(Some(limit));
+        let request = async_nats::Request::new().payload(payload).timeout(Some(PASSING));
         let mut lost = line.lost();
         let answer = tokio::select! {
             answer = line.client.send_request(carrier.subjects.desk(mark), request) => answer,
@@ -272,7 +268,7 @@ impl Controller {
         }
         let mut is_heard = self.tell_here(host, own).await;
         for (mark, told) in elsewhere {
-            let answer = self.pass(mark, host, Ask::Tell(told), LISTENING).await?;
+            let answer = self.pass(mark, host, Ask::Tell(told)).await?;
             is_heard &= matches!(answer, Some(Answer::Done));
         }
         Ok(answer_of(is_heard))
@@ -284,7 +280,7 @@ impl Controller {
         for Tell { job, data } in told {
             let Ok(id) = Uuid::parse_str(&job) else { continue };
             is_heard &= if self.listened(host, id) {
-                self.pass_on(id, data).await
+                self.pass_on(id, data, LISTENING).await
             } else {
                 self.tell(host, id, data)
             };
