@@ -182,7 +182,18 @@ impl Line {
         headers: Option<HeaderMap>,
         payload: Bytes,
     ) -> Result<Message> {
-        let mut request = async_nats::Request::new().payload(payload);
+        self.ask_within(LIMIT, subject, headers, payload).await
+    }
+
+    /// The same, with `limit` for the answer.
+    pub(crate) async fn ask_within(
+        &self,
+        limit: Duration,
+        subject: &str,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+    ) -> Result<Message> {
+        let mut request = async_nats::Request::new().payload(payload).timeout(Some(limit));
         if let Some(headers) = headers {
             request = request.headers(headers);
         }

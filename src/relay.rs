@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::broker::{Bus, Settings};
+use crate::broker::{Bus, LIMIT, Settings};
 use crate::error::{Error, ErrorBody, Kind, Result};
 use crate::link::bus::Subjects;
 use crate::link::{About, Answer, Ask, Class, Desk, Head, MAX_FRAME, Next, Sealed};
@@ -36,6 +36,8 @@ const LONGEST: Duration = Duration::from_secs(30);
 const ROOM: usize = 64;
 /// How many ends of audit chains one answer carries.
 const HEADS: usize = 64;
+/// How long the answer to a `Tell` may take: a controller waits for 10 s for who reads slowly.
+const TELL: Duration = Duration::from_secs(20);
 /// How long whoever ends may take to say so.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -130,7 +132,10 @@ impl Shared {
         let body = serde_json::to_vec(ask).map_err(|error| {
             Error::new(Kind::Internal, "cannot encode a question").because(error)
         })?;
-        let answer = line.ask(&self.subjects.ask(host), None, body.into()).await?.payload;
+        // Whoever tells goes no faster than the one who reads.
+        let limit = if matches!(ask, Ask::Tell(_)) { TELL } else { LIMIT };
+        let subject = self.subjects.ask(host);
+        let answer = line.ask_within(limit, &subject, None, body.into()).await?.payload;
         if answer.len() > MAX_FRAME {
             return Err(nonsense(&format!("its {} bytes are more than {MAX_FRAME}", answer.len())));
         }

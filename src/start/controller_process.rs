@@ -68,7 +68,7 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
         let mut passed = inherited()?;
         let is_activated = !passed.sockets.is_empty();
         let api_socket = listen(&paths.socket, &mut passed.sockets)?;
-        let agent_socket = agent_socket(&config, &paths, with_agent, &mut passed)?;
+        let agent_socket = agent_socket(&config, &paths, &mut passed)?;
         let tls = encryption(&config, &passed.network, is_activated)?;
         let network = network(&config, passed.network, is_activated)?;
         for (path, _) in passed.sockets {
@@ -157,13 +157,8 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
 }
 
 /// Where the agent connects; None where it connects to a relay.
-fn agent_socket(
-    config: &Config,
-    paths: &Paths,
-    with_agent: bool,
-    passed: &mut Inherited,
-) -> Result<Option<Bound>> {
-    if !with_agent && config.agent.nats.is_used() {
+fn agent_socket(config: &Config, paths: &Paths, passed: &mut Inherited) -> Result<Option<Bound>> {
+    if config.agent.nats.is_used() {
         tracing::info!("agent.nats.url is set: the relay answers the agent of this host");
         return Ok(None);
     }

@@ -38,6 +38,8 @@ pub struct Appliance {
     site: Site,
     controller: Option<Child>,
     agent: Option<Child>,
+    /// Between the two, where the environment asks for one.
+    relay: Option<Child>,
     /// Both processes' state lies on a file system of its own, which goes with this.
     disk: Option<Disk>,
     /// Keeps what the controller would keep in files, where the environment asks for one.
@@ -144,7 +146,9 @@ impl Appliance {
             site.write(path, text);
         }
         fs::create_dir_all(site.state()).unwrap();
-        let broker = std::env::var_os("OSAPI_TEST_STORE").is_some_and(|store| store == "nats");
+        // `nats`: what is kept, is kept at a broker. `relay`: the agent is reached over it as well.
+        let kept = std::env::var("OSAPI_TEST_STORE").unwrap_or_default();
+        let broker = ["nats", "relay"].contains(&kept.as_str());
         let broker = broker.then(|| Broker::below(&dir.path().join("broker")));
         let mut config = format!(
             "controller:\n  socket: {0}/osapi.sock\n  state_dir: {0}/state/controller\n\
@@ -154,9 +158,25 @@ impl Appliance {
         if let Some(broker) = &broker {
             let nats = format!("controller:\n  nats:\n    url: nats://{}\n", broker.address());
             config = config.replacen("controller:\n", &nats, 1);
+            if kept == "relay" {
+                let nats = format!("agent:\n  nats:\n    url: nats://{}\n", broker.address());
+                config = config.replacen("agent:\n", &nats, 1);
+            }
         }
         fs::write(dir.path().join("osapi.yaml"), config).unwrap();
-        Self { site, controller: None, agent: None, disk, _broker: broker, _dir: dir }
+        let mut appliance = Self {
+            site,
+            controller: None,
+            agent: None,
+            relay: None,
+            disk,
+            _broker: broker,
+            _dir: dir,
+        };
+        if kept == "relay" {
+            appliance.relay = Some(appliance.process(&["relay"]));
+        }
+        appliance
     }
 
     /// Another handle to the same place, for a thread of its own.
@@ -239,6 +259,7 @@ impl Drop for Appliance {
     fn drop(&mut self) {
         kill(self.controller.take());
         kill(self.agent.take());
+        kill(self.relay.take());
         drop(self.disk.take());
     }
 }
