@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use osapi::error::{Error, Kind};
-use osapi::job::{Outcome, Report, Task};
-use osapi::link::{Answer, Ask, Class, Link, Next, SocketLink, Tell, serve};
+use osapi::job::{Outcome, Task};
+use osapi::link::{Answer, Ask, Class, Link, Next, SocketLink, Tell, Told, serve};
 use osapi::relay::Relay;
 use serde_json::json;
 use tokio::net::UnixListener;
@@ -19,7 +19,7 @@ mod bench;
 
 use bench::{
     ACT, CHANGE, Host, LOOK, about, ask, call, controller, done, is_there, outcome, submit,
-    task_of, until,
+    task_of, told, until,
 };
 
 #[tokio::test]
@@ -40,7 +40,7 @@ async fn whatever_the_class_a_host_is_told_and_its_answer_comes_back() {
     // A read may also be reported with the next question.
     let job = ask(&one, LOOK, "m1").await;
     host.task("read").await;
-    let done = vec![Report::new(job.id.clone(), 1, 2, done())];
+    let done = vec![told(&job.id, done())];
     host.ask(&Ask::Next(Next { done, ..Next::default() })).await.unwrap();
     outcome(&one, &job).await.unwrap();
     assert!(host.next(&[]).await.0.is_empty());
@@ -98,7 +98,7 @@ async fn a_host_speaks_for_no_other() {
     let job = ask(&one, CHANGE, "m1").await;
     let read = ask(&one, LOOK, "m1").await;
     assert!(thief.next(&[]).await.0.is_empty());
-    let finish = |job: &str| Ask::Finish(vec![Report::new(job.to_owned(), 1, 2, done())]);
+    let finish = |job: &str| Ask::Finish(vec![told(job, done())]);
     assert_eq!(thief.refused(&finish(&job.id)).await, Kind::Denied);
     // What is not for it does not end either, where there is nothing to refuse it with.
     thief.ask(&finish(&read.id)).await.unwrap();
@@ -180,7 +180,7 @@ async fn whoever_takes_an_answer_it_reaches_the_one_who_waits() {
     }
     // Reads of several in one word.
     let jobs = [ask(&one, LOOK, "m1").await, ask(&two, LOOK, "m1").await];
-    let reports = jobs.iter().map(|job| Report::new(job.id.clone(), 1, 2, done())).collect();
+    let reports = jobs.iter().map(|job| told(&job.id, done())).collect();
     host.ask(&Ask::Finish(reports)).await.unwrap();
     outcome(&one, &jobs[0]).await.unwrap();
     outcome(&two, &jobs[1]).await.unwrap();
@@ -359,7 +359,7 @@ fn agent(socket: &Path, is_stopped: &AtomicBool) {
     let uid = rustix::process::getuid().as_raw();
     let mut link = SocketLink::new(socket, uid);
     let mut about = Some(Box::new(about("m1")));
-    let mut reports: Vec<Report> = Vec::new();
+    let mut reports: Vec<Told> = Vec::new();
     while !is_stopped.load(Ordering::Relaxed) {
         // As long as nobody is there, it says all of it again.
         if !reports.is_empty() {
@@ -381,7 +381,7 @@ fn agent(socket: &Path, is_stopped: &AtomicBool) {
         about = None;
         for task in tasks {
             let task: Task = serde_json::from_str(&task.body).unwrap();
-            reports.push(Report::new(task.job, 1, 2, done()));
+            reports.push(told(&task.job, done()));
         }
     }
 }

@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use osapi::broker::Settings;
 use osapi::error::{Kind, Result};
 use osapi::job::{Outcome, Report};
-use osapi::link::{About, Answer, Ask, Class, Link, MAX_FRAME, Next, SocketLink, serve};
+use osapi::link::{About, Answer, Ask, Class, Link, MAX_FRAME, Next, SocketLink, Told, serve};
 use osapi::relay::Relay;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -94,8 +94,9 @@ fn jobs(answer: Result<Answer>) -> Vec<u64> {
     split(answer).0
 }
 
-fn report(number: u64) -> Report {
-    Report::new(job(number), 1, 2, Outcome::from(Ok(json!({}))))
+fn report(number: u64) -> Told {
+    let report = Report::new(job(number), 1, 2, Outcome::from(Ok(json!({}))));
+    Told::new(&report, "web1", None).unwrap()
 }
 
 impl Agent {

@@ -122,7 +122,7 @@ mod tests {
     }
 
     fn task(text: &str) -> Sealed {
-        Sealed { body: text.to_owned() }
+        Sealed::new(text.to_owned(), "web1", None)
     }
 
     fn jobs(inbox: &Inbox) -> Vec<u128> {

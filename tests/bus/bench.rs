@@ -12,7 +12,7 @@ use osapi::controller::{
 };
 use osapi::error::{ErrorBody, Kind, Result};
 use osapi::job::{Job, Options, Outcome, Report, Task};
-use osapi::link::{About, Answer, Ask, Class, Next};
+use osapi::link::{About, Answer, Ask, Class, Next, Told};
 use osapi::ops;
 use osapi::permission::{Caller, Role};
 use osapi::store::Bounds;
@@ -43,6 +43,7 @@ pub(super) async fn controller(broker: &Broker, name: &str) -> Shared {
         limits: Limits::default(),
         job_timeout: PATIENCE,
         key: [7; 32],
+        trust: None,
     };
     let controller = Controller::start(setup).await.unwrap();
     controller.answer_over(settings).await.unwrap();
@@ -135,6 +136,7 @@ impl Host {
     /// One that has said nothing yet.
     pub(super) async fn silent(broker: &Broker, id: &str) -> Self {
         let client = ConnectOptions::new()
+            .custom_inbox_prefix(format!("_INBOX_osapi_{id}"))
             .request_timeout(Some(PATIENCE))
             .connect(broker.address())
             .await
@@ -238,10 +240,14 @@ impl Host {
     }
 
     pub(super) async fn finish(&self, job: &str, outcome: Outcome) {
-        let report = Report::new(job.to_owned(), 1, 2, outcome);
-        let answer = self.ask(&Ask::Finish(vec![report])).await.unwrap();
+        let answer = self.ask(&Ask::Finish(vec![told(job, outcome)])).await.unwrap();
         assert!(matches!(answer, Answer::Done));
     }
+}
+
+/// What an agent says that signs nothing.
+pub(super) fn told(job: &str, outcome: Outcome) -> Told {
+    Told::new(&Report::new(job.to_owned(), 1, 2, outcome), "", None).unwrap()
 }
 
 pub(super) fn about(id: &str) -> About {

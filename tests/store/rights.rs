@@ -15,8 +15,8 @@ use osapi::error::Kind;
 use osapi::store::nats::{NatsObjects, NatsStore, install};
 use osapi::store::{Bounds, Event, Expect, Step, Store};
 
-use super::broker::{self, Broker};
 use super::suite;
+use crate::broker::{self, Broker};
 use crate::say::say;
 
 const PASSWORD: &str = "right";
