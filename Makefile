@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help build run deb vendor test test-long bench docs lint
+.PHONY: help build run deb vendor test test-long bench bench-fleet docs lint
 
 help:
 	@echo 'make run        build osapi, lay ./osapi into the tree and start it'
@@ -10,6 +10,7 @@ help:
 	@echo 'make test       what this machine allows; a tenth of the storms and sweeps'
 	@echo 'make test-long  the same, all of it: 200 kills, every point, 10 power cuts'
 	@echo 'make bench      figures, each beside its limit'
+	@echo 'make bench-fleet  the same of agents by the thousand, for which it needs a nats-server'
 	@echo 'make docs       rewrite the documents that are derived from the code'
 	@echo 'make lint       format, clippy, licences and sources of dependencies'
 
@@ -39,6 +40,9 @@ test-long:
 
 bench:
 	$(CARGO) bench --locked --bench figures
+
+bench-fleet:
+	$(CARGO) bench --locked --bench fleet
 
 docs:
 	UPDATE=1 $(CARGO) test --locked --quiet --test main

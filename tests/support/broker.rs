@@ -80,6 +80,10 @@ impl Broker {
         format!("127.0.0.1:{}", self.port)
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.as_ref().unwrap().id()
+    }
+
     /// Ends it as a power cut would, as far as the process is concerned.
     pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
