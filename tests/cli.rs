@@ -173,7 +173,9 @@ fn keys_are_compared_and_accepted_in_the_published_words() {
     assert_eq!(call(&["agent", "list"]).row.id, "agent.list");
     let accept = call(&["client", "agent", "accept", "--hostname", "x", "--fingerprint", "y"]);
     assert_eq!(accept.row.id, "agent.accept");
-    assert_eq!(accept.params["fingerprint"], "y");
+    let question = accept.question().unwrap();
+    assert_eq!(question.uri, "/api/agent/x/accept?fingerprint=y");
+    assert_eq!(question.body.unwrap(), b"{}");
 }
 
 /// A value that the field takes.

@@ -249,6 +249,10 @@ impl Call {
         let mut query = form_urlencoded::Serializer::new(String::new());
         ask(&mut query, &self.options);
         let body = if self.row.method.has_body() {
+            let is_beside = |name: &String| self.row.in_query.contains(&name.as_str());
+            let beside = params.keys().filter(|name| is_beside(name)).cloned().collect::<Vec<_>>();
+            let beside = beside.into_iter().filter_map(|name| params.remove_entry(&name)).collect();
+            ask(&mut query, &beside);
             Some(crate::job::encode(&params)?.to_vec())
         } else {
             ask(&mut query, &params);
