@@ -18,6 +18,8 @@ mod say;
 mod secrets;
 #[path = "support/appliance.rs"]
 mod support;
+#[path = "end_to_end/trust.rs"]
+mod trust;
 
 use std::fs::File;
 use std::io::{Read, Write};
