@@ -13,6 +13,7 @@ use super::{Call, Controller, Here, Judged, Local, lock};
 use crate::error::Result;
 use crate::op::{Domain, Nothing, Op, Rows};
 use crate::permission::Permission;
+use crate::store::Condition;
 
 /// Of how many hosts it is told that reads hang.
 const TOLD: usize = 8;
@@ -160,16 +161,24 @@ fn judge(output: &Value) -> Option<u16> {
 }
 
 fn ready(call: &Call) -> Ready {
-    let agents = call.controller.agents();
-    let error = if agents.is_empty() {
-        Some("no agent has registered yet")
-    } else if agents.iter().all(|agent| agent.status == Presence::NotReady) {
-        Some("no agent is ready")
-    } else {
-        None
-    };
+    let error = missing(&call.controller.agents(), call.controller.store.conditions());
     let status = if error.is_none() { "ready" } else { "not_ready" };
-    Ready { status: status.to_owned(), error: error.map(str::to_owned) }
+    Ready { status: status.to_owned(), error }
+}
+
+/// What is missing for work to be done. While a broker is away its hosts are still remembered.
+fn missing(agents: &[Agent], conditions: Vec<Condition>) -> Option<String> {
+    let mut faults = conditions.into_iter().filter(|condition| !condition.is_warning);
+    let fault = faults.find_map(|condition| condition.fault);
+    fault.or_else(|| {
+        if agents.is_empty() {
+            Some("no agent has registered yet".to_owned())
+        } else if agents.iter().all(|agent| agent.status == Presence::NotReady) {
+            Some("no agent is ready".to_owned())
+        } else {
+            None
+        }
+    })
 }
 
 async fn status(call: Call) -> Result<Overview> {
@@ -361,5 +370,24 @@ fn age(ms: u64) -> String {
         (0, 0, _) => format!("{minutes}m"),
         (0, _, _) => format!("{hours}h {minutes}m"),
         _ => format!("{days}d {hours}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_ready_without_what_the_store_depends_on() {
+        let agent = |status| Agent { status, ..Agent::default() };
+        let there = [agent(Presence::NotReady), agent(Presence::Ready)];
+        let fault = |is_warning| {
+            vec![Condition { name: "broker", fault: Some("it is away".to_owned()), is_warning }]
+        };
+        assert_eq!(missing(&there, Vec::new()), None);
+        assert_eq!(missing(&there, fault(true)), None);
+        assert_eq!(missing(&there, fault(false)).as_deref(), Some("it is away"));
+        assert_eq!(missing(&there[..1], fault(true)).as_deref(), Some("no agent is ready"));
+        assert!(missing(&[], Vec::new()).is_some());
     }
 }
