@@ -44,7 +44,7 @@ mod trust;
 
 pub mod facts;
 
-pub use machine::machine_id;
+pub use machine::{machine_id, machine_id_of};
 pub use policy::Policy;
 pub use trust::Pki;
 

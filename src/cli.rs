@@ -38,7 +38,7 @@ mod words;
 
 pub use call::{Call, Patience};
 pub use command::command;
-pub use nats::Nats;
+pub use nats::{Join, Nats};
 pub use output::{document, page};
 pub use pages::pages;
 pub use run::run;
@@ -54,7 +54,7 @@ pub enum Invocation {
     Server(Server),
     /// To make or judge a token, which takes the signing key.
     Token(Globals, Token),
-    /// To prepare a broker, which no controller can.
+    /// To prepare a broker, or this host for one, which no controller can.
     Nats(Globals, Nats),
     /// Something to ask the API for; [`run`] does it.
     Client(Client),

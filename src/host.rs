@@ -25,6 +25,7 @@ mod transient;
 mod view;
 mod want;
 
+pub(crate) use command::query;
 pub use command::{Done, Line, Lines};
 pub use exec::{Executor, Listening, has_journal};
 pub use journal::{Amendment, Bounds as UndoBounds, Record};

@@ -15,6 +15,7 @@ use crate::error::{Error, Kind, Result};
 
 mod kept;
 
+pub(crate) use kept::write;
 pub use kept::{Holder, public_keys};
 
 /// What a key in PKCS#8 begins with, before its 32 bytes: RFC 8410, section 7.
@@ -129,7 +130,7 @@ impl PublicKey {
         key.verify(&purpose.text(host, parts), &signature).is_ok()
     }
 
-    fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         pem(PUBLIC, &[&SPKI[..], &self.0].concat())
     }
 }

@@ -20,6 +20,7 @@ use crate::token::Key;
 mod agent_process;
 mod answer;
 mod controller_process;
+mod join;
 mod listen;
 mod nats;
 mod network;

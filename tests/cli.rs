@@ -9,6 +9,7 @@ use osapi::ops::{self, Row};
 use osapi::schema::{self, Type};
 use serde_json::Value;
 
+mod join;
 mod output;
 mod socket;
 
@@ -126,6 +127,15 @@ fn what_a_role_may_at_the_broker_is_asked_for_without_a_controller() {
     assert_eq!((role, namespace.as_deref()), (Role::Host, Some("prod")));
     assert_eq!(hosts, ["a", "b", "c"]);
     assert_eq!(nats("nats install"), Nats::Install);
+    let Nats::Join(join) = nats("agent join broker:4222 --controller-key k --cacert /ca.pem")
+    else {
+        panic!("something else")
+    };
+    assert_eq!((join.role, &*join.url, &*join.namespace), (Role::Host, "broker:4222", "osapi"));
+    assert!(matches!(nats("controller join b"), Nats::Join(join) if join.role == Role::Controller));
+    for words in ["agent join b", "controller join", "controller join b --controller-key k"] {
+        assert!(parse(&words.split(' ').collect::<Vec<_>>()).is_err(), "{words}");
+    }
     for wrong in ["", " --role host", " --role guest"] {
         let words = format!("nats permissions{wrong}");
         assert!(parse(&words.split(' ').collect::<Vec<_>>()).is_err(), "{words}");

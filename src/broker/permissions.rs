@@ -100,6 +100,8 @@ pub struct User {
     /// A host goes by its machine id.
     name: String,
     nkey: Option<String>,
+    /// Whether it may make the streams as well, as an installer may.
+    installs: bool,
 }
 
 impl User {
@@ -125,7 +127,12 @@ impl User {
             return wrong("an nkey", key, "name a user's public key, which begins with U");
         }
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
-        Ok(Self { role, namespace, name, nkey: nkey.map(str::to_owned) })
+        Ok(Self { role, namespace, name, nkey: nkey.map(str::to_owned), installs: false })
+    }
+
+    /// The same, which may make the streams as well.
+    pub fn installing(self) -> Self {
+        Self { installs: true, ..self }
     }
 
     /// What the server may call it.
@@ -154,7 +161,11 @@ impl User {
     }
 
     fn subjects(&self, way: Way) -> impl Iterator<Item = (String, &'static str)> {
-        rights(self.role, way).map(|right| {
+        let own = rights(self.role, way);
+        let is_new =
+            move |right: &&Right| rights(self.role, way).all(|own| own.subject != right.subject);
+        let more = rights(Installer, way).filter(move |_| self.installs).filter(is_new);
+        own.chain(more).map(|right| {
             let subject = right.subject.replace("<namespace>", &self.namespace);
             (subject.replace("<name>", &self.name), right.what)
         })
@@ -167,7 +178,8 @@ impl User {
         format!("NATS_{name}_PASSWORD")
     }
 
-    fn entry(&self) -> String {
+    /// What goes among `users` of a server's configuration.
+    pub fn entry(&self) -> String {
         let mut text = String::from("  {\n");
         // Writing to a String cannot fail.
         _ = match &self.nkey {

@@ -100,9 +100,9 @@ pub(super) fn heard(
     follow_heard(child, program, &[], limit, hear)
 }
 
-/// Runs `program`, which only looks, as a child that holds nobody's turn and keeps what it needs
-/// meanwhile in `scratch`.
-pub(super) fn query(
+/// Runs `program`, which is part of no change, as a child that holds nobody's turn and keeps what it
+/// needs meanwhile in `scratch`.
+pub(crate) fn query(
     program: &Path,
     args: &[&str],
     scratch: &Path,

@@ -138,7 +138,7 @@ fn read(path: &Path) -> Result<Option<(Zeroizing<String>, u32)>> {
 }
 
 /// Durable when it returns: whoever was told of a key has to be able to rely on it.
-fn write(dir: &Path, name: &str, content: &[u8], mode: u32) -> std::io::Result<()> {
+pub(crate) fn write(dir: &Path, name: &str, content: &[u8], mode: u32) -> std::io::Result<()> {
     let new = dir.join(format!("{name}.new"));
     match std::fs::remove_file(&new) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::join::join;
 use super::{bounds, hostname, print, say, signals};
 use crate::broker::Settings;
 use crate::broker::permissions::{self, INSTALLER, Role, User};
@@ -12,10 +13,12 @@ use crate::store::nats::install;
 
 /// Does what `asked` asks for.
 pub fn nats(globals: &Globals, asked: &Nats) -> Result<()> {
-    let config = config::load(globals.file.as_deref(), std::env::vars())?.config;
+    let load = || config::load(globals.file.as_deref(), std::env::vars());
     match asked {
-        Nats::Install => make_streams(globals, &config),
+        Nats::Join(asked) => join(globals, asked),
+        Nats::Install => make_streams(globals, &load()?.config),
         Nats::Permissions { role, namespace, name, hosts, nkey } => {
+            let config = load()?.config;
             let namespace = namespace.as_ref().unwrap_or(&config.controller.nats.namespace);
             let own = config.controller.nats.name_on(&hostname());
             let names = match role {
