@@ -56,6 +56,9 @@ pub enum Ask {
 pub struct Next {
     /// What the agent has taken and not yet reported.
     pub holds: Vec<String>,
+    /// What of that only waits for the agent to ask for it, in a relay that puts the question.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waits: Vec<String>,
     /// What there is room for.
     pub classes: Vec<Class>,
     /// How many tasks of a class to answer with.
@@ -79,8 +82,8 @@ impl Next {
 
 impl Default for Next {
     fn default() -> Self {
-        let (holds, classes, done) = (Vec::new(), Vec::new(), Vec::new());
-        Self { holds, classes, most: Self::many(), done, about: None, wait_ms: 0 }
+        let (holds, waits, classes, done) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { holds, waits, classes, most: Self::many(), done, about: None, wait_ms: 0 }
     }
 }
 

@@ -186,7 +186,7 @@ impl Desk for RelayDesk {
 
 impl RelayDesk {
     async fn next(&mut self, next: Next) -> Result<Answer> {
-        let Next { holds, classes, most, done, about, wait_ms } = next;
+        let Next { holds, classes, most, done, about, wait_ms, .. } = next;
         let most = most.min(ROOM);
         let wait = Duration::from_millis(wait_ms).min(LONGEST);
         let until = Instant::now() + wait;
@@ -238,8 +238,12 @@ impl RelayDesk {
     ) -> Result<(Vec<Sealed>, Vec<Head>)> {
         let mut asking = Asking::of(&self.shared, classes);
         let reported = over(&done);
-        let holds = self.shared.memory().holds();
-        let next = Next { holds, classes: classes.to_vec(), most, done, about, wait_ms: 0 };
+        let (holds, waits) = {
+            let memory = self.shared.memory();
+            (memory.holds(), memory.waits())
+        };
+        let classes_asked = classes.to_vec();
+        let next = Next { holds, waits, classes: classes_asked, most, done, about, wait_ms: 0 };
         let answer = self.shared.pass(host, &Ask::Next(next)).await;
         asking.is_waited_for = true;
         let answer = answer?;

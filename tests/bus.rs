@@ -48,6 +48,32 @@ async fn whatever_the_class_a_host_is_told_and_its_answer_comes_back() {
 }
 
 #[tokio::test]
+async fn what_waits_in_a_relay_was_not_taken_yet() {
+    if !broker::is_there("the status of what waits in a relay") {
+        return;
+    }
+    let broker = Broker::start();
+    let one = controller(&broker, "one").await;
+    let mut host = Host::there(&broker, "m1", &[&one]).await;
+    let job = ask(&one, CHANGE, "m1").await;
+    host.task("write").await;
+    let status = async || {
+        let view = call(&one, "job.get", json!({ "id": job.id })).await.unwrap();
+        view["status"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(status().await, "submitted");
+    let held = vec![job.id.clone()];
+    let next = Next { holds: held.clone(), waits: held.clone(), ..Next::default() };
+    host.ask(&Ask::Next(next)).await.unwrap();
+    assert_eq!(status().await, "submitted");
+    host.beat(&json!({ "holds": held })).await;
+    until(async || (status().await == "processing").then_some(())).await;
+    host.finish(&job.id, done()).await;
+    until(async || (status().await == "completed").then_some(())).await;
+    one.stop().await;
+}
+
+#[tokio::test]
 async fn whoever_says_who_it_is_becomes_known_to_all() {
     if !broker::is_there("enrolment over a broker") {
         return;

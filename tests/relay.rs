@@ -478,11 +478,12 @@ async fn beats_say_what_a_host_holds_who_it_is_and_that_it_has_left() {
     bench.wake(&json!({ "tasks": [handed(1, "write"), handed(2, "write")] })).await;
     // What waits in the relay is held; so is what was handed out, and what the agent says.
     let both = json!([job(1), job(2)]);
-    bench.beat_that(|beat| beat["holds"] == both).await;
+    let beat = bench.beat_that(|beat| beat["holds"] == both).await;
+    assert_eq!(beat["waits"], both);
     assert_eq!(jobs(agent.asks(next(Class::Change, &[], LONG)).await), [1]);
     bench.wake(&json!({ "who": true })).await;
     let beat = bench.beat_that(|beat| !beat["about"].is_null()).await;
-    assert_eq!(beat["holds"], both);
+    assert_eq!((&beat["holds"], &beat["waits"]), (&both, &json!([job(2)])));
     let finishing = agent.ask(Ask::Finish(vec![report(1)]));
     let asked = bench.asked().await;
     bench.answer(&asked, &json!({ "Ok": "done" })).await;
@@ -491,6 +492,7 @@ async fn beats_say_what_a_host_holds_who_it_is_and_that_it_has_left() {
     let asking = agent.ask(presence(None));
     let asked = bench.asked().await;
     assert_eq!(asked.ask["next"]["holds"], json!([job(2)]));
+    assert_eq!(asked.ask["next"]["waits"], json!([job(2)]));
     bench.answer(&asked, &tasks(&[])).await;
     within(asking).await.unwrap().unwrap();
     let one = json!([job(2)]);

@@ -69,7 +69,7 @@ impl Drop for AgentDesk {
 impl Desk for AgentDesk {
     async fn answer(&mut self, ask: Ask) -> Result<Answer> {
         match ask {
-            Ask::Next(Next { holds, classes, most, done, about, wait_ms }) => {
+            Ask::Next(Next { holds, classes, most, done, about, wait_ms, .. }) => {
                 let host = self.hear(about).await?;
                 if !done.is_empty() {
                     self.controller.finish(&host, done).await?;
@@ -80,7 +80,8 @@ impl Desk for AgentDesk {
                 let holds = holds.iter().filter_map(|id| Uuid::parse_str(id).ok()).collect();
                 let asked = self.controller.lanes().asked(&host);
                 let which = Which::Asked(asked);
-                let question = Question { holds, classes, most: most.min(ROOM), which };
+                let most = most.min(ROOM);
+                let question = Question { holds, waits: None, classes, most, which };
                 let (tasks, has_more) = self.next(&host, &question, wait).await?;
                 let called_off = self.tell_called_off(&host, wait.is_zero());
                 Ok(Answer::Tasks { tasks, has_more, heads: self.heads().await?, called_off })

@@ -124,12 +124,15 @@ struct Held {
     since: Option<u64>,
     /// Nobody holds it any more. It may have been begun all the same, by an agent that ended.
     is_lost: bool,
+    /// The agent has it, or has had it, and not only a relay that keeps it for the agent.
+    is_taken: bool,
 }
 
 impl Held {
     /// Somebody says `at` that time that it is held.
-    fn again(self, at: u64) -> Self {
-        Self { since: self.since.or(Some(at)), is_lost: false, ..self }
+    fn again(self, at: u64, is_taken: bool) -> Self {
+        let is_taken = self.is_taken || is_taken;
+        Self { since: self.since.or(Some(at)), is_lost: false, is_taken, ..self }
     }
 }
 
@@ -167,12 +170,14 @@ impl Lane {
         self.held.contains_key(&id) || self.inherited.contains(&id)
     }
 
-    /// Takes note that `host` says `at` that time that it holds these.
-    fn hold(&mut self, holds: &HashSet<Uuid>, at: u64) {
+    /// Takes note that `host` says `at` that time that it holds these, some of which may wait for
+    /// its agent.
+    fn hold(&mut self, holds: &HashSet<Uuid>, waits: Option<&HashSet<Uuid>>, at: u64) {
         for id in holds {
             if self.classes.iter().any(|left| left.contains(id)) {
-                let new = Held { after: 0, since: Some(at), is_lost: false };
-                self.held.entry(*id).and_modify(|held| *held = held.again(at)).or_insert(new);
+                let is_taken = waits.is_none_or(|waits| !waits.contains(id));
+                let held = self.held.entry(*id).or_default();
+                *held = held.again(at, is_taken);
                 self.inherited.remove(id);
             }
         }
@@ -426,9 +431,9 @@ impl Lanes {
         self.hosts.get(host).is_some_and(|lane| lane.may_have(id))
     }
 
-    /// Whether `host` was handed `id` and may have begun.
-    pub(super) fn is_held(&self, host: &str, id: Uuid) -> bool {
-        self.hosts.get(host).is_some_and(|lane| lane.held.contains_key(&id))
+    /// Whether the agent of `host` has taken `id`, and so has begun or will.
+    pub(super) fn is_taken(&self, host: &str, id: Uuid) -> bool {
+        self.hosts.get(host).is_some_and(|lane| lane.held.get(&id).is_some_and(|it| it.is_taken))
     }
 
     pub(super) fn is_missing(&self, id: Uuid, host: &str) -> bool {

@@ -154,7 +154,7 @@ impl Controller {
         }
         let lanes = self.lanes();
         let begins_no_more = is_cancelled || self.is_due(job);
-        if lanes.is_held(host, id) || begins_no_more && lanes.may_have(host, id) {
+        if lanes.is_taken(host, id) || begins_no_more && lanes.may_have(host, id) {
             Status::Processing
         } else if begins_no_more {
             Status::Failed

@@ -36,6 +36,9 @@ pub(crate) struct Beat {
     /// What the agent has taken and not yet reported, and what the relay keeps for it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) holds: Vec<String>,
+    /// What of that the relay keeps until the agent asks for it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) waits: Vec<String>,
     /// In the first beat of a connection, whenever it has changed, when asked to, and at least each
     /// minute.
     #[serde(skip_serializing_if = "Option::is_none")]

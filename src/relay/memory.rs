@@ -42,7 +42,8 @@ pub(super) struct Memory {
     /// When it was last said over this connection to the broker.
     about_said: Option<Instant>,
     beat: Option<Instant>,
-    said: Vec<String>,
+    /// What it was said to hold, and what of that to wait here.
+    said: (Vec<String>, Vec<String>),
     has_news: bool,
     has_left: bool,
 }
@@ -146,6 +147,15 @@ impl Memory {
         let handed = self.handed.values().flatten().copied();
         let all: BTreeSet<_> = self.held.iter().copied().chain(waiting).chain(handed).collect();
         all.iter().map(Uuid::to_string).collect()
+    }
+
+    /// What waits here for the agent.
+    pub(super) fn waits(&self) -> Vec<String> {
+        let has = |job: &Uuid| {
+            self.held.contains(job) || self.handed.values().any(|handed| handed.contains(job))
+        };
+        let waiting = self.inboxes.iter().flat_map(Inbox::jobs).filter(|job| !has(job));
+        waiting.map(|job| job.to_string()).collect()
     }
 
     /// Puts an answer where it belongs. What is returned goes to whoever asked, whatever else waits.
@@ -291,18 +301,19 @@ impl Memory {
             (self.has_left, self.about_said, self.beat) = (false, None, None);
             return Some(Beat { has_left: true, ..Beat::default() });
         }
-        let holds = self.holds();
+        let (holds, waits) = (self.holds(), self.waits());
+        let says_the_same = self.said.0 == holds && self.said.1 == waits;
         let is_due = |at: Option<Instant>, pause| at.is_none_or(|at| now >= at + pause);
         let says_about = is_due(self.about_said, REPEAT);
-        if holds == self.said && !says_about && !is_due(self.beat, BEAT) {
+        if says_the_same && !says_about && !is_due(self.beat, BEAT) {
             return None;
         }
         if says_about {
             self.about_said = Some(now);
         }
-        (self.beat, self.said) = (Some(now), holds.clone());
+        (self.beat, self.said) = (Some(now), (holds.clone(), waits.clone()));
         let about = self.about.clone().filter(|_| says_about);
-        Some(Beat { holds, about, has_left: false })
+        Some(Beat { holds, waits, about, has_left: false })
     }
 }
 

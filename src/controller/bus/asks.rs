@@ -1,6 +1,6 @@
 //! What hosts ask and say over a broker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +29,10 @@ const MACHINE_ID: usize = 128;
 fn speaker(subject: &str) -> Option<&str> {
     let host = host_of(subject);
     (host.len() <= MACHINE_ID && broker::is_token(host)).then_some(host)
+}
+
+fn ids_of(texts: &[String]) -> HashSet<Uuid> {
+    texts.iter().filter_map(|id| Uuid::parse_str(id).ok()).collect()
 }
 
 fn is_own_word(about: &About, host: &str) -> Result<()> {
@@ -92,7 +96,7 @@ impl Controller {
 
     /// What there is to do, at once.
     async fn answer_next(self: &Arc<Self>, line: &Line, host: &str, next: Next) -> Result<Answer> {
-        let Next { holds, classes, most, done, about, .. } = next;
+        let Next { holds, waits, classes, most, done, about, .. } = next;
         let mut heads: Vec<Head> = Vec::new();
         if let Some(about) = &about {
             is_own_word(about, host)?;
@@ -107,13 +111,13 @@ impl Controller {
             let (tasks, called_off) = (Vec::new(), Vec::new());
             return Ok(Answer::Tasks { tasks, has_more: false, heads, called_off });
         }
-        let holds = holds.iter().filter_map(|id| Uuid::parse_str(id).ok()).collect();
+        let (holds, waits) = (ids_of(&holds), Some(ids_of(&waits)));
         let which = {
             let mut lanes = self.lanes();
             lanes.heard(host);
             Which::Asked(lanes.asked(host))
         };
-        let question = Question { holds, classes, most: most.min(ROOM), which };
+        let question = Question { holds, waits, classes, most: most.min(ROOM), which };
         let mut room = Carrier::room(line);
         let (tasks, more) = self.offer(host, &question, |task| {
             let size = encode(task).map_or(usize::MAX, |bytes| bytes.len());
@@ -144,7 +148,7 @@ impl Controller {
 
     pub(super) fn take_beat(self: &Arc<Self>, message: &Message) {
         let Some(host) = speaker(&message.subject) else { return };
-        let Beat { holds, about, has_left } = match decode(&message.payload) {
+        let Beat { holds, waits, about, has_left } = match decode(&message.payload) {
             Ok(beat) => beat,
             Err(error) => return tracing::debug!(%error, host, "cannot read a beat"),
         };
@@ -164,8 +168,8 @@ impl Controller {
             });
         }
         self.heard_of(host, about);
-        let holds = holds.iter().filter_map(|id| Uuid::parse_str(id).ok()).collect();
-        if self.lanes().beat(host, &holds, self.clock.uptime()) {
+        let (holds, waits) = (ids_of(&holds), ids_of(&waits));
+        if self.lanes().beat(host, &holds, &waits, self.clock.uptime()) {
             self.call(&[host.to_owned()], Why::Lost);
         }
     }

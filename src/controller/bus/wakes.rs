@@ -103,7 +103,8 @@ impl Controller {
                 continue;
             }
             let (holds, classes) = (HashSet::new(), Class::ALL.to_vec());
-            let question = Question { holds, classes, most: ROOM, which };
+            let waits = Some(HashSet::new());
+            let question = Question { holds, waits, classes, most: ROOM, which };
             let (tasks, more) = self.offer(host, &question, &mut has_room)?;
             if !tasks.is_empty() && more.iter().any(|class| IN_MEMORY.contains(class)) {
                 whys.insert(why);

@@ -34,11 +34,13 @@ impl Lane {
 impl Lanes {
     /// Takes note that `host` is there `at` that time, by the clock of the boot in milliseconds, and
     /// holds these and nothing else. What it was handed a while ago and does not hold was lost on
-    /// the way. Says whether something is left for it to do.
+    /// the way. What `waits` its agent has still to ask for. Says whether something is left for it
+    /// to do.
     pub(in crate::controller) fn beat(
         &mut self,
         host: &str,
         holds: &HashSet<Uuid>,
+        waits: &HashSet<Uuid>,
         at: u64,
     ) -> bool {
         let Some(lane) = self.hosts.get_mut(host) else { return false };
@@ -47,7 +49,7 @@ impl Lanes {
             let is_new = held.since.is_some_and(|since| since.saturating_add(grace) > at);
             held.is_lost |= !is_new && !holds.contains(id);
         }
-        lane.hold(holds, at);
+        lane.hold(holds, Some(waits), at);
         lane.may_have_all();
         lane.classes.iter().any(|left| !left.is_empty())
     }

@@ -10,6 +10,8 @@ use crate::link::Class;
 /// What a host asks for.
 pub(in crate::controller) struct Question {
     pub(in crate::controller) holds: HashSet<Uuid>,
+    /// What of that waits in a relay until the agent asks for it; None where the agent asks itself.
+    pub(in crate::controller) waits: Option<HashSet<Uuid>>,
     pub(in crate::controller) classes: Vec<Class>,
     /// How many tasks of each class.
     pub(in crate::controller) most: usize,
@@ -40,7 +42,7 @@ impl Lanes {
         at: u64,
         mut take: impl FnMut(&Open) -> bool,
     ) -> Vec<Class> {
-        let Question { holds, classes, most, which } = question;
+        let Question { holds, waits, classes, most, which } = question;
         let Some(lane) = self.hosts.get_mut(host) else { return Vec::new() };
         // Questions for other classes may be on their way, answered and not yet counted in.
         let asked =
@@ -58,7 +60,7 @@ impl Lanes {
         for id in lost {
             lane.held.entry(id).and_modify(|held| held.is_lost = true);
         }
-        lane.hold(holds, at);
+        lane.hold(holds, waits.as_ref(), at);
         let (mut more, mut is_full) = (Vec::new(), false);
         for class in classes {
             let mut left = lane.room(*class, *which, *most);
@@ -78,7 +80,9 @@ impl Lanes {
                     break;
                 }
                 left -= 1;
-                let held = Held { after: lane.asked, since: Some(at), is_lost: false };
+                let was_taken = lane.held.get(id).is_some_and(|held| held.is_taken);
+                let is_taken = was_taken || waits.is_none();
+                let held = Held { after: lane.asked, since: Some(at), is_lost: false, is_taken };
                 lane.held.insert(*id, held);
                 lane.inherited.remove(id);
             }

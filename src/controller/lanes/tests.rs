@@ -40,7 +40,7 @@ fn next(lanes: &mut Lanes, host: &str, holds: &[Uuid], classes: &[Class]) -> Vec
     let mut taken = Vec::new();
     let holds = holds.iter().copied().collect();
     let (classes, which) = (classes.to_vec(), Which::Asked(lanes.asked(host)));
-    let question = Question { holds, classes, most: 64, which };
+    let question = Question { holds, waits: None, classes, most: 64, which };
     lanes.next(host, &question, 0, |open| {
         taken.push(open.id);
         true
@@ -101,7 +101,7 @@ fn what_is_not_held_is_handed_out_again_until_it_is_reported() {
     let open = open(&mut ids, Class::Change, &["a"]);
     admit(&mut lanes, &open, 7);
     assert_eq!(next(&mut lanes, "a", &[], &[Class::Change]), [open.id]);
-    assert!(lanes.is_held("a", open.id));
+    assert!(lanes.is_taken("a", open.id));
     assert_eq!(next(&mut lanes, "a", &[], &[Class::Change]), [open.id]);
     assert_eq!((lanes.oldest(), lanes.stored_of("a")), (Some(7), 1));
     lanes.reported(open.id, "a");
@@ -136,11 +136,31 @@ fn what_was_lost_on_the_way_may_have_begun_and_is_not_called_off() {
     admit(&mut lanes, &second, 8);
     // The next agent holds nothing, and has no room.
     let (holds, which) = (HashSet::new(), Which::Asked(lanes.asked("a")));
-    let question = Question { holds, classes: vec![Class::Change], most: 0, which };
+    let (waits, classes) = (None, vec![Class::Change]);
+    let question = Question { holds, waits, classes, most: 0, which };
     assert_eq!(lanes.next("a", &question, 0, |_| true), [Class::Change], "there is more");
     assert!(lanes.hold_back(first.id).is_empty());
     assert_eq!(lanes.hold_back(second.id), ["a"]);
     assert_eq!(next(&mut lanes, "a", &[], &[Class::Change]), [first.id]);
+}
+
+#[test]
+fn what_waits_in_a_relay_is_taken_once_the_agent_has_it() {
+    let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+    let open = open(&mut ids, Class::Change, &["a"]);
+    admit(&mut lanes, &open, 7);
+    let (holds, waits, which) = (HashSet::new(), Some(HashSet::new()), Which::New);
+    let question = Question { holds, waits, classes: vec![Class::Change], most: 1, which };
+    lanes.next("a", &question, 0, |_| true);
+    let (held, none) = (HashSet::from([open.id]), HashSet::new());
+    assert!(lanes.may_have("a", open.id) && !lanes.is_taken("a", open.id));
+    lanes.beat("a", &held, &held, 1);
+    assert!(!lanes.is_taken("a", open.id));
+    lanes.beat("a", &held, &none, 2);
+    assert!(lanes.is_taken("a", open.id));
+    // Handed out again after the agent or the relay have ended, it may have begun.
+    lanes.beat("a", &held, &held, 3);
+    assert!(lanes.is_taken("a", open.id));
 }
 
 #[test]
@@ -187,7 +207,7 @@ fn of_two_questions_that_wait_only_one_is_answered_with_a_task() {
     for asked in asked {
         let (holds, classes) = (HashSet::new(), vec![Class::Look]);
         let which = Which::Asked(asked);
-        lanes.next("a", &Question { holds, classes, most: 1, which }, 0, |open| {
+        lanes.next("a", &Question { holds, waits: None, classes, most: 1, which }, 0, |open| {
             taken.push(open.id);
             true
         });
