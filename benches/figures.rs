@@ -433,6 +433,7 @@ fn fill(dir: &Path, unfinished_last: bool) -> String {
                     cancelled: None,
                     retried: Vec::new(),
                     confirmed: None,
+                    moved: Vec::new(),
                     is_settled: false,
                 };
                 let params = json!({ "key": "test.n0", "value": number.to_string() });

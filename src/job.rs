@@ -34,6 +34,9 @@ pub struct Job {
     /// When and by whom a change was confirmed that would have been taken back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Mark>,
+    /// The hosts that it has gone away from, oldest first, where any host could do it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moved: Vec<Moved>,
     /// Whether it stays with its host, although any host could do it: a controller that has not
     /// made it may have handed it out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -67,6 +70,16 @@ pub struct Mark {
     /// of it, and answer what became of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asked: Vec<String>,
+}
+
+/// A host that a job has gone away from, to the one of the next move or, after the last one, to
+/// that of the job: it was away, and had not been handed it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Moved {
+    /// Milliseconds since 1970.
+    pub at: u64,
+    /// By machine id.
+    pub from: String,
 }
 
 /// A job as it is stored under `job.<id>`, with what only the hosts need.

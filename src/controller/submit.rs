@@ -146,6 +146,7 @@ impl Controller {
             cancelled: None,
             retried: Vec::new(),
             confirmed: None,
+            moved: Vec::new(),
             is_settled: false,
         };
         let once = key.as_ref().map(|(name, _)| name.clone());

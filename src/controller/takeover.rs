@@ -14,11 +14,13 @@ use uuid::Uuid;
 
 use super::{Controller, Shared, ids, lock};
 use crate::error::{Error, Kind, Result};
-use crate::job::encode;
+use crate::job::{Job, Moved, encode};
 use crate::store::{Expect, Revision, Step, audit};
 
 /// How many jobs are moved at a time.
 const MOST: usize = 256;
+/// How many of the last moves of a job are on record.
+const MOVES: usize = 16;
 /// How often it is tried to put on record that a job stays, where others keep writing it.
 const TRIES: usize = 3;
 
@@ -61,15 +63,20 @@ impl Controller {
 
     async fn send_over(&self, id: Uuid, from: String, to: String) {
         if ids::mark_of(id) != ids::STORED {
-            self.lanes().readdressed(id, 1, &to);
+            let at = self.clock.wall();
+            let mut lanes = self.lanes();
+            if let Some(open) = lanes.get(id) {
+                lanes.readdressed(id, 1, &moved(&open.record.job, at, &to));
+            }
             return;
         }
         if !self.lanes().withhold(id, &from) {
             return;
         }
         match self.write_host(id, &from, &to).await {
-            Ok(Some((revision, to))) => {
-                self.lanes().readdressed(id, revision, &to);
+            Ok(Some((revision, job))) => {
+                self.lanes().readdressed(id, revision, &job);
+                let to = job.hosts.concat();
                 tracing::info!(OSAPI_JOB_ID = %id, from, to, "a job goes to another host");
             }
             Ok(None) => self.lanes().release(id),
@@ -81,14 +88,9 @@ impl Controller {
         }
     }
 
-    /// Writes into a job's record that it is for `to` instead of `from`. Says for whom it is then,
-    /// and from which revision on; None where others have made it stay.
-    async fn write_host(
-        &self,
-        id: Uuid,
-        from: &str,
-        to: &str,
-    ) -> Result<Option<(Revision, String)>> {
+    /// Writes into a job's record that it is for `to` instead of `from`. Returns the job as it is
+    /// then, and from which revision on; None where others have made it stay.
+    async fn write_host(&self, id: Uuid, from: &str, to: &str) -> Result<Option<(Revision, Job)>> {
         let (mut record, revision) = self.stored(&id.to_string()).await?;
         if record.job.cancelled.is_some() || record.job.is_settled {
             return Ok(None);
@@ -96,19 +98,20 @@ impl Controller {
         match record.job.hosts.as_slice() {
             [host] if host == from => {}
             // What was thought to have failed before has not.
-            [host] => return Ok(Some((revision, host.clone()))),
+            [_] => return Ok(Some((revision, record.job))),
             _ => return Ok(None),
         }
-        record.job.hosts = vec![to.to_owned()];
-        let event = json!({
-            "at": self.clock.wall(), "event": "taken_over", "job": id.to_string(),
-            "from": from, "to": to,
-        });
-        let step = Step::new()
-            .put(format!("job.{id}"), encode(&record)?, Expect::Revision(revision))
-            .note(audit::Note::Event(event))
-            .owed();
-        Ok(Some((self.commit(step).await?, to.to_owned())))
+        let at = self.clock.wall();
+        record.job = moved(&record.job, at, to);
+        let expect = Expect::Revision(revision);
+        let mut step = Step::new().put(format!("job.{id}"), encode(&record)?, expect);
+        if from != to {
+            let event = json!({
+                "at": at, "event": "taken_over", "job": id.to_string(), "from": from, "to": to,
+            });
+            step = step.note(audit::Note::Event(event));
+        }
+        Ok(Some((self.commit(step.owed()).await?, record.job)))
     }
 
     /// Notes that a host asks for a job which another controller has made and may still move.
@@ -157,4 +160,14 @@ impl Controller {
         let step = Step::new().put(format!("job.{id}"), encode(&record)?, expect).owed();
         self.commit(step).await.map(drop)
     }
+}
+
+/// `job` as it is once it has gone to `to`.
+fn moved(job: &Job, at: u64, to: &str) -> Job {
+    let mut job = job.clone();
+    let away = job.hosts.drain(..).filter(|host| host != to);
+    job.moved.extend(away.map(|from| Moved { at, from }));
+    job.moved.drain(..job.moved.len().saturating_sub(MOVES));
+    job.hosts.push(to.to_owned());
+    job
 }

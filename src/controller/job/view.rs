@@ -14,7 +14,7 @@ use super::super::{Call, Controller, ids, rows};
 use super::{About, List};
 use crate::clock::rfc3339;
 use crate::error::{ErrorBody, Kind, Result};
-use crate::job::{Job, Outcome, Progress, Record, Report, decode};
+use crate::job::{Job, Moved, Outcome, Progress, Record, Report, decode};
 use crate::store::Order;
 
 #[derive(Debug, JsonSchema, Serialize)]
@@ -112,6 +112,14 @@ struct Part {
     progress: Option<Progress>,
 }
 
+/// A job for any host goes to another one.
+struct Move {
+    /// Milliseconds since 1970.
+    at: u64,
+    from: String,
+    to: String,
+}
+
 /// As much of a report as a list shows.
 #[derive(Deserialize)]
 struct Brief {
@@ -191,7 +199,7 @@ impl Controller {
         let open = self.lanes().get(id);
         if let Some(open) = open {
             let so_far = open.so_far.borrow().clone();
-            let mut view = viewed(&open.record, self.parts(id, &open.record, &so_far));
+            let mut view = self.viewed(id, &open.record, &so_far);
             view.shorten();
             return Ok(Some(view));
         }
@@ -211,7 +219,7 @@ impl Controller {
         let cancelled = record.job.cancelled.clone();
         let told = BTreeMap::new();
         let so_far = SoFar { reports, cancelled, told, ..SoFar::over() };
-        let mut view = viewed(&record, self.parts(id, &record, &so_far));
+        let mut view = self.viewed(id, &record, &so_far);
         view.shorten();
         Ok(Some(view))
     }
@@ -221,7 +229,7 @@ impl Controller {
         let open = self.lanes().get(uuid);
         if let Some(open) = open.filter(|open| ids::mark_of(open.id) != ids::STORED) {
             let so_far = open.so_far.borrow().clone();
-            return Ok(viewed(&open.record, self.parts(uuid, &open.record, &so_far)));
+            return Ok(self.viewed(uuid, &open.record, &so_far));
         }
         // The store is asked even while the job is open: it may know more already.
         let record = self.record(id).await?;
@@ -233,7 +241,24 @@ impl Controller {
             is_over: false,
             ..SoFar::over()
         };
-        Ok(viewed(&record, self.parts(uuid, &record, &so_far)))
+        Ok(self.viewed(uuid, &record, &so_far))
+    }
+
+    fn viewed(&self, id: Uuid, record: &Record, so_far: &SoFar) -> JobView {
+        viewed(record, self.parts(id, record, so_far), &self.moves_of(&record.job))
+    }
+
+    /// When a job has gone from where to where, by name.
+    fn moves_of(&self, job: &Job) -> Vec<Move> {
+        let hosts = self.hosts();
+        let to = job.moved.iter().skip(1).map(|moved| &moved.from).chain(&job.hosts);
+        let moves = job.moved.iter().zip(to);
+        let named = |(moved, to): (&Moved, &String)| Move {
+            at: moved.at,
+            from: hosts.name(&moved.from),
+            to: hosts.name(to),
+        };
+        moves.map(named).collect()
     }
 
     fn parts(&self, id: Uuid, record: &Record, so_far: &SoFar) -> Vec<Part> {
@@ -269,7 +294,7 @@ impl Controller {
     }
 }
 
-fn viewed(record: &Record, parts: Vec<Part>) -> JobView {
+fn viewed(record: &Record, parts: Vec<Part>, moves: &[Move]) -> JobView {
     let job = &record.job;
     let status = Status::overall(parts.iter().map(|part| part.status));
     let mut data = rows::shown(&job.op, &record.params);
@@ -277,7 +302,7 @@ fn viewed(record: &Record, parts: Vec<Part>) -> JobView {
         fields.insert("options".to_owned(), json!(record.options));
     }
     let operation = [("type", json!(job.op)), ("data", data), ("target", json!(job.target))];
-    let timeline = timeline(record, &parts);
+    let timeline = timeline(record, &parts, moves);
     let last = parts.iter().filter(|part| part.status.is_final()).max_by_key(|part| part.ended);
     let hostname = last.map(|part| part.hostname.clone());
     let failed = parts.iter().find_map(|part| part.error.as_ref());
@@ -354,10 +379,14 @@ fn waiting_until(job: &Job, parts: &[Part]) -> Option<String> {
 }
 
 /// What has happened so far, by the clocks of those it happened to.
-fn timeline(record: &Record, parts: &[Part]) -> Vec<Moment> {
+fn timeline(record: &Record, parts: &[Part], moves: &[Move]) -> Vec<Moment> {
     let job = &record.job;
     let mut moments =
         vec![(job.created, "submitted", "", format!("Submitted by {}", job.caller), None)];
+    for Move { at, from, to } in moves {
+        let message = format!("{from} was away and had not had it; it goes to {to}");
+        moments.push((*at, "taken_over", to, message, None));
+    }
     for part in parts {
         let host = part.hostname.as_str();
         if part.is_begun {

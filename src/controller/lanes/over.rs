@@ -77,16 +77,17 @@ impl Lanes {
         }
     }
 
-    /// Takes note that a job is for the host `to` from `revision` on.
-    pub(in crate::controller) fn readdressed(&mut self, id: Uuid, revision: Revision, to: &str) {
-        let Some(slot) = self.open.get_mut(&id) else { return };
+    /// Takes note that a job for one host is, from `revision` on, for the one that `job` says.
+    pub(in crate::controller) fn readdressed(&mut self, id: Uuid, revision: Revision, job: &Job) {
+        let (Some(slot), [to]) = (self.open.get_mut(&id), job.hosts.as_slice()) else { return };
         let old = slot.open.clone();
-        if old.record.job.hosts == [to] {
+        if old.record.job.hosts == job.hosts {
             return self.release(id);
         }
         self.withheld.remove(&id);
-        let to = to.to_owned();
-        let job = Job { hosts: vec![to.clone()], ..old.record.job.clone() };
+        let to = to.clone();
+        let (hosts, moved) = (job.hosts.clone(), job.moved.clone());
+        let job = Job { hosts, moved, ..old.record.job.clone() };
         let open = Arc::new(Open {
             record: Record { job, ..old.record.clone() },
             so_far: old.so_far.clone(),
@@ -111,11 +112,11 @@ impl Lanes {
 
     /// Takes note of what a record that was written again says of who is to have the job.
     pub(in crate::controller) fn readdress(&mut self, id: Uuid, revision: Revision, job: &Job) {
-        if let ("_any", [to]) = (job.target.as_str(), job.hosts.as_slice()) {
+        if job.target == "_any" {
             let was_withheld = self.withheld.contains_key(&id);
             let before = self.open.get(&id).map(|slot| slot.open.clone());
             if before.is_some_and(|open| open.record.job.hosts != job.hosts) {
-                self.readdressed(id, revision, to);
+                self.readdressed(id, revision, job);
                 if !was_withheld {
                     // By another controller, which may have handed it out by now.
                     self.inherit(id, |_| true);

@@ -19,6 +19,7 @@ fn open(ids: &mut Ids, class: Class, hosts: &[&str]) -> Arc<Open> {
         cancelled: None,
         retried: Vec::new(),
         confirmed: None,
+        moved: Vec::new(),
         is_settled: false,
     };
     let (params, options, objects) = (Value::Null, Options::default(), BTreeMap::new());

@@ -130,6 +130,10 @@ async fn what_any_host_may_do_goes_to_another_where_the_first_died_before_it_had
         let view = call(&controller, "job.get", json!({ "id": job.id })).await.unwrap();
         assert_eq!((&view["status"], &view["hostname"]), (&json!("completed"), &json!("db")));
         assert_eq!(view["agent_states"].as_object().unwrap().len(), 1);
+        let timeline = view["timeline"].as_array().unwrap();
+        let moved = timeline.iter().find(|moment| moment["event"] == "taken_over").unwrap();
+        assert_eq!(moved["hostname"], "db");
+        assert_eq!(moved["message"], "web was away and had not had it; it goes to db");
     }
     let chain = call(&controller, "audit.chain", json!({})).await.unwrap().to_string();
     assert_eq!(chain.matches("taken_over").count(), 1, "{chain}");
