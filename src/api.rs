@@ -271,7 +271,7 @@ impl Api {
         let key = key(row, &given, headers)?.filter(|_| is_recorded);
         let Given { params, options, target } = given;
         let target = target.unwrap_or_default();
-        let named = (row.has_target() && answer::is_single(&target)).then_some(());
+        let is_named = row.has_target() && answer::is_single(&target);
         let target = if row.has_target() {
             Target::Named(target)
         } else {
@@ -294,10 +294,15 @@ impl Api {
             if replayed { answer.with(REPLAYED, "true") } else { answer }
         };
         let patience = prefer.patience();
-        let results = match patience {
+        let mut results = match patience {
             Some(Duration::ZERO) => Results { hosts: Vec::new(), complete: false },
             _ => self.controller.wait(&job, patience.unwrap_or(self.patience)).await?,
         };
+        let is_single = is_named || (!row.has_target() && job.hosts.len() == 1);
+        if !results.complete && patience.is_none() && !is_single && !is_recorded {
+            results = self.controller.give_up(&job).await?;
+        }
+        let asked = (!is_single).then_some(job.hosts.len());
         let about =
             |error, goes_on| Failure { job: Some(job.id.clone()), goes_on, ..Failure::from(error) };
         if !results.complete {
@@ -308,15 +313,14 @@ impl Api {
                 );
                 return Err(about(Error::new(Kind::Timeout, message), true));
             }
-            let body = answer::rows(row, &job.id, results.hosts);
+            let body = answer::rows(row, &job.id, results.hosts, asked);
             let answer = Answer::json(202, &body)?;
             return Ok(dress(answer.with(header::LOCATION, &answer::location(&job.id))));
         }
-        let is_single = named.is_some() || (!row.has_target() && job.hosts.len() == 1);
         if is_single && let Some(error) = answer::single_error(&results) {
             return Err(about(error.into(), false));
         }
-        let body = answer::rows(row, &job.id, results.hosts);
+        let body = answer::rows(row, &job.id, results.hosts, asked);
         Ok(dress(Answer::json(row.status, &body)?))
     }
 

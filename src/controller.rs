@@ -58,6 +58,7 @@ mod once;
 mod retention;
 mod rows;
 mod secrets;
+mod silence;
 mod status;
 mod submit;
 mod takeover;

@@ -1,5 +1,7 @@
 //! Several hosts behind one controller, as clients see them.
 
+use std::time::Duration;
+
 use osapi::error::Kind;
 use serde_json::{Value, json};
 
@@ -52,10 +54,40 @@ fn every_host_is_a_row_in_the_order_of_names_whatever_it_answers() {
         row("web-2", "m-b", "ok"),
     ];
     assert_eq!(rows(&body), expected);
+    let summary = json!({ "hosts": 4, "ok": 2, "skipped": 1, "failed": 1, "waiting": 0 });
+    assert_eq!(body["summary"], summary);
     let job = server.get(&format!("/api/job/{}", body["job_id"].as_str().unwrap())).expect(200);
     assert_eq!(job["status"], "partial_failure");
     let count = |of: &str| job[of].as_object().unwrap().len();
     assert_eq!((count("responses"), count("agent_states")), (4, 4));
+}
+
+#[test]
+fn a_host_that_does_not_answer_leaves_the_rows_of_the_others() {
+    let patience = Duration::from_millis(300);
+    let script: Script = |task| match (task.host.as_str(), task.op.as_str()) {
+        ("m-a", _) => None,
+        (_, "node.os.get") => Some(Ok(json!({}))),
+        _ => some_fail(task),
+    };
+    let config = Config { script, others: OTHERS, patience, ..Config::default() };
+    let server = Server::start(config);
+    let body = server.get("/api/node/group:web/os").expect(200);
+    assert_eq!(rows(&body), [row("web-2", "m-a", "failed"), row("web-2", "m-b", "ok")]);
+    assert_eq!(body["results"][0]["kind"], "host_failed");
+    let expected = json!({ "hosts": 2, "ok": 1, "skipped": 0, "failed": 1, "waiting": 0 });
+    assert_eq!(body["summary"], expected);
+    // A change goes on, and so does what one host was asked for.
+    for reply in [change(&server, "group:web"), server.get("/api/node/m-a/os")] {
+        assert_eq!(reply.status, 504);
+        reply.refused("timeout");
+    }
+    let soon = [("content-type", "application/json"), ("prefer", "wait=1")];
+    let reply = server.ask("PUT", &on("group:web"), &soon, &json!({ "value": "10" }).to_string());
+    let body = reply.expect(202);
+    assert_eq!(rows(&body), [row("web-2", "", "ok")]);
+    let expected = json!({ "hosts": 2, "ok": 1, "skipped": 0, "failed": 0, "waiting": 1 });
+    assert_eq!(body["summary"], expected);
 }
 
 #[test]

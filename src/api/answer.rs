@@ -7,6 +7,8 @@ use futures_util::Stream;
 use futures_util::StreamExt;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::body::Body;
@@ -129,8 +131,10 @@ pub fn single_error(results: &Results) -> Option<ErrorBody> {
     }
 }
 
-/// The envelope: the job, what each host says, and whether any of them has changed.
-pub fn rows(row: &Row, job: &str, hosts: Vec<HostResult>) -> Value {
+/// The envelope: the job, what each host says, and whether any of them has changed. Where several
+/// hosts may have been meant, `asked` says how many were, and a summary how they fared.
+pub fn rows(row: &Row, job: &str, hosts: Vec<HostResult>, asked: Option<usize>) -> Value {
+    let summary = asked.map(|asked| Summary::of(&hosts, asked));
     let mut results = Vec::with_capacity(hosts.len());
     let mut named: HashMap<String, usize> = HashMap::with_capacity(hosts.len());
     for host in &hosts {
@@ -141,11 +145,43 @@ pub fn rows(row: &Row, job: &str, hosts: Vec<HostResult>) -> Value {
         host_rows(row, host, has_double, &mut results);
     }
     let changed = results.iter().any(|row| row["changed"] == true);
-    let mut envelope = Map::with_capacity(3);
+    let mut envelope = Map::with_capacity(4);
     envelope.insert("job_id".to_owned(), job.into());
     envelope.insert("results".to_owned(), results.into());
     envelope.insert("changed".to_owned(), changed.into());
+    if let Some(Ok(summary)) = summary.map(serde_json::to_value) {
+        envelope.insert("summary".to_owned(), summary);
+    }
     envelope.into()
+}
+
+/// How many hosts have come to what, where several may have been meant. A host may have no row, and
+/// it may have many.
+#[derive(Default, JsonSchema, Serialize)]
+pub struct Summary {
+    /// How many were asked: as many as the others together.
+    hosts: usize,
+    ok: usize,
+    skipped: usize,
+    failed: usize,
+    /// Those that have still to answer.
+    waiting: usize,
+}
+
+impl Summary {
+    fn of(hosts: &[HostResult], asked: usize) -> Self {
+        let waiting = asked.saturating_sub(hosts.len());
+        let mut summary = Self { hosts: asked, waiting, ..Self::default() };
+        for host in hosts {
+            let count = match host.report.outcome.kind() {
+                None => &mut summary.ok,
+                Some(Kind::Unsupported) => &mut summary.skipped,
+                Some(_) => &mut summary.failed,
+            };
+            *count += 1;
+        }
+        summary
+    }
 }
 
 /// The rows of one host. They say its machine id where it has a double, another host of that
@@ -237,7 +273,7 @@ mod tests {
     fn the_fields_of_an_output_are_the_fields_of_its_row() {
         let hosts = vec![done(json!({ "changed": true, "key": "a.b" }))];
         assert_eq!(
-            rows(&row(Rows::Host), "j", hosts),
+            rows(&row(Rows::Host), "j", hosts, None),
             json!({
                 "job_id": "j",
                 "results": [{ "hostname": "h", "status": "ok", "changed": true, "key": "a.b" }],
@@ -248,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_status_of_the_output_takes_the_place_of_the_rows() {
-        let answer = rows(&row(Rows::Host), "j", vec![done(json!({ "status": "drifted" }))]);
+        let answer = rows(&row(Rows::Host), "j", vec![done(json!({ "status": "drifted" }))], None);
         assert_eq!(answer["results"][0]["status"], "drifted");
         assert_eq!(answer["changed"], false);
     }
@@ -256,11 +292,12 @@ mod tests {
     #[test]
     fn a_list_becomes_a_row_for_each_entry() {
         let list = json!({ "keys": [{ "key": "a" }, { "key": "b" }], "truncated": true });
-        let answer = rows(&row(Rows::Each("keys")), "j", vec![done(list)]);
+        let answer = rows(&row(Rows::Each("keys")), "j", vec![done(list)], None);
         let expected = |key: &str| json!({ "hostname": "h", "status": "ok", "changed": false, "truncated": true, "key": key });
         assert_eq!(answer["results"], json!([expected("a"), expected("b")]));
-        let none = rows(&row(Rows::Each("keys")), "j", vec![done(json!({ "keys": [] }))]);
+        let none = rows(&row(Rows::Each("keys")), "j", vec![done(json!({ "keys": [] }))], Some(1));
         assert_eq!(none["results"], json!([]));
+        assert_eq!((&none["summary"]["hosts"], &none["summary"]["ok"]), (&json!(1), &json!(1)));
     }
 
     #[test]
@@ -270,7 +307,7 @@ mod tests {
             HostResult { host, hostname, ..done(json!({ "key": "a" })) }
         };
         let answer =
-            rows(&row(Rows::Host), "j", vec![on("1", "web"), on("2", "web"), on("3", "db")]);
+            rows(&row(Rows::Host), "j", vec![on("1", "web"), on("2", "web"), on("3", "db")], None);
         let ids: Vec<_> =
             answer["results"].as_array().unwrap().iter().map(|r| &r["machine_id"]).collect();
         assert_eq!(ids, [&json!("1"), &json!("2"), &Value::Null]);
@@ -284,10 +321,13 @@ mod tests {
         };
         let skipped = Results { hosts: failed(Kind::Unsupported), complete: true };
         assert!(single_error(&skipped).is_none());
-        assert_eq!(rows(&row(Rows::Host), "j", skipped.hosts)["results"][0]["status"], "skipped");
+        assert_eq!(
+            rows(&row(Rows::Host), "j", skipped.hosts, None)["results"][0]["status"],
+            "skipped"
+        );
         let failed = Results { hosts: failed(Kind::Conflict), complete: true };
         assert_eq!(single_error(&failed).unwrap().kind, Kind::Conflict);
-        let row = &rows(&row(Rows::Host), "j", failed.hosts)["results"][0];
+        let row = &rows(&row(Rows::Host), "j", failed.hosts, None)["results"][0];
         assert_eq!(row["status"], "failed");
         assert_eq!(row["kind"], "conflict");
     }

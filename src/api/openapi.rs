@@ -4,6 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::answer::Summary;
 use super::problem::{self, Document};
 use super::request::{self, Place, place};
 use crate::op::{Access, Rows};
@@ -22,6 +23,7 @@ const ALWAYS: [u16; 8] = [400, 401, 403, 404, 413, 429, 500, 503];
 pub fn document() -> Value {
     let mut generator = openapi_generator();
     let problem = json!(generator.subschema_for::<Document>());
+    generator.subschema_for::<Summary>();
     let mut paths = Map::new();
     for chapter in ops::chapters() {
         for row in &chapter.rows {
@@ -267,6 +269,7 @@ pub fn success(row: &Row) -> Value {
                 "job_id": { "type": "string", "format": "uuid" },
                 "results": { "type": "array", "items": host_row(row, &output) },
                 "changed": { "type": "boolean", "description": "Whether any host has changed." },
+                "summary": { "$ref": "#/components/schemas/Summary" },
             },
             "required": ["job_id", "results", "changed"],
             "additionalProperties": false,

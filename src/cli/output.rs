@@ -260,6 +260,11 @@ pub(super) fn has_failed(reply: &Value) -> bool {
     results.map(state).any(|state| state == State::Err)
 }
 
+/// How many hosts were asked, where several may have been meant.
+pub(super) fn asked(reply: &Value) -> Option<usize> {
+    reply["summary"]["hosts"].as_u64().and_then(|asked| asked.try_into().ok())
+}
+
 fn heading(reply: &Value) -> String {
     let id = reply["job_id"].as_str();
     id.map_or_else(String::new, |id| format!("\n  Job ID: {}\n", flat(id)))
@@ -289,7 +294,7 @@ pub(super) fn hosts(row: &Row, reply: &Value, results: &[Value], page: Page) -> 
             table.push(first.into_iter().chain(cells.into_iter().map(Cell::from)).collect());
         }
     }
-    _ = write!(text, "\n{}\n  {}\n", table.render(page), summary(&worst));
+    _ = write!(text, "\n{}\n  {}\n", table.render(page), summary(&worst, asked(reply)));
     let told = results.iter().filter(|result| state(result) >= State::Skip);
     let details: Vec<_> = told
         .map(|result| {
@@ -324,8 +329,11 @@ pub(super) fn named(result: &Value) -> String {
     }
 }
 
-fn summary(worst: &[(String, State)]) -> String {
-    let count = |state| worst.iter().filter(|(_, worst)| *worst == state).count();
+/// `asked` hosts were asked; those of which no row tells had nothing to list.
+fn summary(worst: &[(String, State)], asked: Option<usize>) -> String {
+    let hosts = asked.unwrap_or_default().max(worst.len());
+    let without = |state| if state == State::Ok { hosts - worst.len() } else { 0 };
+    let count = |state| worst.iter().filter(|(_, worst)| *worst == state).count() + without(state);
     let counts = [
         (State::Ok, "ok"),
         (State::Changed, "changed"),
@@ -335,7 +343,6 @@ fn summary(worst: &[(String, State)]) -> String {
     .map(|(state, word)| (count(state), word));
     let counts = counts.iter().filter(|(count, _)| *count > 0);
     let counts: Vec<_> = counts.map(|(count, word)| format!("{count} {word}")).collect();
-    let hosts = worst.len();
     let noun = if hosts == 1 { "host" } else { "hosts" };
     if hosts == 0 { "0 hosts".into() } else { format!("{hosts} {noun}: {}", counts.join(", ")) }
 }

@@ -257,8 +257,10 @@ fn exit_of(reply: &Value) -> u8 {
     if !output::has_failed(reply) {
         return 0;
     }
+    // A host may have no row.
+    let are_several = output::asked(reply).is_some_and(|asked| asked > 1);
     let kind = match reply["results"].as_array().map(Vec::as_slice) {
-        Some([only]) => serde_json::from_value::<Kind>(only["kind"].clone()).ok(),
+        Some([only]) if !are_several => serde_json::from_value::<Kind>(only["kind"].clone()).ok(),
         _ => None,
     };
     kind.map_or(SOME_FAILED, Kind::exit)

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use hyper::Method;
+use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 
@@ -119,9 +120,16 @@ impl<'a> Wait<'a> {
                 Ok(reply) if !reply.is_pending => return Ok(reply),
                 Ok(reply) => {
                     away = None;
-                    let id = reply.json()?["job_id"].as_str().map(str::to_owned);
+                    let body = reply.json()?;
+                    let id = body["job_id"].as_str().map(str::to_owned);
                     self.job.replace(id.clone());
-                    let what = "the wait ran out before the job was done";
+                    let missing = match (&body["summary"]["waiting"], &body["summary"]["hosts"]) {
+                        (Value::Number(waiting), Value::Number(hosts)) => {
+                            format!("; {waiting} of {hosts} hosts have still to answer")
+                        }
+                        _ => String::new(),
+                    };
+                    let what = format!("the wait ran out before the job was done{missing}");
                     Problem { error: Error::new(Kind::Timeout, what), job: id, document: None }
                 }
                 Err(problem) => problem,

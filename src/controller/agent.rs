@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::enrolment::waiting;
-use super::hosts::{Host, Moment, State};
+use super::hosts::{Host, Moment, NEVER_SEEN, State};
 use super::notes::entry;
 use super::{Call, Controller, Here, Local};
 use crate::clock::rfc3339;
@@ -345,7 +345,7 @@ impl Controller {
         let (event, message) = match (said.is_there, hosts.presence(machine_id)) {
             (true, _) => ("back", "heard of again".to_owned()),
             (false, Some(at)) => ("unreachable", format!("last seen {}", rfc3339(at.heard_at))),
-            (false, None) => ("unreachable", "not seen since the controller started".to_owned()),
+            (false, None) => ("unreachable", NEVER_SEEN.to_owned()),
         };
         Some(Event {
             timestamp: rfc3339(said.at),

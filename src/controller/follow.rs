@@ -19,7 +19,7 @@ use super::lanes::{Ended, Open};
 use super::status::Status;
 use super::{Controller, Shared, lock, rows};
 use crate::error::{Error, Kind, Result};
-use crate::job::{Deadline, Outcome, Record, Report, decode};
+use crate::job::{Deadline, Record, Report, decode};
 use crate::link::Class;
 use crate::ops;
 use crate::store::{Entry, Event, Expect, Order, Revision, Step, Store};
@@ -353,26 +353,6 @@ impl Controller {
             self.watch_clock();
             self.forget_reads();
             self.retain_some().await;
-        }
-    }
-
-    /// Answers for hosts that look for longer than that may take, `now` on the clock of the boot.
-    /// They cannot be made to stop, and whatever they say later is not heard.
-    pub(super) fn cut_short(&self, now: u64) {
-        let limit = |open: &Open| ops::find(&open.record.job.op).map(|row| row.timeout);
-        let is_long = |open: &Open, since: u64| {
-            limit(open).is_some_and(|limit| now.saturating_sub(since) > super::millis(limit))
-        };
-        let overdue = self.lanes().overdue(is_long);
-        for (id, host) in overdue {
-            let Some(open) = self.lanes().get(id) else { continue };
-            let (op, at) = (&open.record.job.op, self.clock.wall());
-            let seconds = limit(&open).unwrap_or_default().as_secs();
-            let message = format!("{op} ran for more than {seconds} s");
-            let outcome = Outcome::from(Err(Error::new(Kind::HostFailed, message)));
-            self.count_finished(op, Status::of(outcome.kind()));
-            let begun = at.saturating_sub(seconds * 1000);
-            self.lanes().finish(id, &host, Report::new(id.to_string(), begun, at, outcome));
         }
     }
 

@@ -21,6 +21,7 @@ use crate::store::{self, Expect, Revision, Step, audit};
 mod away;
 mod target;
 
+pub(super) use away::NEVER_SEEN;
 use away::Said;
 use target::{Turns, drained};
 

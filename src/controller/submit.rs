@@ -183,10 +183,14 @@ impl Controller {
             self.expect_listener(id, &record.job, caller)?;
         }
         let job = Arc::new(record.job.clone());
+        let open = Open::new(id, record, class, false);
         {
             let mut lanes = self.lanes();
-            lanes.expect(Open::new(id, record, class, false));
+            lanes.expect(open.clone());
             lanes.admit(id, 1);
+        }
+        for (host, error) in self.absent(&job, class) {
+            self.answer_for(&open, &host, job.created, error);
         }
         self.call(&job.hosts, Why::New);
         Ok(Submitted { job, replayed: false })

@@ -76,6 +76,14 @@ fn two_hosts_of_one_name_are_two_hosts() {
 }
 
 #[test]
+fn a_host_that_has_nothing_to_list_counts_too() {
+    let gone = json!({ "hostname": "db", "status": "failed", "changed": false, "error": "away" });
+    let summary = json!({ "hosts": 3, "ok": 2, "skipped": 0, "failed": 1, "waiting": 0 });
+    let text = shown("node.process.list", &json!({ "results": [gone], "summary": summary }), 80);
+    assert!(text.contains("3 hosts: 2 ok, 1 failed"), "{text}");
+}
+
+#[test]
 fn no_line_of_a_table_is_wider_than_the_terminal() {
     for width in [80, 120] {
         for line in shown("node.process.list", &processes(), width).lines() {

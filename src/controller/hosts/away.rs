@@ -5,7 +5,8 @@
 
 use serde_json::{Value, json};
 
-use super::{AWAY_MS, Hosts};
+use super::{AWAY_MS, Hosts, Presence};
+use crate::clock::rfc3339;
 use crate::controller::Controller;
 use crate::store::{Step, audit};
 
@@ -13,6 +14,14 @@ use crate::store::{Step, audit};
 const STANDS_MS: u64 = 60_000;
 /// How many events one step notes.
 const GROUP: usize = 250;
+
+/// What there is to say of a host of which nothing is known.
+pub(in crate::controller) const NEVER_SEEN: &str = "not seen since the controller started";
+
+/// Whether a host that is there may not have said so yet since the controller `started`.
+fn is_early(uptime: u64, started: u64) -> bool {
+    uptime.saturating_sub(started) <= AWAY_MS
+}
 
 /// What was said of a host last.
 #[derive(Clone, Copy)]
@@ -36,7 +45,7 @@ impl Hosts {
         for (machine_id, (host, _)) in &self.known {
             let presence = self.present.get(machine_id);
             let is_there = presence.is_some_and(|presence| presence.is_there(uptime));
-            let is_early = presence.is_none() && uptime.saturating_sub(started) <= AWAY_MS;
+            let is_early = presence.is_none() && is_early(uptime, started);
             let said = self.said.get(machine_id).copied();
             let is_news = match said {
                 None => !is_there && !is_early,
@@ -62,6 +71,25 @@ impl Hosts {
             }
         }
         news
+    }
+
+    /// Why nothing is to be expected of a host right now, which is known to be away. One that was not
+    /// heard of since the controller `started` may be on its way.
+    pub(in crate::controller) fn absence(
+        &self,
+        machine_id: &str,
+        uptime: u64,
+        started: u64,
+    ) -> Option<String> {
+        let name = || self.name(machine_id);
+        match self.present.get(machine_id) {
+            Some(presence) if presence.is_there(uptime) => None,
+            Some(Presence { heard_at, .. }) => {
+                Some(format!("{} is unreachable, last seen {}", name(), rfc3339(*heard_at)))
+            }
+            None if is_early(uptime, started) => None,
+            None => Some(format!("{} is unreachable, {NEVER_SEEN}", name())),
+        }
     }
 
     /// What was said of a host last, where that was that it has gone or come back.

@@ -79,6 +79,64 @@ async fn every_host_of_a_job_comes_to_one_outcome() {
     drop(late);
 }
 
+#[tokio::test]
+async fn who_looks_does_not_wait_for_a_host_that_is_known_to_be_away() {
+    let bench = Bench::new();
+    let controller = bench.start().await;
+    let mut agents = agents(&controller, 3).await;
+    let gone = agents.pop().unwrap();
+    drop(gone);
+    controller.hosts().left("m00003");
+    let job = controller.submit(submit(LOOK, "_all")).await.unwrap().job;
+    for agent in &mut agents {
+        assert_eq!(ids(agent.next().await).concat(), job.id);
+        agent.done(&job.id).await;
+    }
+    let results = controller.wait(&job, Duration::from_secs(10)).await.unwrap();
+    assert!(results.complete);
+    let names = ["web-00001", "web-00002", "web-00003"].map(str::to_owned);
+    let expected = names.into_iter().zip([None, None, Some(Kind::Expired)]);
+    assert_eq!(kinds(&results), expected.collect::<Vec<_>>());
+    let error = Result::from(results.hosts[2].report.outcome.clone()).unwrap_err().to_string();
+    assert!(error.contains("web-00003 is unreachable, last seen 2"), "{error}");
+
+    let look = controller.submit(submit(LOOK, "m00003")).await.unwrap().job;
+    assert_eq!(outcome(&controller, &look).await.unwrap_err().kind(), Kind::Expired);
+    let dry = Options { dry_run: true, ..Options::default() };
+    let dry = Submit { options: dry, ..submit(CHANGE, "m00003") };
+    let dry = controller.submit(dry).await.unwrap().job;
+    assert_eq!(outcome(&controller, &dry).await.unwrap_err().kind(), Kind::Expired);
+    // A change waits for it.
+    let change = controller.submit(submit(CHANGE, "m00003")).await.unwrap().job;
+    assert!(!controller.wait(&change, Duration::ZERO).await.unwrap().complete);
+    let mut back = Agent::new(&controller, "m00003", "web-00003", 3).await;
+    assert_eq!(ids(back.next().await).concat(), change.id, "nothing old is handed out");
+}
+
+#[tokio::test]
+async fn of_several_hosts_those_that_do_not_answer_are_answered_for() {
+    let bench = Bench::new();
+    let controller = bench.start().await;
+    let mut agents = agents(&controller, 3).await;
+    let job = controller.submit(submit(LOOK, "_all")).await.unwrap().job;
+    for agent in &mut agents[..2] {
+        agent.next().await;
+    }
+    agents[0].done(&job.id).await;
+    let results = controller.give_up(&job).await.unwrap();
+    assert!(results.complete);
+    let names = ["web-00001", "web-00002", "web-00003"].map(str::to_owned);
+    let expected = names.into_iter().zip([None, Some(Kind::HostFailed), Some(Kind::Expired)]);
+    assert_eq!(kinds(&results), expected.collect::<Vec<_>>());
+    agents[1].done(&job.id).await;
+    assert!(agents[2].next_of(&ALL, 0).await.is_empty());
+    let later = controller.wait(&job, Duration::ZERO).await.unwrap();
+    assert_eq!(kinds(&later)[1].1, Some(Kind::HostFailed), "who comes late is not heard");
+    // What changes something is not given up.
+    let change = controller.submit(submit(CHANGE, "_all")).await.unwrap().job;
+    assert!(!controller.give_up(&change).await.unwrap().complete);
+}
+
 /// On the clock of the boot, when a host that has hung up just now is away, and one that is
 /// connected is not.
 fn later(controller: &Shared) -> u64 {
