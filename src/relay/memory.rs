@@ -45,6 +45,8 @@ pub(super) struct Memory {
     /// What it was said to hold, and what of that to wait here.
     said: (Vec<String>, Vec<String>),
     has_news: bool,
+    /// An agent has ended, which is to be said even where another is here by now: what has no end
+    /// was told by the first, and would be told once more.
     has_left: bool,
 }
 
@@ -87,7 +89,6 @@ impl Memory {
         self.has_news |= self.held != held || self.handed.is_empty();
         self.held = held;
         self.handed.insert(connection, Vec::new());
-        self.has_left = false;
         Ok(host)
     }
 
