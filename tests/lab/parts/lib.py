@@ -78,6 +78,11 @@ def figure(name, value):
     say(f"FIGURE {name}: {value}")
 
 
+def counts():
+    """How many checks there were so far, and how many failed."""
+    return _checks, _failed
+
+
 def sh(*argv, stdin=None, timeout=120, ok=False, env=None):
     """Runs a program, or a line of shell where there is one string only.
 
