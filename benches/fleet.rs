@@ -1,8 +1,17 @@
 //! What a fleet takes: one controller, one broker, and agents by the thousand that this process
 //! plays, each figure beside the raw limit of the same run.
 //!
-//! `make bench-fleet` prints the tables of `docs/performance.md`. The machine should do nothing
+//! `make bench-fleet` prints the tables of `docs/performance.md`; with names behind `--`, such as
+//! `cargo bench --bench fleet -- jobs 1000`, those parts of it. The machine should do nothing
 //! else. An agent here speaks the wire as a relay does, and does no work.
+//!
+//! Jobs are held against N, the lean path: the leanest job there can be on the same broker that
+//! keeps a job until it is done, and its result. Its body is published to a work-queue stream and
+//! acknowledged by it; a consumer that was made once delivers it from there; the worker puts one
+//! result into a stream with one message for each subject, waits until that is acknowledged, and
+//! acknowledges the work, which removes it; one watcher, shared by all clients, has the result
+//! seen by whoever waits for it. N's clients and workers are tasks in this process, as the product's
+//! are; the product's clients keep one HTTP connection each.
 #![expect(
     clippy::disallowed_methods,
     clippy::disallowed_types,
@@ -12,12 +21,11 @@
 
 #[path = "../tests/support/broker.rs"]
 mod broker;
-#[path = "../tests/support/http.rs"]
-mod http;
 #[path = "../tests/support/say.rs"]
 mod say;
 
-use std::path::{Path, PathBuf};
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -26,10 +34,18 @@ use std::time::{Duration, Instant};
 use async_nats::Client;
 use broker::Broker;
 use futures_util::StreamExt;
+use futures_util::future::join_all;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
 use osapi::job::{Outcome, Report};
 use osapi::link::Told;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
 
 /// How many agents, over how many connections, beside which setting of the broker's.
 const FLEETS: [(usize, usize, &str); 3] = [
@@ -37,27 +53,39 @@ const FLEETS: [(usize, usize, &str); 3] = [
     (10_000, 20, "sync_interval: always"),
     (10_000, 20, "sync_interval: 2m"),
 ];
-/// How many ask for jobs on four hosts, and how many each.
-const CLIENTS: [(usize, usize); 2] = [(1, 300), (128, 40)];
+/// How many ask for jobs on four hosts at a time.
+const CLIENTS: [usize; 2] = [1, 128];
+/// How often, in turn with the lean path, and for how long each.
+const ROUNDS: usize = 3;
+const ROUND: Duration = Duration::from_millis(1500);
+/// The syncs of the broker: each message by itself, and every two minutes, which is its default.
+const SYNCS: [&str; 2] = ["sync_interval: always", "sync_interval: 2m"];
 const BEAT: Duration = Duration::from_secs(10);
 /// How long heartbeats alone are looked at.
-const IDLE: Duration = Duration::from_secs(40);
+const IDLE: Duration = Duration::from_secs(20);
 const READS: usize = 15;
 const WRITES: usize = 5;
 const PATIENCE: Duration = Duration::from_mins(2);
 
 fn main() {
+    let parts: HashSet<String> =
+        std::env::args().skip(1).filter(|part| !part.starts_with('-')).collect();
+    let is_asked = |part: &str| parts.is_empty() || parts.contains(part);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
     println!(
         "| agents | connections | sync | figure | measured | raw limit of the same run | ratio |"
     );
     println!("|---|---|---|---|---|---|---|");
-    for sync in ["sync_interval: always", "sync_interval: 2m"] {
-        runtime.block_on(jobs(sync));
+    for sync in SYNCS {
+        if is_asked("jobs") {
+            runtime.block_on(jobs(sync));
+        }
     }
     for (agents, connections, sync) in FLEETS {
-        runtime.block_on(measure(agents, connections, sync));
+        if is_asked(&agents.to_string()) {
+            runtime.block_on(measure(agents, connections, sync));
+        }
     }
 }
 
@@ -135,12 +163,32 @@ fn id(number: usize) -> String {
     format!("{number:032x}")
 }
 
+/// As much of what an agent is told as it takes to answer.
+#[derive(Deserialize)]
+struct Wake {
+    #[serde(default)]
+    tasks: Vec<Task>,
+}
+
+#[derive(Deserialize)]
+struct Task {
+    job: String,
+}
+
 fn about(number: usize) -> Value {
-    let filler = "x".repeat(300);
     json!({
         "machine_id": id(number), "hostname": format!("node-{number}"), "version": "bench",
         "started_at": 1, "labels": { "group": format!("rack{}.row{}", number % 10, number % 3) },
-        "facts": { "filler": filler }, "conditions": [], "waiting": [], "hanging": [],
+        "facts": {
+            "os_info": { "distribution": "Debian GNU/Linux", "version": "12" },
+            "uptime": "12 days, 3:04", "load_average": { "1min": 0.12, "5min": 0.2, "15min": 0.31 },
+            "memory": { "total": 16_777_216_000_u64, "free": 8_388_608, "used": 4_194_304 },
+            "architecture": "x86_64", "kernel_version": "6.1.0-18-amd64", "cpu_count": 8,
+            "fqdn": format!("node-{number}.example.org"), "service_mgr": "systemd",
+            "package_mgr": "apt", "primary_interface": "eth0",
+            "interfaces": [{ "name": "eth0", "ipv4": "192.0.2.17", "family": "inet" }],
+        },
+        "conditions": [], "waiting": [], "hanging": [],
         "landlock": true, "uid": 0, "pid": 1, "key": "",
     })
 }
@@ -204,18 +252,15 @@ impl Agents {
         });
         tokio::spawn(async move {
             while let Some(wake) = wakes.next().await {
-                let wake: Value = serde_json::from_slice(&wake.payload).unwrap();
-                let tasks = wake["tasks"].as_array().into_iter().flatten();
-                let reports: Vec<_> = tasks
-                    .map(|task| {
-                        let result = json!({ "uptime": "1 day", "changed": true });
-                        let job = task["job"].as_str().unwrap().to_owned();
-                        let report = Report::new(job, now(), now(), Outcome::Done { result });
-                        Told::new(&report, &host, None).unwrap()
-                    })
-                    .collect();
-                if !reports.is_empty() {
-                    let payload = serde_json::to_vec(&json!({ "finish": reports })).unwrap().into();
+                let Wake { tasks } = serde_json::from_slice(&wake.payload).unwrap();
+                let done = |Task { job }| {
+                    let result = json!({ "uptime": "1 day", "changed": true });
+                    let report = Report::new(job, now(), now(), Outcome::Done { result });
+                    Told::new(&report, &host, None).unwrap()
+                };
+                let finish: Vec<_> = tasks.into_iter().map(done).collect();
+                if !finish.is_empty() {
+                    let payload = serde_json::to_vec(&json!({ "finish": finish })).unwrap().into();
                     let (subject, inbox) = (subject.clone(), inbox.clone());
                     client.publish_with_reply(subject, inbox, payload).await.unwrap();
                 }
@@ -253,17 +298,44 @@ impl Agents {
     }
 }
 
-async fn ask(socket: &Path, method: &str, path: &str, body: Option<Value>) -> (Duration, Value) {
-    let (socket, method, path) = (socket.to_owned(), method.to_owned(), path.to_owned());
-    let asked = tokio::task::spawn_blocking(move || {
+/// Somebody who asks, on a connection that is kept.
+struct Caller(SendRequest<Full<Bytes>>);
+
+impl Caller {
+    async fn connect(controller: &Controller) -> Self {
+        let deadline = Instant::now() + PATIENCE;
+        let stream = loop {
+            match UnixStream::connect(controller.socket()).await {
+                Ok(stream) => break stream,
+                Err(error) if Instant::now() > deadline => {
+                    panic!("no controller: {error}\n{}", controller.log())
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        let (sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Self(sender)
+    }
+
+    /// How long it took until all of the answer was there, and the answer.
+    async fn ask(&mut self, method: &str, path: &str, body: Option<&Value>) -> (Duration, Bytes) {
         let begun = Instant::now();
-        let headers = [("prefer", "wait=100")];
-        let answer = http::ask(&socket, &method, &path, &headers, body.as_ref()).unwrap();
-        let took = begun.elapsed();
-        assert!(answer.status < 300, "{method} {path}: {} {:?}", answer.status, answer.json());
-        (took, answer.json())
-    });
-    asked.await.unwrap()
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let request = hyper::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "osapi")
+            .header("prefer", "wait=100")
+            .header("content-type", "application/json")
+            .body(Full::from(body));
+        self.0.ready().await.unwrap();
+        let answer = self.0.send_request(request.unwrap()).await.unwrap();
+        let status = answer.status();
+        let answer = answer.into_body().collect().await.unwrap().to_bytes();
+        assert!(status == 200, "{method} {path}: {status} {answer:?}");
+        (begun.elapsed(), answer)
+    }
 }
 
 fn middle(times: &mut [Duration], share: f64) -> f64 {
@@ -278,16 +350,32 @@ fn middle(times: &mut [Duration], share: f64) -> f64 {
     times[at].as_secs_f64() * 1e3
 }
 
-/// All of them answer one message at once, on core NATS, to one who counts.
-async fn raw_fan_in(agents: &Agents, reader: &Client) -> Duration {
-    let mut answers = reader.subscribe("raw.answer").await.unwrap();
+/// Each of them is asked at once, on core NATS, and answers by publishing, or by having its answer
+/// stored. How long it takes until whoever reads has seen all of them.
+async fn raw_fan_in(agents: &Agents, reader: &Client, is_stored: bool) -> Duration {
+    let inbox = reader.new_inbox();
+    let seen = if is_stored { inbox.clone() } else { "raw.answer.*".to_owned() };
+    let mut seen = reader.subscribe(seen).await.unwrap();
+    if is_stored {
+        let stream =
+            json!({ "name": "raw", "subjects": ["raw.answer.>"], "max_msgs_per_subject": 1 });
+        api(reader, "STREAM.CREATE.raw", stream).await;
+        let config = json!({ "deliver_subject": inbox, "ack_policy": "none", "mem_storage": true });
+        let consumer = json!({ "stream_name": "raw", "config": config });
+        api(reader, "CONSUMER.CREATE.raw", consumer).await;
+    }
     let mut tasks = Vec::new();
     for number in 0..agents.count {
         let client = agents.client(number);
         let mut asked = client.subscribe(format!("raw.ask.{number}")).await.unwrap();
         tasks.push(tokio::spawn(async move {
             asked.next().await.unwrap();
-            client.publish("raw.answer", vec![b'x'; 200].into()).await.unwrap();
+            let answer = format!("raw.answer.{number}");
+            if is_stored {
+                acknowledged(&client, answer, 300).await;
+            } else {
+                client.publish(answer, vec![b'x'; 200].into()).await.unwrap();
+            }
         }));
     }
     for client in &agents.clients {
@@ -298,29 +386,13 @@ async fn raw_fan_in(agents: &Agents, reader: &Client) -> Duration {
         reader.publish(format!("raw.ask.{number}"), vec![b'x'; 300].into()).await.unwrap();
     }
     for _ in 0..agents.count {
-        answers.next().await.unwrap();
-    }
-    begun.elapsed()
-}
-
-/// All of them store one message each in one stream, and wait until it is.
-async fn raw_stored(agents: &Agents, reader: &Client) -> Duration {
-    let stream = json!({ "name": "raw", "subjects": ["rawkv.>"], "max_msgs_per_subject": 1 });
-    let payload = serde_json::to_vec(&stream).unwrap();
-    reader.request("$JS.API.STREAM.CREATE.raw", payload.into()).await.unwrap();
-    let begun = Instant::now();
-    let stored = (0..agents.count).map(|number| {
-        let client = agents.client(number);
-        tokio::spawn(async move {
-            let payload = vec![b'x'; 300].into();
-            client.request(format!("rawkv.{number}"), payload).await.unwrap();
-        })
-    });
-    for stored in stored.collect::<Vec<_>>() {
-        stored.await.unwrap();
+        seen.next().await.unwrap();
     }
     let took = begun.elapsed();
-    reader.request("$JS.API.STREAM.DELETE.raw", "".into()).await.unwrap();
+    join_all(tasks).await;
+    if is_stored {
+        api(reader, "STREAM.DELETE.raw", Value::Null).await;
+    }
     took
 }
 
@@ -331,119 +403,183 @@ async fn streams(reader: &Client) -> (u64, u64) {
     (info["state"]["last_seq"].as_u64().unwrap_or_default(), consumers)
 }
 
-/// The leanest job there can be on this broker: one message stored, handed on, its answer stored
-/// and seen. How long each took, and all of them.
-async fn lean(broker: &Broker, clients: usize, each: usize) -> (Vec<Duration>, Duration) {
-    let connect = || async { async_nats::connect(broker.address()).await.unwrap() };
-    let (asking, working) = (connect().await, connect().await);
-    let stream = json!({ "name": "lean", "subjects": ["lean.>"], "max_msgs_per_subject": 1 });
-    let payload = serde_json::to_vec(&stream).unwrap();
-    asking.request("$JS.API.STREAM.CREATE.lean", payload.into()).await.unwrap();
-    let mut handed = working.subscribe("lean.job.>").await.unwrap();
-    working.flush().await.unwrap();
-    let worker = tokio::spawn(async move {
-        while let Some(job) = handed.next().await {
-            let (working, subject) = (working.clone(), job.subject.replace("job", "done"));
-            tokio::spawn(async move {
-                working.request(subject, vec![b'x'; 300].into()).await.unwrap();
-            });
-        }
-    });
+/// What many did at a time, over and over: how long each took, and how many there were a second.
+struct Course {
+    p50: f64,
+    rate: f64,
+    count: usize,
+}
+
+/// Has each of `clients` do it for as long as a round takes.
+async fn course<F: Future<Output = ()> + Send + 'static>(
+    clients: impl Iterator<Item = impl FnMut(usize) -> F + Send + 'static>,
+) -> Course {
     let begun = Instant::now();
-    let asked = (0..clients).map(|client| {
-        let asking = asking.clone();
+    let clients = clients.map(|mut once| {
         tokio::spawn(async move {
-            let mut seen = asking.subscribe(format!("lean.done.{client}.>")).await.unwrap();
             let mut times = Vec::new();
-            for number in 0..each {
+            while begun.elapsed() < ROUND {
                 let begun = Instant::now();
-                let subject = format!("lean.job.{client}.{number}");
-                asking.request(subject, vec![b'x'; 500].into()).await.unwrap();
-                seen.next().await.unwrap();
+                once(times.len()).await;
                 times.push(begun.elapsed());
             }
             times
         })
     });
-    let mut times = Vec::new();
-    for asked in asked.collect::<Vec<_>>() {
-        times.extend(asked.await.unwrap());
-    }
+    let done = join_all(clients.collect::<Vec<_>>()).await;
     let took = begun.elapsed();
+    let mut times: Vec<_> = done.into_iter().flat_map(Result::unwrap).collect();
+    let count = times.len();
+    Course { p50: middle(&mut times, 0.5), rate: per_second(count, took), count }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of some thousands")]
+fn per_second(count: usize, took: Duration) -> f64 {
+    count as f64 / took.as_secs_f64()
+}
+
+/// Of some rounds the one in the middle.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Asks the broker's own interface.
+async fn api(client: &Client, call: &str, body: Value) {
+    let payload = if body.is_null() { String::new() } else { body.to_string() };
+    let answer = client.request(format!("$JS.API.{call}"), payload.into()).await.unwrap();
+    let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+    assert!(answer["error"].is_null(), "{call}: {answer}");
+}
+
+/// N, as the beginning of this file has it.
+async fn lean(broker: &Broker, clients: usize) -> Course {
+    let connect = || async { async_nats::connect(broker.address()).await.unwrap() };
+    let (asking, working) = (connect().await, connect().await);
+    let work = json!({ "name": "work", "subjects": ["lean.work.>"], "retention": "workqueue" });
+    api(&asking, "STREAM.CREATE.work", work).await;
+    let done = json!({ "name": "done", "subjects": ["lean.done.>"], "max_msgs_per_subject": 1 });
+    api(&asking, "STREAM.CREATE.done", done).await;
+
+    let inbox = working.new_inbox();
+    let mut handed = working.subscribe(inbox.clone()).await.unwrap();
+    let config = json!({ "deliver_subject": inbox, "ack_policy": "explicit" });
+    let consumer = json!({ "stream_name": "work", "config": config });
+    api(&working, "CONSUMER.CREATE.work", consumer).await;
+    let worker = tokio::spawn(async move {
+        while let Some(work) = handed.next().await {
+            let (working, subject) = (working.clone(), work.subject.replace("work", "done"));
+            tokio::spawn(async move {
+                acknowledged(&working, subject, 300).await;
+                working.publish(work.reply.unwrap(), "+ACK".into()).await.unwrap();
+            });
+        }
+    });
+
+    let inbox = asking.new_inbox();
+    let mut results = asking.subscribe(inbox.clone()).await.unwrap();
+    let config = json!({ "deliver_subject": inbox, "ack_policy": "none", "mem_storage": true });
+    let consumer = json!({ "stream_name": "done", "config": config });
+    api(&asking, "CONSUMER.CREATE.done", consumer).await;
+    let waiting: Arc<Vec<Notify>> = Arc::new((0..clients).map(|_| Notify::new()).collect());
+    let seen = waiting.clone();
+    let watcher = tokio::spawn(async move {
+        while let Some(result) = results.next().await {
+            let client: usize = result.subject.split('.').nth(2).unwrap().parse().unwrap();
+            seen[client].notify_one();
+        }
+    });
+
+    let course = course((0..clients).map(|client| {
+        let (asking, waiting) = (asking.clone(), waiting.clone());
+        move |number| {
+            let (asking, waiting) = (asking.clone(), waiting.clone());
+            async move {
+                acknowledged(&asking, format!("lean.work.{client}.{number}"), 500).await;
+                waiting[client].notified().await;
+            }
+        }
+    }));
+    let course = course.await;
     worker.abort();
-    asking.request("$JS.API.STREAM.DELETE.lean", "".into()).await.unwrap();
-    (times, took)
+    watcher.abort();
+    for stream in ["work", "done"] {
+        api(&asking, &format!("STREAM.DELETE.{stream}"), Value::Null).await;
+    }
+    course
+}
+
+/// Publishes so many bytes and waits until they are stored.
+async fn acknowledged(client: &Client, subject: String, size: usize) {
+    let answer = client.request(subject, vec![b'x'; size].into()).await.unwrap();
+    assert!(answer.payload.starts_with(b"{\"stream\""), "{:?}", answer.payload);
 }
 
 /// Jobs on four hosts, one by one and many at a time.
 async fn jobs(sync: &str) {
-    let broker = Broker::with("", sync);
-    let controller = Controller::start(&broker);
-    let socket = controller.socket();
-    let agents = Agents::connect(&broker.address(), 4, 4).await;
-    agents.enrol().await;
-    agents.beat();
-    let reader = async_nats::connect(broker.address()).await.unwrap();
-    for (clients, each) in CLIENTS {
-        let (mut lean_times, lean_took) = lean(&broker, clients, each).await;
-        let before = streams(&reader).await.0;
-        let begun = Instant::now();
-        let asked = (0..clients).map(|client| {
-            let socket = socket.clone();
-            std::thread::spawn(move || {
-                let mut times = Vec::new();
-                for number in 0..each {
-                    let path = format!("/api/node/{}/timezone", id((client + number) % 4));
-                    let zone = if number % 2 == 0 { "UTC" } else { "Europe/Paris" };
-                    let body = json!({ "timezone": zone });
-                    let begun = Instant::now();
-                    let answer = http::ask(&socket, "PUT", &path, &[], Some(&body)).unwrap();
-                    assert_eq!(answer.status, 200, "{:?}", answer.json());
-                    times.push(begun.elapsed());
+    for clients in CLIENTS {
+        let (mut leans, mut courses, mut stored) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            // Each round begins with as little stored as the lean path does.
+            let broker = Broker::with("", sync);
+            leans.push(lean(&broker, clients).await);
+            let controller = Controller::start(&broker);
+            let mut callers = Vec::new();
+            for _ in 0..clients {
+                let caller = Caller::connect(&controller).await;
+                callers.push(Arc::new(tokio::sync::Mutex::new(caller)));
+            }
+            let agents = Agents::connect(&broker.address(), 4, 4).await;
+            agents.enrol().await;
+            agents.beat();
+            let reader = async_nats::connect(broker.address()).await.unwrap();
+            let before = streams(&reader).await.0;
+            let course = course(callers.into_iter().enumerate().map(|(client, caller)| {
+                move |number| {
+                    let caller = caller.clone();
+                    async move {
+                        let path = format!("/api/node/{}/timezone", id((client + number) % 4));
+                        let zone = if number % 2 == 0 { "UTC" } else { "Europe/Paris" };
+                        let body = json!({ "timezone": zone });
+                        caller.lock().await.ask("PUT", &path, Some(&body)).await;
+                    }
                 }
-                times
-            })
-        });
-        let asked: Vec<_> = asked.collect();
-        let joined = tokio::task::spawn_blocking(move || {
-            asked.into_iter().flat_map(|asked| asked.join().unwrap()).collect::<Vec<_>>()
-        });
-        let mut times = joined.await.unwrap();
-        let took = begun.elapsed();
-        let count = times.len();
-        #[expect(clippy::cast_precision_loss, reason = "counts of a few thousand")]
-        let (rate, lean_rate, stored) = (
-            count as f64 / took.as_secs_f64(),
-            count as f64 / lean_took.as_secs_f64(),
-            (streams(&reader).await.0 - before) as f64 / count as f64,
-        );
-        let (p50, lean_p50) = (middle(&mut times, 0.5), middle(&mut lean_times, 0.5));
+            }));
+            courses.push(course.await);
+            stored.push(streams(&reader).await.0 - before);
+            agents.is_over.store(true, Ordering::Relaxed);
+        }
         let line = |figure: &str, measured: String, limit: String, ratio: f64| {
             println!(
                 "| 4 | {clients} clients | {sync} | {figure} | {measured} | {limit} | {ratio:.2} |"
             );
         };
-        line("job, p50", format!("{p50:.2} ms"), format!("N {lean_p50:.2} ms"), p50 / lean_p50);
-        line("jobs a second", format!("{rate:.0}"), format!("N {lean_rate:.0}"), rate / lean_rate);
-        line(
-            "messages stored per job",
-            format!("{stored:.2}"),
-            "2 without an audit".to_owned(),
-            stored / 2.0,
-        );
+        let of = |courses: &[Course], what: fn(&Course) -> f64| {
+            median(courses.iter().map(what).collect())
+        };
+        let ratio = |what: fn(&Course) -> f64| {
+            let ratios = courses.iter().zip(&leans).map(|(job, lean)| what(job) / what(lean));
+            median(ratios.collect())
+        };
+        let (p50, rate): (fn(&Course) -> f64, fn(&Course) -> f64) = (|one| one.p50, |one| one.rate);
+        let measured = format!("{:.2} ms", of(&courses, p50));
+        let limit = format!("N {:.2} ms", of(&leans, p50));
+        line("job, p50", measured, limit, ratio(p50));
+        let (measured, limit) =
+            (format!("{:.0}", of(&courses, rate)), format!("N {:.0}", of(&leans, rate)));
+        line("jobs a second", measured, limit, ratio(rate));
+        #[expect(clippy::cast_precision_loss, reason = "counts of some thousands")]
+        let each = |(stored, course): (&u64, &Course)| *stored as f64 / course.count as f64;
+        let stored = median(stored.iter().zip(&courses).map(each).collect());
+        let limit = "2 without an audit".to_owned();
+        line("messages stored per job", format!("{stored:.2}"), limit, stored / 2.0);
     }
-    agents.is_over.store(true, Ordering::Relaxed);
 }
 
 async fn measure(count: usize, connections: usize, sync: &str) {
     let broker = Broker::with("max_connections: 65536", sync);
     let controller = Controller::start(&broker);
-    let socket = controller.socket();
-    let deadline = Instant::now() + PATIENCE;
-    while !socket.exists() {
-        assert!(Instant::now() < deadline, "no controller:\n{}", controller.log());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    drop(Caller::connect(&controller).await);
     let agents = Agents::connect(&broker.address(), count, connections).await;
     let reader = async_nats::ConnectOptions::new()
         .subscription_capacity(65_536)
@@ -471,11 +607,13 @@ async fn measure(count: usize, connections: usize, sync: &str) {
         let measured = format!("{share:.1} % of a core, {:.0} MiB", after.rss);
         line(&format!("heartbeats each 10 s: {who}"), measured, "", "");
     }
+    let mut caller = Caller::connect(&controller).await;
     let (mut lists, mut reads, mut raw) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..READS {
-        lists.push(ask(&socket, "GET", "/api/agent", None).await.0);
-        raw.push(raw_fan_in(&agents, &reader).await);
-        let (took, answer) = ask(&socket, "GET", "/api/node/_all/uptime", None).await;
+        lists.push(caller.ask("GET", "/api/agent", None).await.0);
+        raw.push(raw_fan_in(&agents, &reader, false).await);
+        let (took, answer) = caller.ask("GET", "/api/node/_all/uptime", None).await;
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
         let rows = answer["results"].as_array().map_or(0, Vec::len);
         assert_eq!(rows, count, "every host has a row");
         reads.push(took);
@@ -494,16 +632,16 @@ async fn measure(count: usize, connections: usize, sync: &str) {
     let (mut writes, mut raw) = (Vec::new(), Vec::new());
     let stored_before = streams(&reader).await.0;
     for round in 0..WRITES {
-        raw.push(raw_stored(&agents, &reader).await);
+        raw.push(raw_fan_in(&agents, &reader, true).await);
         let zone = json!({ "timezone": if round % 2 == 0 { "UTC" } else { "Europe/Paris" } });
-        let (took, _) = ask(&socket, "PUT", "/api/node/_all/timezone", Some(zone)).await;
+        let (took, _) = caller.ask("PUT", "/api/node/_all/timezone", Some(&zone)).await;
         writes.push(took);
     }
     let (write, limit) = (middle(&mut writes, 0.5), middle(&mut raw, 0.5));
     line(
         "write on _all, every outcome recorded, p50",
         format!("{write:.0} ms"),
-        &format!("stored by each {limit:.0} ms"),
+        &format!("stored fan-in {limit:.0} ms"),
         &format!("{:.2}", write / limit),
     );
     let (stored, consumers) = streams(&reader).await;
