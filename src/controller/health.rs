@@ -161,29 +161,31 @@ fn judge(output: &Value) -> Option<u16> {
 }
 
 fn ready(call: &Call) -> Ready {
-    let error = missing(&call.controller.agents(), call.controller.store.conditions());
+    let known = {
+        let (hosts, uptime) = (call.controller.hosts(), call.controller.clock.uptime());
+        let is_ready = hosts.known().any(|(machine_id, _)| hosts.is_ready(machine_id, uptime));
+        hosts.known().next().map(|_| is_ready)
+    };
+    let error = missing(known, call.controller.store.conditions());
     let status = if error.is_none() { "ready" } else { "not_ready" };
     Ready { status: status.to_owned(), error }
 }
 
-/// What is missing for work to be done. While a broker is away its hosts are still remembered.
-fn missing(agents: &[Agent], conditions: Vec<Condition>) -> Option<String> {
+/// What is missing for work to be done; `known` says whether any of the hosts that are known is ready.
+/// While a broker is away its hosts are still remembered.
+fn missing(known: Option<bool>, conditions: Vec<Condition>) -> Option<String> {
     let mut faults = conditions.into_iter().filter(|condition| !condition.is_warning);
     let fault = faults.find_map(|condition| condition.fault);
-    fault.or_else(|| {
-        if agents.is_empty() {
-            Some("no agent has registered yet".to_owned())
-        } else if agents.iter().all(|agent| agent.status == Presence::NotReady) {
-            Some("no agent is ready".to_owned())
-        } else {
-            None
-        }
+    fault.or_else(|| match known {
+        None => Some("no agent has registered yet".to_owned()),
+        Some(false) => Some("no agent is ready".to_owned()),
+        Some(true) => None,
     })
 }
 
 async fn status(call: Call) -> Result<Overview> {
     let controller = &call.controller;
-    let agents = controller.agents();
+    let agents = controller.agents()?;
     let ready = agents.iter().filter(|agent| agent.status == Presence::Ready).count();
     let uptime = controller.clock.uptime().saturating_sub(controller.started);
     let components = controller.components(ready);
@@ -379,15 +381,13 @@ mod tests {
 
     #[test]
     fn nothing_is_ready_without_what_the_store_depends_on() {
-        let agent = |status| Agent { status, ..Agent::default() };
-        let there = [agent(Presence::NotReady), agent(Presence::Ready)];
         let fault = |is_warning| {
             vec![Condition { name: "broker", fault: Some("it is away".to_owned()), is_warning }]
         };
-        assert_eq!(missing(&there, Vec::new()), None);
-        assert_eq!(missing(&there, fault(true)), None);
-        assert_eq!(missing(&there, fault(false)).as_deref(), Some("it is away"));
-        assert_eq!(missing(&there[..1], fault(true)).as_deref(), Some("no agent is ready"));
-        assert!(missing(&[], Vec::new()).is_some());
+        assert_eq!(missing(Some(true), Vec::new()), None);
+        assert_eq!(missing(Some(true), fault(true)), None);
+        assert_eq!(missing(Some(true), fault(false)).as_deref(), Some("it is away"));
+        assert_eq!(missing(Some(false), fault(true)).as_deref(), Some("no agent is ready"));
+        assert!(missing(None, Vec::new()).is_some());
     }
 }

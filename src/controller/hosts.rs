@@ -5,11 +5,13 @@
 //! stored about a host goes by its machine id.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::Controller;
+use super::agent::Description;
 use super::enrolment::waiting;
 use super::submit::Target;
 use crate::error::{Error, Kind, Result};
@@ -136,7 +138,9 @@ pub(super) struct Hosts {
 /// What an agent said last, and when.
 #[derive(Clone)]
 pub(crate) struct Presence {
+    /// Without the facts.
     pub(crate) about: Arc<About>,
+    pub(super) description: Description,
     /// By the clock of the boot, in milliseconds.
     pub(crate) heard: u64,
     /// In milliseconds since 1970.
@@ -192,6 +196,7 @@ impl Hosts {
     /// Notes that an agent is there and what it says.
     pub(super) fn hear(&mut self, machine_id: &str, about: Arc<About>, pid: i32, now: (u64, u64)) {
         let (heard, heard_at) = now;
+        let (about, description) = read(about);
         self.agents.insert(pid, machine_id.to_owned());
         let before = self.present.get(machine_id);
         let connections = before.map_or(0, |before| before.connections);
@@ -201,7 +206,8 @@ impl Hosts {
             self.agents.remove(&before.pid);
         }
         let over = Over::Socket;
-        let presence = Presence { about, heard, heard_at, connections, over, pid, generation };
+        let presence =
+            Presence { about, description, heard, heard_at, connections, over, pid, generation };
         self.present.insert(machine_id.to_owned(), presence);
     }
 
@@ -221,14 +227,24 @@ impl Hosts {
     ) -> Option<bool> {
         let Some(presence) = self.present.get_mut(machine_id) else {
             let (over, pid) = (Over::Bus, 0);
-            let (about, connections, generation) = (about?, 0, 0);
-            let presence = Presence { about, heard, heard_at, connections, over, pid, generation };
+            let (about, description) = read(about?);
+            let (connections, generation) = (0, 0);
+            let presence = Presence {
+                about,
+                description,
+                heard,
+                heard_at,
+                connections,
+                over,
+                pid,
+                generation,
+            };
             self.present.insert(machine_id.to_owned(), presence);
             return Some(false);
         };
         let was_there = presence.is_there(heard);
         if let Some(about) = about {
-            presence.about = about;
+            (presence.about, presence.description) = read(about);
         }
         presence.over = Over::Bus;
         (presence.heard, presence.heard_at) = (heard, heard_at);
@@ -289,6 +305,12 @@ impl Hosts {
         self.known.iter().map(|(machine_id, (host, _))| (machine_id.as_str(), host))
     }
 
+    /// Those behind a machine id, by machine id.
+    pub(super) fn known_behind(&self, last: &str) -> impl Iterator<Item = (&str, &Host)> {
+        let behind = self.known.range::<str, _>((Excluded(last), Unbounded));
+        behind.map(|(machine_id, (host, _))| (machine_id.as_str(), host))
+    }
+
     pub(super) fn get(&self, machine_id: &str) -> Option<&(Host, Revision)> {
         self.known.get(machine_id)
     }
@@ -298,6 +320,13 @@ impl Hosts {
             .get(machine_id)
             .map_or_else(|| machine_id.to_owned(), |(host, _)| host.name.clone())
     }
+}
+
+/// What is kept of what an agent says: its facts as they are shown.
+fn read(about: Arc<About>) -> (Arc<About>, Description) {
+    let description = Description::of(&about);
+    let about = About { facts: serde_json::Value::Null, ..Arc::unwrap_or_clone(about) };
+    (Arc::new(about), description)
 }
 
 pub(super) fn key(machine_id: &str) -> String {
@@ -372,10 +401,8 @@ impl Controller {
 
     /// Puts into the timeline of a drained host that it has nothing left to do, once.
     pub(super) async fn note_cordoned(&self, machine_id: &str) {
-        let known = self.hosts().get(machine_id).cloned();
-        let Some((mut host, revision)) = known.filter(|(host, _)| host.is_draining()) else {
-            return;
-        };
+        let known = self.hosts().get(machine_id).filter(|(host, _)| host.is_draining()).cloned();
+        let Some((mut host, revision)) = known else { return };
         if self.lanes().lengths(machine_id).iter().any(|&left| left > 0) {
             return;
         }

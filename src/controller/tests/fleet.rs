@@ -16,6 +16,28 @@ fn kinds(results: &Results) -> Vec<(String, Option<Kind>)> {
     told.map(|result| (result.hostname.clone(), result.report.outcome.kind())).collect()
 }
 
+#[tokio::test]
+async fn hosts_are_listed_as_each_of_them_is_shown_however_many_there_are() {
+    let bench = Bench::new();
+    let controller = bench.start().await;
+    let list = async || call(&controller, "agent.list", json!({})).await.unwrap();
+    assert_eq!(list().await, json!({ "agents": [], "total": 0 }));
+    // As many as are written at a time, and one more.
+    for count in [1, 500, 501] {
+        let _agents = agents(&controller, count).await;
+        let list = list().await;
+        assert_eq!(list["total"], count);
+        let listed: Vec<_> = list["agents"].as_array().unwrap().iter().collect();
+        let names = |agent: &&Value| agent["hostname"].as_str().unwrap().to_owned();
+        let names: Vec<_> = listed.iter().map(names).collect();
+        assert_eq!(names, (1..=count).map(|it| format!("web-{it:05}")).collect::<Vec<_>>());
+        let last = json!({ "hostname": names.last() });
+        let mut shown = call(&controller, "agent.get", last).await.unwrap();
+        shown.as_object_mut().unwrap().remove("timeline");
+        assert_eq!(listed.last(), Some(&&shown));
+    }
+}
+
 /// Whatever is done for a host that finishes must not take longer the more hosts there are.
 #[tokio::test]
 async fn two_thousand_hosts_are_one_job() {
