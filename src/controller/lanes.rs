@@ -39,6 +39,8 @@ pub(super) struct Lanes {
     holding: BTreeMap<Revision, Uuid>,
     /// How many of `open` are in memory only, finished or not.
     volatile: usize,
+    /// What those that are finished take, in bytes.
+    weight: usize,
     /// Stored jobs that are over since somebody asked.
     ended: Vec<Ended>,
     /// Whether other controllers take on and hand out jobs as well.
@@ -113,6 +115,8 @@ struct Slot {
     since: Instant,
     /// Hosts that have still to answer.
     missing: BTreeSet<String>,
+    /// What it takes, in bytes, where it is finished and in memory only.
+    weight: usize,
 }
 
 /// When something was handed out.
@@ -206,7 +210,8 @@ impl Lanes {
     /// Makes a job known before it is in the store, so that its caller can wait for it.
     pub(super) fn expect(&mut self, open: Arc<Open>) {
         let (missing, since) = (BTreeSet::new(), Instant::now());
-        let slot = Slot { open, revision: 0, is_parked: false, is_own: true, since, missing };
+        let (revision, weight) = (0, 0);
+        let slot = Slot { open, revision, is_parked: false, is_own: true, since, missing, weight };
         self.open.insert(slot.open.id, slot);
     }
 
@@ -325,6 +330,8 @@ impl Lanes {
         if slot.open.is_stored {
             self.ended.push(Ended { open: slot.open.clone(), is_parked: slot.is_parked });
             self.remove(id);
+        } else {
+            self.keep(id);
         }
     }
 
@@ -341,6 +348,7 @@ impl Lanes {
         } else {
             // Its revision is none of the store's.
             self.volatile -= usize::from(slot.revision > 0);
+            self.weight -= slot.weight;
         }
         for host in &slot.missing {
             if let Some(lane) = self.hosts.get_mut(host) {

@@ -1,9 +1,20 @@
 //! What is let go of because of its age.
 
+use std::sync::Arc;
+
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::{Held, Lanes, Open, Slot};
-use crate::job::Record;
+use crate::job::{Outcome, Record, Report};
+
+/// What finished jobs that are in memory only may take, in bytes; the newest of them may take more.
+const WEIGHT: usize = 32 << 20;
+/// What a host's name takes in a job, and a report beside its result, in bytes.
+const NAME: usize = 64;
+const REPORT: usize = 320;
+/// What a member of an object takes beside its name and its value, in bytes.
+const MEMBER: usize = 64;
 
 impl Lanes {
     /// Lets go of what `is_due` says will not be begun any more. What a host may have been handed
@@ -47,6 +58,21 @@ impl Lanes {
         overdue
     }
 
+    /// Takes note that what is in memory only is finished, and drops the oldest of its kind where
+    /// all of them together take too much.
+    pub(super) fn keep(&mut self, id: Uuid) {
+        let Some(slot) = self.open.get_mut(&id) else { return };
+        let told = |reports: &[(String, Arc<Report>)]| {
+            reports.iter().map(|(_, report)| NAME + weight(report)).sum::<usize>()
+        };
+        let reports = told(&slot.open.so_far.borrow().reports);
+        self.weight -= slot.weight;
+        slot.weight = slot.open.record.job.hosts.len() * NAME + reports;
+        self.weight += slot.weight;
+        let newest = id.to_string();
+        while self.weight > WEIGHT && self.forget_one(|record| record.job.id != newest) {}
+    }
+
     /// Drops the oldest finished job that is in memory only. False where there is none.
     pub(in crate::controller) fn forget_one(&mut self, is_old: impl Fn(&Record) -> bool) -> bool {
         let is_done = |slot: &&Slot| {
@@ -55,4 +81,24 @@ impl Lanes {
         let found = self.open.values().find(is_done).map(|slot| slot.open.id);
         found.map(|id| self.remove(id)).is_some()
     }
+}
+
+/// About what it takes, in bytes.
+fn weight(report: &Report) -> usize {
+    fn value(it: &Value) -> usize {
+        size_of::<Value>()
+            + match it {
+                Value::String(text) => text.len(),
+                Value::Array(values) => values.iter().map(value).sum(),
+                Value::Object(members) => {
+                    members.iter().map(|(name, it)| MEMBER + name.len() + value(it)).sum()
+                }
+                _ => 0,
+            }
+    }
+    REPORT
+        + match &report.outcome {
+            Outcome::Done { result } => value(result),
+            Outcome::Failed { error } => error.message.len(),
+        }
 }
