@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -13,10 +14,12 @@ use super::index::Finished;
 use super::{Controller, lock, millis};
 use crate::error::Result;
 use crate::job::{decode, encode};
-use crate::store::{Expect, Order, Step};
+use crate::store::{Entry, Expect, Order, Step};
 
 /// How many jobs one step deletes.
 const GROUP: usize = 100;
+/// What is stored of how many is looked up at a time, which may be elsewhere.
+const TOGETHER: usize = 16;
 /// How many are deleted at once where there is no room left.
 const MANY: usize = 500;
 /// What a record takes beside its value, at most, in bytes.
@@ -145,26 +148,36 @@ impl Controller {
 
     /// A step that deletes jobs with their outcomes and their callers' keys.
     pub(super) async fn forgetting(&self, ids: &[Uuid]) -> Result<Step> {
+        let remains = stream::iter(ids.to_vec()).map(|id| self.remains_of(id));
         let (mut kept, mut gone) = (Step::new(), Vec::new());
-        for id in ids {
-            let key = format!("job.{id}");
-            let job = self.store.get(&key).await?;
-            let keyed = job.and_then(|entry| decode::<Keyed>(&entry.value).ok());
-            if let Some(Keyed { once: Some(name), created }) = keyed {
-                let is_young = created + millis(KEYS_KEPT) > self.clock.wall();
-                match self.store.get(&name).await? {
-                    // Whoever asks again with it is to hear that it was used.
-                    Some(once) if is_young => kept = kept.put(name, once.value, Expect::Anything),
-                    _ => gone.push(name),
-                }
+        for (once, names) in remains.buffered(TOGETHER).try_collect::<Vec<_>>().await? {
+            if let Some(once) = once {
+                kept = kept.put(once.key, once.value, Expect::Anything);
             }
-            let outcomes = self.store.list(&key, "", usize::MAX, Order::Ascending).await?;
-            gone.extend(outcomes.into_iter().map(|outcome| outcome.key));
-            gone.push(key);
+            gone.extend(names);
         }
         let delete = |step: Step, key| step.delete(key, Expect::Anything);
         let step = gone.into_iter().fold(kept.expires(KEYS_KEPT), delete);
         Ok(step)
+    }
+
+    /// What is stored of a job: the record of its caller's key that is to be kept for a while, and
+    /// the names of all that is not.
+    async fn remains_of(&self, id: Uuid) -> Result<(Option<Entry>, Vec<String>)> {
+        let key = format!("job.{id}");
+        let job = self.store.get(&key).await?;
+        let keyed = job.and_then(|entry| decode::<Keyed>(&entry.value).ok());
+        let (mut kept, mut gone) = (None, Vec::new());
+        if let Some(Keyed { once: Some(name), created }) = keyed {
+            let is_young = created + millis(KEYS_KEPT) > self.clock.wall();
+            kept = self.store.get(&name).await?.filter(|_| is_young);
+            // Whoever asks again with it is to hear that it was used.
+            gone.extend(kept.is_none().then_some(name));
+        }
+        let outcomes = self.store.list(&key, "", usize::MAX, Order::Ascending).await?;
+        gone.extend(outcomes.into_iter().map(|outcome| outcome.key));
+        gone.push(key);
+        Ok((kept, gone))
     }
 
     /// Makes room by deleting the oldest finished jobs, where it is their number that leaves none
