@@ -2,9 +2,9 @@
 //!
 //! It takes every step that is waiting and has them stored together. A step of one record is one
 //! message, whose expectation makes it a transaction; a step of several is an atomic batch, and so
-//! are many steps at once, because the server makes each message durable by itself. The link of
-//! the audit chain goes ahead of its steps on the same connection, without waiting for it, so that
-//! the server has it first.
+//! are many steps at once where the server syncs each message by itself. The link of the audit
+//! chain goes ahead of its steps on the same connection, without waiting for it, so that the server
+//! has it first.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,8 +26,11 @@ use crate::store::{Revision, Step, Write};
 /// How many steps go together, and how many bytes.
 const GROUP: usize = 256;
 const GROUP_BYTES: usize = 8 << 20;
-/// From this many messages on, sharing one batch is cheaper than a flush for each of them.
+/// From this many messages on, sharing one batch is cheaper than a flush for each of them, where the
+/// server makes one.
 const BATCH_FROM: usize = 16;
+/// After how many groups it is looked again whether it does.
+const LOOK_AGAIN: u32 = 500;
 /// How many messages a batch may have; the server takes up to 1,000.
 pub(super) const BATCH: usize = 900;
 /// How often it is looked whether what was wrong still is.
@@ -47,6 +50,32 @@ pub(super) enum Command {
     Close(oneshot::Sender<()>),
 }
 
+/// What one of many messages takes to be stored, by itself and in a batch. Which is faster depends on
+/// how the server syncs, and nobody tells that.
+#[derive(Default)]
+struct Ways {
+    single: Duration,
+    batch: Duration,
+    groups: u32,
+}
+
+impl Ways {
+    /// Whether the next group is to go as a batch.
+    fn is_batch(&mut self) -> bool {
+        if self.batch.is_zero() || self.single.is_zero() {
+            return self.batch.is_zero();
+        }
+        self.groups = self.groups.wrapping_add(1);
+        (self.batch <= self.single) != self.groups.is_multiple_of(LOOK_AGAIN)
+    }
+
+    fn took(&mut self, is_batch: bool, count: usize, took: Duration) {
+        let each = took / u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+        let way = if is_batch { &mut self.batch } else { &mut self.single };
+        *way = mean_with(*way, each);
+    }
+}
+
 pub(super) struct Writer {
     shared: Arc<Shared>,
     commands: mpsc::UnboundedReceiver<Command>,
@@ -56,6 +85,7 @@ pub(super) struct Writer {
     /// Notes of steps that stand without them.
     owed: Vec<Note>,
     mean: Duration,
+    ways: Ways,
     /// When the lazy steps go.
     due: Option<Instant>,
     /// When it is looked whether all is well again; nothing while it is.
@@ -76,6 +106,7 @@ impl Writer {
             is_known: true,
             owed: Vec::new(),
             mean: Duration::ZERO,
+            ways: Ways::default(),
             due: None,
             look: None,
             retain: Instant::now() + RETAIN,
@@ -244,13 +275,23 @@ impl Writer {
         };
         let gone = next.take_dropped();
         let count: usize = steps.iter().map(|step| step.writes.len()).sum();
-        let is_batch = count >= BATCH_FROM || steps.len() == 1 && count > 1;
+        let is_many = count >= BATCH_FROM;
+        let has_choice = is_many && steps.iter().all(|step| step.writes.len() < 2);
+        let is_batch = if has_choice {
+            self.ways.is_batch()
+        } else {
+            is_many || steps.len() == 1 && count > 1
+        };
+        let started = Instant::now();
         if is_batch && count + links.len() <= BATCH {
             let writes = steps.iter().flat_map(|step| &step.writes);
             let writes = writes.map(|write| self.shared.message(write, None));
             let links = links.iter().map(Outgoing::copy);
             match line.batch(links.chain(writes).collect()).await {
                 Ok(last) => {
+                    if has_choice {
+                        self.ways.took(true, count, started.elapsed());
+                    }
                     self.adopt(next, missed);
                     self.bury(&line, gone).await;
                     // A batch is stored without anything in between.
@@ -273,6 +314,9 @@ impl Writer {
             }
         }
         let (linked, mut results) = self.shared.one_by_one(&line, links, steps).await;
+        if has_choice && !is_batch {
+            self.ways.took(false, count, started.elapsed());
+        }
         match linked {
             Ok(()) => {
                 self.adopt(next, missed);
