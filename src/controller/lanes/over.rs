@@ -41,16 +41,17 @@ impl Lanes {
         self.withheld.retain(|id, _| open.contains_key(id));
         let withheld = self.withheld.iter().map(|(id, host)| (*id, host.clone()));
         let mut movable: Vec<_> = withheld.take(most).collect();
-        for (host, lane) in self.hosts.iter().filter(|(host, _)| is_away(host)) {
-            let ids = lane.classes.iter().flatten();
-            let can_move = |slot: &&Slot| {
-                slot.open.is_for_any()
-                    && (!slot.open.is_stored || slot.is_own && !lane.may_have(slot.open.id))
-            };
-            let slots = ids.filter_map(|id| self.open.get(id)).filter(can_move);
-            let room = most.saturating_sub(movable.len());
-            movable.extend(slots.take(room).map(|slot| (slot.open.id, host.clone())));
-        }
+        // What hosts have to do besides is not looked at: that may be very much.
+        let can_move = |slot: &Slot| {
+            let (open, host) = (&slot.open, slot.missing.first()?);
+            let lane = self.hosts.get(host).filter(|_| is_away(host))?;
+            let is_there = lane.classes[open.class as usize].contains(&open.id);
+            let may = !open.is_stored || slot.is_own && !lane.may_have(open.id);
+            (is_there && may).then(|| (open.id, host.clone()))
+        };
+        let for_any = self.open.values().filter(|slot| slot.open.is_for_any());
+        let room = most.saturating_sub(movable.len());
+        movable.extend(for_any.filter_map(can_move).take(room));
         movable
     }
 
