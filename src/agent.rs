@@ -115,7 +115,9 @@ impl<L: Link + 'static> Agent<L> {
         let key = OwnKey::of(&setup.state)?;
         let trust = Trust::new(&setup.pki, &setup.state)?;
         let signing_key = trust.public().encode();
-        let about = About { key: key.public(), signing_key, ..facts::about(&setup) };
+        let heads = Heads::open(&setup.state, setup.clock.clone())?;
+        let (own, audit) = (facts::about(&setup), heads.contradiction());
+        let about = About { key: key.public(), signing_key, audit, ..own };
         let shared = Arc::new(Shared {
             lasting: Outbox::new(links()),
             amending: Mutex::default(),
@@ -123,7 +125,7 @@ impl<L: Link + 'static> Agent<L> {
             rested: Condvar::new(),
             trouble: Trouble::default(),
             pulses: Pulses::default(),
-            heads: Heads::open(&setup.state, setup.clock.clone())?,
+            heads,
             key,
             trust,
             about: Mutex::new(about),

@@ -236,6 +236,12 @@ impl Controller {
         self.store.close().await;
     }
 
+    /// Returns once all that is known here is void, because the store has lost what it had
+    /// acknowledged. Whoever starts anew goes on from what there is.
+    pub async fn is_void(&self) {
+        self.store.taken_back().await;
+    }
+
     pub fn clock(&self) -> &Clock {
         &self.clock
     }

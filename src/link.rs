@@ -261,6 +261,9 @@ pub struct About {
     pub waiting: Vec<String>,
     /// Reads that have taken longer than they may, in a line for each operation.
     pub hanging: Vec<String>,
+    /// Why the audit log is not what it was, as far as the agent has kept where that ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit: Option<String>,
     /// Whether the kernel holds back whoever plans from writing.
     pub landlock: bool,
     pub uid: u32,

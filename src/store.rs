@@ -231,6 +231,11 @@ pub trait Store: Send + Sync {
     async fn head(&self) -> Result<audit::Head> {
         Ok(self.ends().await?.head)
     }
+    /// Returns once the store turns out to have lost what it had acknowledged, so that nothing holds
+    /// any more that was derived from it. Never, where nobody else keeps it.
+    async fn taken_back(&self) {
+        std::future::pending::<()>().await;
+    }
     /// How much room there is and how the store fares. From memory.
     fn room(&self) -> Room;
     /// Whether other controllers may write to it as well.

@@ -6,6 +6,8 @@
     reason = "starts processes and looks at files"
 )]
 
+#[path = "end_to_end/broker.rs"]
+mod broker;
 #[path = "end_to_end/follow.rs"]
 mod follow;
 #[path = "support/http.rs"]

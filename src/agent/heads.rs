@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::lock;
-use crate::clock::Clock;
+use crate::clock::{Clock, rfc3339};
 use crate::error::{Error, Kind, Result};
 use crate::link::Head;
 
@@ -51,6 +51,9 @@ struct Kept {
     at: u64,
     #[serde(flatten)]
     head: Head,
+    /// The chain had ended there or later before. That is said of the first time only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_set_back: bool,
 }
 
 impl Heads {
@@ -87,11 +90,14 @@ impl Heads {
                 );
                 continue;
             }
+            let mut is_set_back = false;
             if let Some(last) = state.heads.iter().rev().find(same) {
                 if last.head == head {
                     continue;
                 }
                 if head.number <= last.head.number {
+                    let known = |kept: &Kept| kept.is_set_back && same(&kept);
+                    is_set_back = !state.heads.iter().any(known);
                     tracing::error!(
                         writer = head.writer,
                         kept = last.head.number,
@@ -101,10 +107,23 @@ impl Heads {
                     );
                 }
             }
-            state.heads.push(Kept { at: self.clock.wall(), head });
+            state.heads.push(Kept { at: self.clock.wall(), head, is_set_back });
             state.is_new = true;
         }
         thin(&mut state.heads);
+    }
+
+    /// Why the audit log is not to be believed, as far as what is kept tells.
+    pub(super) fn contradiction(&self) -> Option<String> {
+        let state = lock(&self.state);
+        let Kept { at, head, .. } = state.heads.iter().find(|kept| kept.is_set_back)?;
+        Some(format!(
+            "the audit log of {} ended at link {} at {}, no further than before: it was cut, \
+             rewritten, or lost with what the broker had not synced",
+            head.writer,
+            head.number,
+            rfc3339(*at)
+        ))
     }
 
     /// Writes what is new to the disk. What cannot be written is tried again with the next.
@@ -142,10 +161,10 @@ fn thin(heads: &mut Vec<Kept>) {
     // How many come behind, how many of these are kept, and the hour of the next.
     let mut behind: HashMap<String, (usize, usize, u64)> = HashMap::new();
     let mut keeps = Vec::with_capacity(heads.len());
-    for Kept { at, head } in heads.iter().rev() {
+    for Kept { at, head, is_set_back } in heads.iter().rev() {
         let hour = at / HOUR;
         let (count, kept, next) = behind.entry(head.writer.clone()).or_insert((0, 0, u64::MAX));
-        let keep = *kept < KEPT && (*count < NEWEST || hour != *next);
+        let keep = *is_set_back || *kept < KEPT && (*count < NEWEST || hour != *next);
         *count += 1;
         *kept += usize::from(keep);
         *next = hour;
@@ -204,6 +223,26 @@ mod tests {
         // What contradicts it is evidence, and kept beside it.
         heads.keep(vec![Head { hash: "other".to_owned(), ..head(1) }]);
         assert_eq!(lock(&heads.state).heads.len(), 2);
+    }
+
+    #[test]
+    fn that_a_chain_was_set_back_is_known_for_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Clock::default();
+        let heads = Heads::open(dir.path(), clock.clone()).unwrap();
+        heads.keep(vec![head(5)]);
+        assert_eq!(heads.contradiction(), None);
+        heads.keep(vec![head(3)]);
+        for number in 4..3000 {
+            clock.step(60_000);
+            heads.keep(vec![head(number)]);
+        }
+        heads.keep(vec![head(7)]);
+        heads.save();
+        let heads = Heads::open(dir.path(), clock).unwrap();
+        let why = heads.contradiction().unwrap();
+        assert!(why.contains("web-1 ended at link 3 at 2"), "{why}");
+        assert_eq!(lock(&heads.state).heads.iter().filter(|kept| kept.is_set_back).count(), 1);
     }
 
     #[test]

@@ -24,6 +24,7 @@ fn look<L: Link + 'static>(agent: &Shared<L>, mut about: About, has_new_facts: b
     about.waiting = agent.executor().waiting();
     about.hanging = agent.looking.hanging(Instant::now());
     about.refused = agent.trust.refused();
+    about.audit = agent.heads.contradiction();
     facts::judge(&agent.setup, &mut about.conditions);
     about
 }

@@ -330,6 +330,7 @@ impl Controller {
             return Err(Error::new(Kind::Denied, message));
         }
         self.note_refused(about);
+        self.note_set_back(about);
         let known = self.hosts().get(&about.machine_id).cloned();
         let (before, mut host, expect) = match known {
             Some((host, revision)) => (Some(host.clone()), host, Expect::Revision(revision)),
@@ -429,6 +430,24 @@ impl Controller {
             self.event(json!({ "at": at, "event": "tasks_refused", "host": host, "count": count }));
         }
     }
+
+    /// Puts on record that the audit log is not what it was, where no other host has said so.
+    fn note_set_back(&self, about: &About) {
+        let Some(why) = &about.audit else { return };
+        let is_news = {
+            let hosts = self.hosts();
+            let host = hosts.get(&about.machine_id);
+            host.is_some_and(|(host, _)| host.is_trusted()) && hosts.set_back().next().is_none()
+        };
+        if is_news {
+            let (at, host) = (self.clock.wall(), &about.machine_id);
+            tracing::error!(OSAPI_HOST = host, "{why}");
+            let event = json!({
+                "at": at, "event": "audit_set_back", "host": host, "reason": why,
+            });
+            self.event(event);
+        }
+    }
 }
 
 fn offer(host: &mut Host, key: &str, at: u64) {
@@ -475,6 +494,9 @@ fn check(about: &About) -> Result<()> {
     let fits = |(key, value): (&String, &String)| is_token(key) && is_name(value);
     if about.key.len() > KEY || about.signing_key.len() > KEY {
         return refused("a key is too long");
+    }
+    if about.audit.as_ref().is_some_and(|why| why.len() > 1024) {
+        return refused("what it says of the audit log is too long");
     }
     if about.labels.len() > 64 || !about.labels.iter().all(fits) {
         return refused("at most 64 labels, each a name and a short text");

@@ -280,6 +280,7 @@ impl Controller {
         let address = (!addresses.is_empty()).then(|| addresses.join(", "));
         let there = self.store.conditions().into_iter();
         let there = there.map(|one| (one.name, one.fault, None, one.is_warning));
+        let there = there.chain([("audit", self.set_back(), None, true)]);
         let network = address.map(|address| ("network", fault, Some(address)));
         [("controller", None), ("store", store), ("agent", agent), ("reads", self.hanging())]
             .into_iter()
@@ -316,6 +317,14 @@ impl Controller {
             let hang = hang.join("; ");
             format!("reads do not come to an end, look for a dead mount on the host: {hang}")
         })
+    }
+
+    /// What a host says of an audit log that is not what it was.
+    fn set_back(&self) -> Option<String> {
+        let hosts = self.hosts();
+        let (host, why) = hosts.set_back().next()?;
+        let remedy = "compare it with `osapi audit verify`, as root there";
+        Some(format!("{host} has kept that {why}; {remedy}"))
     }
 
     /// How it fares, in a line for people.

@@ -311,6 +311,15 @@ impl Hosts {
         behind.map(|(machine_id, (host, _))| (machine_id.as_str(), host))
     }
 
+    /// What hosts say of an audit log that is not what it was, with their names.
+    pub(super) fn set_back(&self) -> impl Iterator<Item = (&str, &str)> {
+        let trusted = self.known().filter(|(_, host)| host.is_trusted());
+        trusted.filter_map(|(machine_id, host)| {
+            let presence = self.present.get(machine_id)?;
+            Some((host.name.as_str(), presence.about.audit.as_deref()?))
+        })
+    }
+
     pub(super) fn get(&self, machine_id: &str) -> Option<&(Host, Revision)> {
         self.known.get(machine_id)
     }

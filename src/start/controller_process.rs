@@ -113,6 +113,7 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
             let wish = tokio::select! {
                 wish = signals.next() => wish,
                 Some(error) = defeat.recv() => break Err(error),
+                () = controller.is_void() => break Err(set_back()),
             };
             match wish {
                 Wish::Stop => break Ok(()),
@@ -154,6 +155,12 @@ pub(super) fn run(server: &Server, with_agent: bool) -> Result<()> {
         tracing::info!("stopped");
         outcome
     })
+}
+
+fn set_back() -> Error {
+    let message = "the broker has lost what it had acknowledged; starting again goes on from what \
+                   it has";
+    Error::new(Kind::Unavailable, message)
 }
 
 /// Where the agent connects; None where it connects to a relay.

@@ -208,6 +208,14 @@ pub struct Ends {
 }
 
 impl Ends {
+    /// Whether a chain ends before where it ended `earlier`.
+    pub fn are_before(&self, earlier: &Self) -> bool {
+        let is_before =
+            |now: &Head, then: &Head| now.writer == then.writer && now.number < then.number;
+        is_before(&self.head, &earlier.head)
+            || is_before(&self.refusals_head, &earlier.refusals_head)
+    }
+
     /// What agents keep.
     pub fn heads(&self) -> [link::Head; 2] {
         [(&self.head).into(), (&self.refusals_head).into()]

@@ -78,6 +78,10 @@ struct Shared {
     measure: Notify,
     /// Another controller of this name was seen to write.
     has_twin: AtomicBool,
+    /// The newest revision that a watch has told of.
+    newest: AtomicU64,
+    /// The stream has lost what the server had acknowledged.
+    is_taken_back: watch::Sender<bool>,
     is_closed: watch::Sender<bool>,
 }
 
@@ -100,6 +104,8 @@ impl NatsStore {
             time: AtomicU64::new(0),
             measure: Notify::new(),
             has_twin: AtomicBool::new(false),
+            newest: AtomicU64::new(0),
+            is_taken_back: watch::Sender::new(false),
             is_closed: watch::Sender::new(false),
             bounds: bounds.clone(),
         });
@@ -108,9 +114,10 @@ impl NatsStore {
         let (commands, queue) = mpsc::unbounded_channel();
         tokio::spawn(Writer::new(shared.clone(), queue, chains).run());
         let name = bus.settings.name.clone();
-        let keeping = tokio::spawn(bus.clone().keep(name, move |line| {
-            let (settings, bounds) = (bus.settings.clone(), bounds.clone());
-            async move { check(&line, &settings, &bounds).await.map(drop) }
+        let found = shared.clone();
+        let keeping = tokio::spawn(bus.keep(name, move |line| {
+            let found = found.clone();
+            async move { found.look_again(&line).await }
         }));
         let measuring = tokio::spawn(shared.clone().measure_on());
         let tasks = [keeping.abort_handle(), measuring.abort_handle()];
@@ -174,6 +181,30 @@ impl Shared {
         }
         let audit = self.bounds.audit + self.bounds.audit / 16;
         Cow::Owned(Bounds { audit, audit_age: Duration::MAX, ..self.bounds.clone() })
+    }
+
+    /// Whether server and stream are as they have to be on a new connection, and the stream has all
+    /// that it had. One that has not is used no more: memory would go on from what is gone.
+    async fn look_again(&self, line: &Line) -> Result<()> {
+        let info = check(line, &self.bus.settings, &self.bounds).await?;
+        let last = info["state"]["last_seq"].as_u64().unwrap_or_default();
+        let mut is_taken_back = last < self.newest.load(Ordering::Relaxed);
+        // A replica may answer with what it had a moment ago.
+        for pause in [Duration::ZERO, MEASURE] {
+            if is_taken_back {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            let chains = Chains::load(line, self.stream(), &self.bus.settings.name).await?;
+            if !chains.ends().are_before(&lock(&self.ends)) {
+                return Ok(());
+            }
+            is_taken_back = pause > Duration::ZERO;
+        }
+        self.is_taken_back.send_replace(true);
+        let message = "the broker has lost what it had acknowledged: its stream ends before where \
+                       it ended earlier";
+        Err(Error::new(Kind::Unavailable, message))
     }
 
     /// Returns once the store is closed.
@@ -317,6 +348,13 @@ impl Store for NatsStore {
 
     fn is_shared(&self) -> bool {
         true
+    }
+
+    async fn taken_back(&self) {
+        let mut is_taken_back = self.0.shared.is_taken_back.subscribe();
+        if is_taken_back.wait_for(|is_so| *is_so).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     fn room(&self) -> Room {

@@ -476,6 +476,38 @@ async fn connections_are_encrypted_to_whom_we_trust() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_has_lost_what_it_acknowledged_is_used_no_more() {
+    if !broker::is_there("what a broker loses") {
+        return;
+    }
+    let mut broker = Broker::start();
+    let writer = open(settings(&broker)).await.unwrap();
+    let idle = open(Settings { name: "two".to_owned(), ..settings(&broker) }).await.unwrap();
+    let mut events = idle.watch("", 0).await.unwrap();
+    writer.commit(put("kept").note(request("kept"))).await.unwrap();
+    broker.keep();
+    // Being away is not enough.
+    let lost = put("lost").note(request("lost"));
+    until_taken(&writer, lost, &[Kind::Unavailable]).await;
+    let is_lost = |event: &Event| matches!(event, Event::Put(entry) if entry.key == "lost");
+    while !is_lost(&events.next().await.unwrap()) {}
+    broker.take_back();
+    for store in [&writer, &idle] {
+        let taken_back = store.taken_back();
+        tokio::time::timeout(Duration::from_mins(1), taken_back).await.expect("nobody noticed");
+        assert_eq!(store.commit(put("late")).await.unwrap_err().kind(), Kind::Unavailable);
+        assert!(store.get("kept").await.is_err());
+    }
+    let store = open(settings(&broker)).await.unwrap();
+    assert_eq!(
+        (value(&store, "kept").await, value(&store, "lost").await),
+        (Some("x".into()), None)
+    );
+    store.commit(put("late").note(request("late"))).await.unwrap();
+    assert!(verdict(&store).await.is_whole());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lifetimes_last_as_long_at_the_broker() {
     if !broker::is_there("lifetimes at the broker") {
         return;

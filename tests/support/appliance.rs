@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -16,6 +16,7 @@ use super::http::{self, Answer};
 mod broker;
 
 use broker::Broker;
+pub(crate) use broker::is_there as has_broker;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -43,7 +44,7 @@ pub struct Appliance {
     /// Both processes' state lies on a file system of its own, which goes with this.
     disk: Option<Disk>,
     /// Keeps what the controller would keep in files, where the environment asks for one.
-    _broker: Option<Broker>,
+    broker: Option<Broker>,
     _dir: TempDir,
 }
 
@@ -119,17 +120,22 @@ impl Site {
 
 impl Appliance {
     pub fn new() -> Self {
-        Self::at(TempDir::new().unwrap(), None)
+        Self::at(TempDir::new().unwrap(), None, &kept())
+    }
+
+    /// One whose controller keeps what it keeps at a broker.
+    pub fn at_broker() -> Self {
+        Self::at(TempDir::new().unwrap(), None, "nats")
     }
 
     /// With 64 MiB for the state of both processes; None for whoever may not mount.
     pub fn on_a_small_disk() -> Option<Self> {
         let dir = TempDir::new().unwrap();
         let disk = Disk::mount(&dir.path().join("state"))?;
-        Some(Self::at(dir, Some(disk)))
+        Some(Self::at(dir, Some(disk), &kept()))
     }
 
-    fn at(dir: TempDir, disk: Option<Disk>) -> Self {
+    fn at(dir: TempDir, disk: Option<Disk>, kept: &str) -> Self {
         let site = Site(dir.path().to_owned());
         for (path, text) in [
             ("etc/passwd", "root:x:0:0:root:/root:/bin/bash\n"),
@@ -146,9 +152,7 @@ impl Appliance {
             site.write(path, text);
         }
         fs::create_dir_all(site.state()).unwrap();
-        // `nats`: what is kept, is kept at a broker. `relay`: the agent is reached over it as well.
-        let kept = std::env::var("OSAPI_TEST_STORE").unwrap_or_default();
-        let broker = ["nats", "relay"].contains(&kept.as_str());
+        let broker = ["nats", "relay"].contains(&kept);
         let broker = broker.then(|| Broker::below(&dir.path().join("broker")));
         let mut config = format!(
             "controller:\n  socket: {0}/osapi.sock\n  state_dir: {0}/state/controller\n\
@@ -164,19 +168,35 @@ impl Appliance {
             }
         }
         fs::write(dir.path().join("osapi.yaml"), config).unwrap();
-        let mut appliance = Self {
-            site,
-            controller: None,
-            agent: None,
-            relay: None,
-            disk,
-            _broker: broker,
-            _dir: dir,
-        };
+        let mut appliance =
+            Self { site, controller: None, agent: None, relay: None, disk, broker, _dir: dir };
         if kept == "relay" {
             appliance.relay = Some(appliance.process(&["relay"]));
         }
         appliance
+    }
+
+    /// Has the broker lose, later, what it acknowledges from now on.
+    pub fn keep_broker(&mut self) {
+        self.broker.as_mut().unwrap().keep();
+    }
+
+    pub fn take_broker_back(&mut self) {
+        self.broker.as_mut().unwrap().take_back();
+    }
+
+    /// Waits for the controller to end by itself.
+    pub fn controller_ended(&mut self) -> ExitStatus {
+        let mut controller = self.controller.take().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(status) = controller.try_wait().unwrap() {
+                return status;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        kill(Some(controller));
+        panic!("the controller goes on");
     }
 
     /// Another handle to the same place, for a thread of its own.
@@ -262,6 +282,11 @@ impl Drop for Appliance {
         kill(self.relay.take());
         drop(self.disk.take());
     }
+}
+
+/// `nats`: what is kept, is kept at a broker. `relay`: the agent is reached over it as well.
+fn kept() -> String {
+    std::env::var("OSAPI_TEST_STORE").unwrap_or_default()
 }
 
 fn kill(child: Option<Child>) {

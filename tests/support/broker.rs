@@ -92,6 +92,21 @@ impl Broker {
         }
     }
 
+    /// Ends it, keeps what it has stored so far, and starts it again.
+    pub(crate) fn keep(&mut self) {
+        self.kill();
+        copy(&self.path("jetstream"), &self.path("kept"));
+        self.restart();
+    }
+
+    /// Starts it again with no more than it had stored when that was kept.
+    pub(crate) fn take_back(&mut self) {
+        self.kill();
+        std::fs::remove_dir_all(self.path("jetstream")).unwrap();
+        copy(&self.path("kept"), &self.path("jetstream"));
+        self.restart();
+    }
+
     /// Starts it again with what it has stored, at the port that it found free at first.
     pub(crate) fn restart(&mut self) {
         let deadline = Instant::now() + PATIENCE;
@@ -121,6 +136,11 @@ impl Broker {
             }
         }
     }
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(copied.unwrap().success(), "cannot copy {}", from.display());
 }
 
 impl Drop for Broker {

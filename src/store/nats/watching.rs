@@ -5,6 +5,7 @@
 //! there is to tell, from the beginning or from any place after it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::{Message, Subscriber};
@@ -168,6 +169,7 @@ impl Watcher {
             return None;
         }
         (feed.sent, self.seen) = (position.sent, position.stream);
+        self.shared.newest.fetch_max(position.stream, Ordering::Relaxed);
         let event = self.event(message, position.stream);
         if position.left == 0 || self.goal.is_some_and(|goal| position.stream >= goal) {
             self.ready = self.current();

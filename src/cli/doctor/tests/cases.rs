@@ -29,6 +29,9 @@ pub(super) const CASES: &[Case] = &[
     }),
     ("broker.encrypted", Warn, "read", |h| broker(h, "broker.encrypted", "warning", "is read")),
     ("broker.name", Warn, "another", |h| broker(h, "broker.name", "warning", "another")),
+    ("audit.kept", Warn, "ended at link 3", |h| {
+        broker(h, "audit", "warning", "it ended at link 3");
+    }),
     ("broker.rights", Warn, "refused", |h| broker(h, "broker.rights", "warning", "refused")),
     ("caller.rights", Warn, "health:read", |h| {
         h.answer("/api/health/status", &Answer::Denied("you lack health:read".into()));
