@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Appliance, Site, has_broker};
+use crate::support::{Appliance, Site};
 use crate::{ask, finished, holds, lines, set, submit, until};
 
 /// The greatest number of a link of which the agent has kept that a chain ended there.
@@ -18,10 +18,7 @@ fn is_known(site: &Site, job: &str) -> bool {
 
 #[test]
 fn what_a_broker_has_lost_is_told_again_and_not_done_again() {
-    if !has_broker("what a broker loses") {
-        return;
-    }
-    let mut appliance = Appliance::at_broker();
+    let Some(mut appliance) = Appliance::at_broker("what a broker loses") else { return };
     appliance.write("proc/sys/test/one", "0\n");
     appliance.start();
     holds(&appliance);

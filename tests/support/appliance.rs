@@ -16,7 +16,6 @@ use super::http::{self, Answer};
 mod broker;
 
 use broker::Broker;
-pub(crate) use broker::is_there as has_broker;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -123,9 +122,10 @@ impl Appliance {
         Self::at(TempDir::new().unwrap(), None, &kept())
     }
 
-    /// One whose controller keeps what it keeps at a broker.
-    pub fn at_broker() -> Self {
-        Self::at(TempDir::new().unwrap(), None, "nats")
+    /// One whose controller keeps what it keeps at a broker; None, and a line, where there is none
+    /// for `test`.
+    pub fn at_broker(test: &str) -> Option<Self> {
+        broker::is_there(test).then(|| Self::at(TempDir::new().unwrap(), None, "nats"))
     }
 
     /// With 64 MiB for the state of both processes; None for whoever may not mount.
