@@ -226,7 +226,7 @@ impl Agents {
         let (client, host) = (self.client(number), id(number));
         let mut wakes = client.subscribe(format!("osapi.wake.{host}")).await.unwrap();
         // A controller answers a host nowhere else.
-        let inbox = format!("_INBOX_osapi_{host}.x");
+        let inbox = format!("_INBOX_osapi.{host}.x");
         let mut answers = client.subscribe(inbox.clone()).await.unwrap();
         let subject = format!("osapi.ask.{host}");
         let ask = json!({ "next": { "holds": [], "classes": ["read", "write", "execute"],

@@ -124,7 +124,7 @@ impl Line {
             }
         })
         .name(format!("osapi {} {}", settings.namespace, settings.name))
-        .custom_inbox_prefix(format!("_INBOX_{}_{}", settings.namespace, settings.name))
+        .custom_inbox_prefix(settings.inbox())
         .connection_timeout(LIMIT)
         .request_timeout(Some(LIMIT))
         .ping_interval(Duration::from_secs(10))
@@ -270,4 +270,28 @@ pub(crate) fn is_token(token: &str) -> bool {
 /// What namespaces, controllers and hosts may be called.
 pub(crate) fn is_name(text: &str) -> bool {
     is_token(text) && text.len() <= 64
+}
+
+/// What is allowed as a namespace, for people.
+pub(crate) const NAMESPACE: &str =
+    "use up to 64 letters, digits, `_` and `-`, without `_files` at the end";
+/// What is allowed as the name of a controller.
+pub(crate) const NAME: &str = "use up to 64 letters, digits, `_` and `-`, and nothing that could \
+                               be a machine id";
+
+/// Whether the streams of namespace `text` can be no other one's: what follows here is the end of
+/// one that a namespace without it has.
+pub(crate) fn is_namespace(text: &str) -> bool {
+    is_name(text) && !text.ends_with("_files")
+}
+
+/// Whether a controller may be called so: not what hosts go by, whose users at the broker could
+/// otherwise hear what it is answered.
+pub(crate) fn is_controller(text: &str) -> bool {
+    is_name(text) && !is_machine_id(text)
+}
+
+/// As machine-id(5) has it.
+pub(crate) fn is_machine_id(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

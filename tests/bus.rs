@@ -139,6 +139,39 @@ async fn a_host_speaks_for_no_other() {
 }
 
 #[tokio::test]
+async fn a_host_is_answered_at_its_own_inbox_and_nowhere_else() {
+    if !broker::is_there("where hosts are answered") {
+        return;
+    }
+    let broker = Broker::start();
+    let one = controller(&broker, "one").await;
+    let host = Host::there(&broker, "m1", &[&one]).await;
+    let _other = Host::there(&broker, "m2", &[&one]).await;
+    let elsewhere = [
+        "_INBOX.x",
+        "_INBOX_osapi.m2.x",
+        "_INBOX_osapi.m1",
+        "_INBOX_osapi.m11.x",
+        "_INBOX_osapi_m1.x",
+        "_INBOX_osapi.one.x",
+        "_INBOX_other.m1.x",
+        "osapi.wake.m1",
+        "osapi.wake.m2",
+        "osapi.beat.m2",
+        "osapi.ask.m2",
+        "osapi.told",
+        "osapi.desk.1",
+        "osapi.kv.host.m2",
+        "$JS.API.STREAM.INFO.osapi",
+    ];
+    for place in elsewhere {
+        assert_eq!(host.answered_at(place).await, 0, "{place}");
+    }
+    assert_eq!(host.answered_at("_INBOX_osapi.m1.x").await, 1);
+    one.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_called_off_before_it_begins_is_told_with_its_task() {
     if !broker::is_there("calling off over a broker") {
         return;

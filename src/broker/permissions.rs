@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use nkeys::{KeyPair, KeyPairType};
 
-use super::is_name;
+use super::{NAME, NAMESPACE, is_controller, is_machine_id, is_namespace};
 use crate::error::{Error, Kind, Result};
 
 /// What a user of the broker is there for.
@@ -65,16 +65,16 @@ static RIGHTS: &[Right] = &[
     right(Controller, Subscribe, "<namespace>.beat.*", "signs of life"),
     right(Controller, Subscribe, "<namespace>.desk.*", "questions about jobs in its memory"),
     right(Controller, Subscribe, "<namespace>.told", "what running jobs say"),
-    right(Controller, Subscribe, "_INBOX_<namespace>_<name>.>", "answers"),
+    right(Controller, Subscribe, "_INBOX_<namespace>.<name>.>", "answers"),
     right(Host, Publish, "<namespace>.ask.<name>", "what it asks"),
     right(Host, Publish, "<namespace>.beat.<name>", "its sign of life"),
     right(Host, Subscribe, "<namespace>.wake.<name>", "that there is work"),
-    right(Host, Subscribe, "_INBOX_<namespace>_<name>.>", "answers"),
+    right(Host, Subscribe, "_INBOX_<namespace>.<name>.>", "answers"),
     right(Installer, Publish, "$JS.API.STREAM.CREATE.<namespace>", "making the stream of records"),
     right(Installer, Publish, "$JS.API.STREAM.CREATE.<namespace>_files", "and that of files"),
     right(Installer, Publish, "$JS.API.STREAM.INFO.<namespace>", "looking whether it is there"),
     right(Installer, Publish, "$JS.API.STREAM.INFO.<namespace>_files", "the same of files"),
-    right(Installer, Subscribe, "_INBOX_<namespace>_<name>.>", "answers"),
+    right(Installer, Subscribe, "_INBOX_<namespace>.<name>.>", "answers"),
 ];
 
 impl Role {
@@ -111,13 +111,18 @@ impl User {
             let message = format!("{value:?} cannot be {what}: {rule}");
             Err(Error::new(Kind::InvalidInput, message))
         };
-        let allowed = "use up to 64 letters, digits, `_` and `-`";
-        if !is_name(namespace) {
-            return wrong("a namespace", namespace, allowed);
+        if !is_namespace(namespace) {
+            return wrong("a namespace", namespace, NAMESPACE);
         }
-        if !is_name(name) {
-            let what = if role == Host { "a machine id" } else { "a name" };
-            return wrong(what, name, allowed);
+        if role == Host && !is_machine_id(name) {
+            return wrong(
+                "a machine id",
+                name,
+                "give the 32 hexadecimal digits of /etc/machine-id",
+            );
+        }
+        if role != Host && !is_controller(name) {
+            return wrong("a name", name, NAME);
         }
         let is_public = |key: &&str| {
             let pair = KeyPair::from_public_key(key).ok();
@@ -237,11 +242,14 @@ pub fn table() -> String {
 mod tests {
     use super::*;
 
+    const MACHINE: &str = "0123456789abcdef0123456789abcdef";
+
     #[test]
     fn whoever_is_named_so_that_it_would_be_more_is_refused() {
         for bad in ["", "*", ">", "a.b", "a b", "a\"b", "ä", &"x".repeat(65)] {
-            for (namespace, name) in [("osapi", bad), (bad, "web")] {
-                for role in Role::ALL {
+            for role in Role::ALL {
+                let good = if role == Host { MACHINE } else { "one" };
+                for (namespace, name) in [("osapi", bad), (bad, good)] {
                     let refused = User::new(role, namespace, name, None).unwrap_err();
                     assert_eq!(refused.kind(), Kind::InvalidInput, "{bad}");
                 }
@@ -250,15 +258,30 @@ mod tests {
         let server = KeyPair::new_server().public_key();
         let seed = KeyPair::new_user().seed().unwrap();
         for bad in ["", "UAB", &server, &seed] {
-            let refused = User::new(Host, "osapi", "web", Some(bad)).unwrap_err();
+            let refused = User::new(Host, "osapi", MACHINE, Some(bad)).unwrap_err();
             assert!(refused.to_string().contains("begins with U"), "{refused}");
         }
     }
 
     #[test]
+    fn no_two_of_a_broker_share_an_inbox_or_a_stream() {
+        for (role, namespace, name) in
+            [(Controller, "a_files", "x"), (Host, "a_files", MACHINE), (Installer, "a_files", "x")]
+        {
+            assert!(User::new(role, namespace, name, None).is_err(), "{namespace}");
+        }
+        assert!(User::new(Controller, "a", MACHINE, None).is_err());
+        assert!(User::new(Host, "a", "installer", None).is_err());
+        let inbox = |namespace, name| User::new(Controller, namespace, name, None).unwrap();
+        let inbox = |namespace, name| inbox(namespace, name).subscribe().pop().unwrap();
+        assert_eq!(inbox("a", "b_c"), "_INBOX_a.b_c.>");
+        assert_ne!(inbox("a", "b_c"), inbox("a_b", "c"));
+    }
+
+    #[test]
     fn nobody_but_a_controller_uses_what_concerns_more_than_one() {
         for right in RIGHTS.iter().filter(|right| right.role != Controller) {
-            let is_own = right.subject.ends_with(".<name>") || right.subject.ends_with("_<name>.>");
+            let is_own = right.subject.ends_with(".<name>") || right.subject.ends_with(".<name>.>");
             let makes_streams =
                 right.role == Installer && right.subject.starts_with("$JS.API.STREAM");
             assert!(is_own || makes_streams, "{}", right.subject);

@@ -6,7 +6,7 @@ use async_nats::{Auth, AuthError};
 use nkeys::KeyPair;
 use zeroize::Zeroizing;
 
-use super::is_name;
+use super::{NAME, NAMESPACE, is_controller, is_namespace};
 use crate::error::{Error, Kind, Result};
 
 /// The most bytes of a file that says who we are.
@@ -57,6 +57,12 @@ pub struct Tls {
 }
 
 impl Settings {
+    /// What the subjects begin with at which we are answered. No name has a dot, so that none in one
+    /// namespace has that of another.
+    pub(crate) fn inbox(&self) -> String {
+        format!("_INBOX_{}.{}", self.namespace, self.name)
+    }
+
     /// What somebody on the way could read and change.
     pub(crate) fn in_the_open(&self) -> Option<&str> {
         let is_local = |server: &&String| {
@@ -81,12 +87,11 @@ impl Settings {
         if self.servers.is_empty() {
             return wrong("address", "", "name one, as in broker.example.org:4222");
         }
-        let rule = "use up to 64 letters, digits, `_` and `-`";
-        if !is_name(&self.namespace) {
-            return wrong("namespace", &self.namespace, rule);
+        if !is_namespace(&self.namespace) {
+            return wrong("namespace", &self.namespace, NAMESPACE);
         }
-        if !is_name(&self.name) {
-            return wrong("name for this controller", &self.name, rule);
+        if !is_controller(&self.name) {
+            return wrong("name for this controller", &self.name, NAME);
         }
         match self.replicas {
             1..=5 => Ok(()),

@@ -10,6 +10,7 @@ pub struct Inert {
 const BROKER: &str = "a host by itself has no broker";
 const URL: &str = "controller.nats.url says where a broker is";
 const AGENT_URL: &str = "agent.nats.url says where a broker is";
+const BY_MACHINE_ID: &str = "a host goes by its machine id at the broker";
 const METRICS: &str = "figures are served at /metrics wherever the API is";
 const LATER: &str = "this version does not have it";
 const NEVER: &str = "it has no effect";
@@ -19,8 +20,9 @@ const KEYS: &[(&str, &str)] = &[
     ("agent.consumer", BROKER),
     ("agent.max_jobs", NEVER),
     ("agent.metrics", METRICS),
-    ("agent.nats.client_name", "agent.nats.name names it"),
+    ("agent.nats.client_name", BY_MACHINE_ID),
     ("agent.nats.host", AGENT_URL),
+    ("agent.nats.name", BY_MACHINE_ID),
     ("agent.nats.port", AGENT_URL),
     ("agent.privilege_escalation", "the agent runs as whoever starts it"),
     ("agent.process_conditions", LATER),

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Secret;
-use crate::broker::{self, is_name, is_token};
+use crate::broker::{self, NAME, NAMESPACE, is_controller, is_namespace, is_token};
 
 /// What several controllers share in place of files on one host: a NATS server with JetStream.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
@@ -91,17 +91,14 @@ pub struct AgentNats {
     pub url: Option<String>,
     /// Begins the subjects, as `controller.nats.namespace` of the controllers.
     pub namespace: String,
-    /// Names this host's connection at the broker, and the inbox its answers come to. Default: the
-    /// host's name.
-    pub name: Option<String>,
     pub auth: Auth,
     pub tls: NatsTls,
 }
 
 impl Default for AgentNats {
     fn default() -> Self {
-        let Nats { url, namespace, name, auth, tls, .. } = Nats::default();
-        Self { url, namespace, name, auth, tls }
+        let Nats { url, namespace, auth, tls, .. } = Nats::default();
+        Self { url, namespace, auth, tls }
     }
 }
 
@@ -145,8 +142,8 @@ impl AgentNats {
     }
 
     pub(super) fn section(&self) -> Section<'_> {
-        let Self { url, namespace, name, auth, tls } = self;
-        Section { key: "agent.nats", url, namespace, name, auth, tls }
+        let Self { url, namespace, auth, tls } = self;
+        Section { key: "agent.nats", url, namespace, name: &None, auth, tls }
     }
 }
 
@@ -186,7 +183,10 @@ impl Section<'_> {
     /// What whoever runs on the host `hostname` is called at the broker.
     fn name_on(&self, hostname: &str) -> String {
         let plain = |c: char| if is_token(c.encode_utf8(&mut [0; 4])) { c } else { '-' };
-        let own = || hostname.chars().map(plain).take(64).collect();
+        let own = || {
+            let own: String = hostname.chars().map(plain).take(64).collect();
+            if is_controller(&own) { own } else { format!("host-{own}").chars().take(64).collect() }
+        };
         self.name.clone().unwrap_or_else(own)
     }
 
@@ -196,10 +196,11 @@ impl Section<'_> {
         let mut wrong = |key: &str, what: String| {
             problems.push((format!("{}.{key}", self.key), what));
         };
-        for (key, name) in [("namespace", Some(self.namespace)), ("name", self.name.as_deref())] {
-            if name.is_some_and(|name| !is_name(name)) {
-                wrong(key, "must be up to 64 letters, digits, `_` and `-`".to_owned());
-            }
+        if !is_namespace(self.namespace) {
+            wrong("namespace", NAMESPACE.to_owned());
+        }
+        if self.name.as_deref().is_some_and(|name| !is_controller(name)) {
+            wrong("name", NAME.to_owned());
         }
         let auth = self.auth;
         let needed = match auth.r#type.as_deref() {

@@ -121,7 +121,7 @@ impl Subjects {
 
     /// What the subjects begin with at which `host` is answered.
     pub(crate) fn inbox(&self, host: &str) -> String {
-        format!("_INBOX_{}_{host}.", self.0)
+        format!("_INBOX_{}.{host}.", self.0)
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Subscriber};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use osapi::broker::Settings;
 use osapi::clock::Clock;
 use osapi::controller::{
@@ -136,7 +136,7 @@ impl Host {
     /// One that has said nothing yet.
     pub(super) async fn silent(broker: &Broker, id: &str) -> Self {
         let client = ConnectOptions::new()
-            .custom_inbox_prefix(format!("_INBOX_osapi_{id}"))
+            .custom_inbox_prefix(format!("_INBOX_osapi.{id}"))
             .request_timeout(Some(PATIENCE))
             .connect(broker.address())
             .await
@@ -181,6 +181,22 @@ impl Host {
         let question = serde_json::to_vec(ask).unwrap();
         let answer = self.client.request(subject, question.into()).await.ok()?;
         Some(serde_json::from_slice(&answer.payload).unwrap())
+    }
+
+    /// How often it is answered where it says that it wants to be answered at `place`.
+    pub(super) async fn answered_at(&self, place: &str) -> usize {
+        let mut heard = self.client.subscribe(place.to_owned()).await.unwrap();
+        let question = serde_json::to_vec(&Ask::Next(Next::default())).unwrap();
+        let subject = format!("osapi.ask.{}", self.id);
+        let (asked, question) = (place.to_owned(), question.into());
+        self.client.publish_with_reply(subject, asked, question).await.unwrap();
+        // Questions of a connection are taken up in the order in which they come.
+        for _ in 0..8 {
+            self.ask(&Ask::Next(Next::default())).await.unwrap();
+        }
+        let answers = std::iter::from_fn(|| heard.next().now_or_never().flatten());
+        let is_answer = |text: &[u8]| serde_json::from_slice::<Result<Answer, ErrorBody>>(text);
+        answers.filter(|message| is_answer(&message.payload).is_ok()).count()
     }
 
     pub(super) async fn refused(&self, ask: &Ask) -> Kind {

@@ -407,7 +407,7 @@ async fn who_we_are_and_what_we_may_is_checked_at_the_start() {
         "authorization {{ users: [
             {{ user: \"osapi\", password: \"right\" }}
             {{ user: \"guest\", password: \"right\", permissions: {{
-                publish: [\"$JS.API.STREAM.INFO.>\"], subscribe: [\"_INBOX_osapi_one.>\"] }} }}
+                publish: [\"$JS.API.STREAM.INFO.>\"], subscribe: [\"_INBOX_osapi.one.>\"] }} }}
             {{ nkey: \"{}\" }}
         ] }}",
         key.public_key()

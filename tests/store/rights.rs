@@ -177,7 +177,7 @@ fn foreign() -> Vec<String> {
             }
         }
         for whose in ["one", OTHER, INSTALLER] {
-            all.push(format!("_INBOX_{namespace}_{whose}.x"));
+            all.push(format!("_INBOX_{namespace}.{whose}.x"));
         }
         for stream in [namespace.to_owned(), format!("{namespace}_files")] {
             for call in [
@@ -241,7 +241,7 @@ fn patterns() -> Vec<String> {
         all.push(format!("{namespace}.*.*"));
         all.push(format!("{namespace}.*.{HOST}"));
         for whose in ["one", OTHER, INSTALLER] {
-            all.push(format!("_INBOX_{namespace}_{whose}.>"));
+            all.push(format!("_INBOX_{namespace}.{whose}.>"));
         }
     }
     // What it may publish is not for it to hear.
@@ -340,7 +340,7 @@ async fn with_a_hosts_credential_nothing_is_done_for_another() {
         install(by, &Bounds::default()).await.unwrap();
     }
     let admin = connect(&broker, "admin", "_INBOX_admin").await;
-    let host = connect(&broker, &users[0].account(), &format!("_INBOX_osapi_{HOST}")).await;
+    let host = connect(&broker, &users[0].account(), &format!("_INBOX_osapi.{HOST}")).await;
 
     // What it may do it can.
     for what in ["ask", "beat"] {
