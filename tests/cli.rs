@@ -367,7 +367,7 @@ fn lists_are_split_at_commas_and_booleans_need_no_value() {
 fn what_is_in_a_path_cannot_leave_it() {
     let call = call(&["client", "node", "sysctl", "update", "--key=../a/b?c", "--value=1"]);
     let uri = call.question().unwrap().uri;
-    assert_eq!(uri, "/api/node/_any/sysctl/..%2Fa%2Fb%3Fc");
+    assert_eq!(uri, "/api/node/_only/sysctl/..%2Fa%2Fb%3Fc");
 }
 
 #[test]
@@ -375,7 +375,7 @@ fn words_of_a_command_to_run_stay_as_they_are() {
     let short = call(&["command", "exec", "ls", "-l", "--all", "a,b"]);
     assert_eq!(short.params["command"], "ls");
     assert_eq!(short.params["args"], serde_json::json!(["-l", "--all", "a,b"]));
-    assert_eq!(short.target, "_any");
+    assert_eq!(short.target, "_only");
 }
 
 #[test]
@@ -398,7 +398,7 @@ fn a_change_is_previewed_bound_to_a_plan_and_waited_for() {
     assert_eq!(call.patience, cli::Patience::Seconds(5));
     assert_eq!(call.key.as_deref(), Some("k"));
     let question = call.question().unwrap();
-    let uri = "/api/node/_any/sysctl/vm.swappiness?dry_run=true&plan=PLAN&confirm=60";
+    let uri = "/api/node/_all/sysctl/vm.swappiness?dry_run=true&plan=PLAN&confirm=60";
     assert_eq!(question.uri, uri.replace("PLAN", &plan));
     assert_eq!(question.body.unwrap(), br#"{"value":"10"}"#);
     assert!(parse(&["sysctl", "get", "vm.swappiness", "--dry-run"]).is_err());

@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn the_form_of_a_target_decides_how_it_is_answered() {
-        assert!(["_any", "web-1", "0af7651916cd43dd"].into_iter().all(is_single));
+        assert!(["_any", "_only", "web-1", "0af7651916cd43dd"].into_iter().all(is_single));
         assert!(!["_all", "group:web"].into_iter().any(is_single));
     }
 }

@@ -88,7 +88,7 @@ fn parameters(row: &Row) -> Vec<Value> {
             "name": "hostname",
             "in": "path",
             "required": true,
-            "description": "Which hosts: a name, a machine id, a label as key:value, _any or _all.",
+            "description": "Which hosts: a name, a machine id, a label as key:value, _any, _all, or _only where there is one.",
             "schema": { "type": "string", "minLength": 1, "maxLength": 255 },
         }));
     }

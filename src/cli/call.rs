@@ -9,6 +9,7 @@ use super::command::{chosen, flagged, local, positional, reversed};
 use super::secret::{Secret, Source};
 use super::text::{encoded, raw};
 use super::words;
+use crate::controller::{ALL, ONLY};
 use crate::error::{Error, Kind, Result};
 use crate::ops::Row;
 use crate::schema::{self, Field, Type};
@@ -19,6 +20,8 @@ pub struct Call {
     pub row: &'static Row,
     /// What was written where a host goes; empty where the operation has no target.
     pub target: String,
+    /// Whether that was written, and is not what is meant by default.
+    pub names_target: bool,
     pub params: Map<String, Value>,
     /// What is asked for before the call is made, and shown by nobody.
     pub secrets: Vec<Secret>,
@@ -42,8 +45,13 @@ pub enum Patience {
     Seconds(u64),
 }
 
-/// The host of the controller's own agent, or whichever is free first.
-const DEFAULT_TARGET: &str = "_any";
+/// Which hosts are meant by who does not say: all of them by who only looks, and by who changes
+/// something, or follows what has no end, the one there is. Where there are several, the controller
+/// refuses that.
+fn default_target(row: &Row, is_dry_run: bool) -> &'static str {
+    let only_looks = !row.changes() || is_dry_run;
+    if only_looks && !row.is_endless() { ALL } else { ONLY }
+}
 
 pub(super) fn read(row: &'static Row, matches: &ArgMatches) -> Result<Call> {
     let (mut params, mut secrets) = (Map::new(), Vec::new());
@@ -92,10 +100,14 @@ pub(super) fn read(row: &'static Row, matches: &ArgMatches) -> Result<Call> {
     let given = |id: &str| texts(matches, id).into_iter().next();
     let is_async = given("async").is_some_and(|text| text == "true");
     let wait = matches.try_get_one::<u64>("wait").ok().flatten().copied();
-    let target = given("target").unwrap_or_else(|| DEFAULT_TARGET.into());
+    let is_dry_run = options.get("dry_run").is_some_and(|value| value == true);
+    let named = given("target");
+    let names_target = named.is_some();
+    let target = named.unwrap_or_else(|| default_target(row, is_dry_run).into());
     Ok(Call {
         row,
         target: if row.has_target() { target } else { String::new() },
+        names_target,
         params,
         secrets,
         options,
@@ -282,6 +294,7 @@ impl std::fmt::Debug for Call {
         f.debug_struct("Call")
             .field("row", &self.row.id)
             .field("target", &self.target)
+            .field("names_target", &self.names_target)
             .field("params", &self.params)
             .field("secrets", &self.secrets)
             .field("options", &self.options)

@@ -21,10 +21,13 @@ use super::{
     terminal,
 };
 use crate::clock::{Clock, rfc3339};
+use crate::controller::{ALL, ONLY};
 use crate::error::{Error, ErrorBody, Kind, Result};
 
 /// The longest that an answer may take which nobody waits for on purpose.
 const LONGEST: Duration = Duration::from_mins(11);
+/// As of any command that was not written as it should be.
+const MISUSED: u8 = 2;
 /// Some of several hosts failed.
 const SOME_FAILED: u8 = 16;
 
@@ -66,11 +69,19 @@ async fn carry_out(
                 secret.ask()?;
             }
             let session = session(client()?);
-            match call.row.id {
+            let is_misused = !call.names_target && call.target == ONLY;
+            let done = match call.row.id {
                 "audit.export" => export::export(&session, &call).await,
                 "file.upload" => session.upload(&call).await,
                 _ if call.row.is_endless() => follow::follow(&session, call).await,
                 _ => session.call(&call).await,
+            };
+            match done {
+                Err(problem) if is_misused && asks_which(&problem) => {
+                    complain(&problem, globals);
+                    Ok(MISUSED)
+                }
+                done => done,
             }
         }
     }
@@ -106,6 +117,12 @@ impl Session<'_> {
             return self.tell_deletion(call);
         }
         let value = reply.json()?;
+        if !call.names_target
+            && call.target == ALL
+            && let Some(problem) = only_failure(&value)
+        {
+            return Err(problem);
+        }
         if reply.is_pending {
             // Only who did not want to wait gets here.
             let id = flat(value["job_id"].as_str().unwrap_or_default());
@@ -264,6 +281,25 @@ fn exit_of(reply: &Value) -> u8 {
         _ => None,
     };
     kind.map_or(SOME_FAILED, Kind::exit)
+}
+
+/// Whether the controller has several hosts to choose from.
+fn asks_which(problem: &Problem) -> bool {
+    let body = problem.error.body();
+    let is_target = |wrong: &crate::error::Problem| wrong.pointer == "/hostname";
+    body.kind == Kind::InvalidInput && body.problems.iter().any(is_target)
+}
+
+/// The error of the one host that there is, as who names it is told.
+fn only_failure(reply: &Value) -> Option<Problem> {
+    let [only] = reply["results"].as_array()?.as_slice() else { return None };
+    let kind = serde_json::from_value(only["kind"].clone()).ok()?;
+    if !output::has_failed(reply) {
+        return None;
+    }
+    let error = Error::new(kind, only["error"].as_str().unwrap_or_default());
+    let job = reply["job_id"].as_str().map(str::to_owned);
+    Some(Problem { error, job, document: None })
 }
 
 /// Says on stderr what went wrong and what can be done, and returns the exit status.

@@ -20,6 +20,7 @@ use super::run::Session;
 use super::say;
 use super::terminal::Progress;
 use super::text::flat;
+use crate::controller::{ALL, ANY, ONLY};
 use crate::error::{Error, Kind, Result};
 
 /// How long a call waits that does not say so itself.
@@ -234,7 +235,7 @@ impl<'a> Wait<'a> {
         let seconds = self.begun.elapsed().as_secs();
         let place = match self.call.target.as_str() {
             "" => "the controller".to_owned(),
-            "_any" | "_all" => "the host".to_owned(),
+            ANY | ALL | ONLY => "the host".to_owned(),
             other => flat(other),
         };
         let job = self.job.borrow().as_ref().map(|id| format!(", job {}", flat(id)));

@@ -25,6 +25,7 @@ mod target;
 
 pub(super) use away::NEVER_SEEN;
 use away::Said;
+pub use target::{ALL, ANY, ONLY};
 use target::{Turns, drained};
 
 /// A host that has not been heard from for this long is away, in milliseconds.

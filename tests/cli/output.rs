@@ -327,6 +327,7 @@ fn documents_of_jobs_have_the_published_keys() {
     let call = |row: &'static Row| osapi::cli::Call {
         row,
         target: String::new(),
+        names_target: true,
         params: [("limit".to_owned(), json!(5))].into_iter().collect(),
         secrets: Vec::new(),
         options: serde_json::Map::new(),

@@ -131,6 +131,53 @@ fn rows(rows: &Value) -> Value {
 }
 
 #[test]
+fn where_there_are_several_hosts_a_change_has_to_say_which() {
+    let controller = Controller::new(|asked, _| {
+        if asked.line.contains("/_only/") {
+            let wrong = json!([{ "pointer": "/hostname", "message": "say which" }]);
+            let detail = "there are 2 hosts; say with --target which is meant";
+            let refused = json!({ "kind": "invalid_input", "detail": detail, "problems": wrong });
+            return (400, refused);
+        }
+        let of = |host: &str, status: &str| json!({ "hostname": host, "status": status });
+        (200, rows(&json!([of("a", "ok"), of("b", "failed")])))
+    });
+    let asked = |words: &[&str]| {
+        let (before, exit) = (controller.asked().len(), controller.run(words));
+        let lines = controller.asked().split_off(before).into_iter().map(|asked| asked.line);
+        (exit, lines.collect::<Vec<_>>())
+    };
+    for words in [
+        &["sysctl", "update", "k", "1"][..],
+        &["command", "exec", "true"],
+        &["log", "follow"],
+        &["client", "node", "timezone", "update", "--timezone", "UTC"],
+    ] {
+        let (exit, lines) = asked(words);
+        assert_eq!((exit, lines.len()), (2, 1), "{lines:?}");
+    }
+    for (words, of) in [
+        (&["timezone", "get"][..], "/api/node/_all/timezone "),
+        (&["sysctl", "update", "k", "1", "--dry-run"], "/api/node/_all/sysctl/k?dry_run=true "),
+        (&["sysctl", "update", "k", "1", "--target", "_any"], "/api/node/_any/sysctl/k "),
+    ] {
+        let (exit, lines) = asked(words);
+        assert_eq!((exit, lines.len()), (16, 1), "one of two has failed");
+        assert!(lines[0].contains(of), "{lines:?}");
+    }
+}
+
+#[test]
+fn the_error_of_the_only_host_is_the_error_of_a_read() {
+    let failed = json!([{ "hostname": "a", "status": "failed", "kind": "not_found",
+        "error": "there is no such key" }]);
+    let controller = Controller::new(move |_, _| (200, rows(&failed)));
+    assert_eq!(controller.run(&["sysctl", "get", "k"]), 13);
+    assert_eq!(controller.run(&["sysctl", "get", "k", "--json"]), 13);
+    assert_eq!(controller.run(&["sysctl", "get", "k", "--target", "_all"]), 13);
+}
+
+#[test]
 fn a_change_is_asked_for_again_until_its_job_is_done() {
     let done = rows(&json!([{ "hostname": "a", "status": "ok", "changed": true, "key": "k" }]));
     let controller = Controller::new(move |_, number| match number {
@@ -143,7 +190,7 @@ fn a_change_is_asked_for_again_until_its_job_is_done() {
     assert_eq!(asked.len(), 4);
     let key = asked[0].header("idempotency-key").unwrap();
     assert!(asked.iter().all(|asked| asked.header("idempotency-key") == Some(key)));
-    assert!(asked.iter().all(|asked| asked.line.starts_with("PUT /api/node/_any/sysctl/k ")));
+    assert!(asked.iter().all(|asked| asked.line.starts_with("PUT /api/node/_only/sysctl/k ")));
     assert_eq!(asked[0].header("prefer"), Some("wait=1"));
 }
 

@@ -6,9 +6,15 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-use super::{Host, Hosts};
-use crate::error::{Error, Kind, Result};
+use super::{Host, Hosts, State};
+use crate::error::{Error, Kind, Problem, Result};
 
+/// Every host.
+pub const ALL: &str = "_all";
+/// Any one host.
+pub const ANY: &str = "_any";
+/// The one host there is, for whoever does not say which is meant.
+pub const ONLY: &str = "_only";
 /// How many hosts of one name a refusal lists.
 const LISTED: usize = 8;
 
@@ -83,7 +89,7 @@ impl Hosts {
             );
             return Err(Error::new(Kind::Conflict, message));
         }
-        if target == "_any" {
+        if target == ANY {
             return Ok(self.choose(open, uptime, left).into_iter().collect());
         }
         Ok(open)
@@ -103,10 +109,36 @@ impl Hosts {
         self.choose(others, uptime, left)
     }
 
+    /// The one host there is. Those that nobody has accepted do not count beside one that
+    /// somebody has: anybody who reaches a controller can have himself waited for.
+    fn only(&self) -> Result<Option<(&str, &Host)>> {
+        let is_decided = |host: &Host| matches!(host.state, State::Accepted | State::Drained);
+        let own: Vec<_> = self.known().filter(|(_, host)| is_decided(host)).collect();
+        let (machine_id, host) = match own[..] {
+            [] => match self.known().next() {
+                Some(waiting) => waiting,
+                None => return Ok(None),
+            },
+            [only] => only,
+            [..] => {
+                let message = format!(
+                    "there are {} hosts; say with --target, or where the path has the host, which \
+                     is meant: a host name, a machine id, a label as key:value, _any or _all",
+                    own.len()
+                );
+                let pointer = "/hostname".to_owned();
+                let problem = Problem { pointer, message: message.clone() };
+                return Err(Error::new(Kind::InvalidInput, message).with_problems(vec![problem]));
+            }
+        };
+        host.objection().map_or(Ok(Some((machine_id, host))), Err)
+    }
+
     /// Every host that `target` names, whatever its state; never none.
     fn named(&self, target: &str) -> Result<Vec<(&str, &Host)>> {
         let named: Vec<(&str, &Host)> = match target {
-            "_all" | "_any" => self.known().collect(),
+            ALL | ANY => self.known().collect(),
+            ONLY => self.only()?.into_iter().collect(),
             label if label.contains(':') => {
                 let (key, value) = parse_label(label)?;
                 self.known().filter(|(_, host)| has_label(host, key, value)).collect()
@@ -247,6 +279,25 @@ mod tests {
         assert_eq!(refused("db").kind(), Kind::Conflict);
         let nobody = resolve(&mut Hosts::default(), "_any").unwrap_err();
         assert_eq!(nobody.kind(), Kind::Unavailable);
+    }
+
+    #[test]
+    fn where_there_are_several_hosts_none_is_the_only_one() {
+        let mut hosts = Hosts::default();
+        known(&mut hosts, "1", "web", State::Accepted);
+        // Whoever waits is no host yet.
+        known(&mut hosts, "2", "db", State::Pending);
+        known(&mut hosts, "3", "old", State::Rejected);
+        assert_eq!(resolve(&mut hosts, ONLY).unwrap(), ["1"]);
+        known(&mut hosts, "4", "mail", State::Drained);
+        let error = resolve(&mut hosts, ONLY).unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidInput);
+        assert!(error.to_string().starts_with("there are 2 hosts; say with --target"), "{error}");
+        assert_eq!(error.body().problems[0].pointer, "/hostname");
+        let mut hosts = Hosts::default();
+        known(&mut hosts, "4", "mail", State::Drained);
+        let error = resolve(&mut hosts, ONLY).unwrap_err();
+        assert!(error.to_string().starts_with("mail is drained"), "{error}");
     }
 
     #[test]
