@@ -12,6 +12,8 @@ mod broker;
 mod follow;
 #[path = "support/http.rs"]
 mod http;
+#[path = "end_to_end/large.rs"]
+mod large;
 #[path = "end_to_end/network.rs"]
 mod network;
 #[path = "support/say.rs"]

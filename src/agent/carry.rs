@@ -23,6 +23,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 const PANICS: u32 = 3;
 /// The largest outcome, in bytes of JSON.
 pub(super) const MAX_OUTCOME: usize = 768 * 1024;
+/// What an outcome is never cut to less than, in bytes of JSON.
+const LEAST_OUTCOME: usize = 4 * 1024;
 
 /// A report, and about how many bytes of JSON it has.
 pub(super) struct Sized {
@@ -196,13 +198,27 @@ fn tell(task: &Task, outcome: &Outcome) {
 
 /// Cuts what is too large to be stored, and says so with `truncated`.
 pub(super) fn fit(outcome: Outcome) -> (Outcome, usize) {
+    fit_into(outcome, MAX_OUTCOME)
+}
+
+/// Cuts what was too large to be told on the way that there is; None where there is nothing left to
+/// cut.
+pub(super) fn shorter(report: Report) -> Option<Sized> {
+    let before = size_of(&report.outcome);
+    let (outcome, size) = fit_into(report.outcome, before / 2);
+    let report = Report { outcome, ..report };
+    (before / 2 >= LEAST_OUTCOME && size < before).then_some(Sized { report, size })
+}
+
+/// Cuts an outcome to `most` bytes of JSON, at least [`LEAST_OUTCOME`].
+fn fit_into(outcome: Outcome, most: usize) -> (Outcome, usize) {
     let size = size_of(&outcome);
-    if size <= MAX_OUTCOME {
+    if size <= most {
         return (outcome, size);
     }
     let outcome = match outcome {
         Outcome::Done { mut result } => {
-            while size_of(&result) > MAX_OUTCOME - 1024 && halve_largest(&mut result) {}
+            while size_of(&result) > most - most / 8 && halve_largest(&mut result) {}
             if let Some(result) = result.as_object_mut() {
                 result.insert("truncated".to_owned(), json!(true));
             }
@@ -210,10 +226,10 @@ pub(super) fn fit(outcome: Outcome) -> (Outcome, usize) {
         }
         Outcome::Failed { mut error } => {
             // Every character takes at most six bytes of JSON.
-            error.message = error.message.chars().take(8 * 1024).collect();
+            error.message = error.message.chars().take(most / 96).collect();
             error.message.push_str(" [truncated]");
-            error.problems.truncate(64);
-            error.not_restored.truncate(1024);
+            error.problems.truncate(most >> 13);
+            error.not_restored.truncate(most >> 9);
             Outcome::Failed { error }
         }
     };
@@ -295,5 +311,21 @@ mod tests {
         assert!(fit(Outcome::Failed { error }).1 <= MAX_OUTCOME);
         let small = Outcome::Done { result: json!({ "a": 1 }) };
         assert_eq!(fit(small.clone()).0, small);
+    }
+
+    #[test]
+    fn what_does_not_go_through_is_cut_until_it_does() {
+        let result = json!({ "changed": true, "stdout": "\"".repeat(300_000) });
+        let mut report = Report::new("j".to_owned(), 1, 2, Outcome::Done { result });
+        let mut sizes = vec![size_of(&report.outcome)];
+        while let Some(cut) = shorter(report.clone()) {
+            assert_eq!(cut.size, size_of(&cut.report.outcome));
+            assert!(cut.size * 2 <= *sizes.last().unwrap(), "{sizes:?}");
+            sizes.push(cut.size);
+            report = cut.report;
+        }
+        assert!(sizes.len() > 4 && *sizes.last().unwrap() < 2 * LEAST_OUTCOME, "{sizes:?}");
+        let Outcome::Done { result } = report.outcome else { panic!("it failed") };
+        assert_eq!((&result["changed"], &result["truncated"]), (&json!(true), &json!(true)));
     }
 }

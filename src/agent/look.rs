@@ -54,6 +54,12 @@ pub(super) fn work<L: Link + 'static>(agent: &Shared<L>, link: L, pulse: &Pulse)
     }
 }
 
+/// What was too large to be told, cut; None where nothing of it is left.
+fn shorter<L>(agent: &Shared<L>, told: &Told) -> Option<Told> {
+    let cut = told.open().ok().and_then(carry::shorter)?;
+    agent.told(&cut.report).ok()
+}
+
 /// The next task, if there is one before long; says what was done.
 fn ask<L: Link + 'static>(
     agent: &Shared<L>,
@@ -72,10 +78,14 @@ fn ask<L: Link + 'static>(
         Ok(_) => tracing::error!("a question for work was answered with something else"),
         Err(error) => {
             let is_lost = matches!(error.kind(), Kind::Unavailable | Kind::Timeout | Kind::Busy);
-            if let Ask::Next(next) = ask
-                && is_lost
-            {
-                *done = next.done;
+            if let Ask::Next(next) = ask {
+                if error.kind() == Kind::TooLarge && !next.done.is_empty() {
+                    *done = next.done.iter().filter_map(|told| shorter(agent, told)).collect();
+                    return Vec::new();
+                }
+                if is_lost {
+                    *done = next.done;
+                }
             }
             agent.trouble.wait(&error);
         }

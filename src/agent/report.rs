@@ -7,8 +7,8 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::Shared;
 use super::link::Asker;
+use super::{Shared, carry};
 use crate::error::Kind;
 use crate::job::Report;
 use crate::link::{Ask, Link};
@@ -97,9 +97,19 @@ impl<L: Link> Outbox<L> {
         };
         tracing::error!(error = %refused, "reports were refused and are sent one by one");
         // One of them may be to blame.
-        for report in group {
+        for mut report in group {
             while let Err(error) = Self::finish(agent, &mut link, std::slice::from_ref(&report)) {
-                if matches!(error.kind(), Kind::NotFound | Kind::InvalidInput | Kind::Denied) {
+                if error.kind() == Kind::TooLarge
+                    && let Some(cut) = carry::shorter(report.clone())
+                {
+                    // Nothing that waits makes it any smaller, and that it was done has to be told.
+                    report = cut.report;
+                    continue;
+                }
+                if matches!(
+                    error.kind(),
+                    Kind::NotFound | Kind::InvalidInput | Kind::Denied | Kind::TooLarge
+                ) {
                     tracing::error!(OSAPI_JOB_ID = report.job, %error, "a report was given up");
                     std::thread::sleep(REPEAT);
                     break;

@@ -119,23 +119,30 @@ impl Site {
 
 impl Appliance {
     pub fn new() -> Self {
-        Self::at(TempDir::new().unwrap(), None, &kept())
+        Self::at(TempDir::new().unwrap(), None, &kept(), "")
     }
 
     /// One whose controller keeps what it keeps at a broker; None, and a line, where there is none
     /// for `test`.
     pub fn at_broker(test: &str) -> Option<Self> {
-        broker::is_there(test).then(|| Self::at(TempDir::new().unwrap(), None, "nats"))
+        broker::is_there(test).then(|| Self::at(TempDir::new().unwrap(), None, "nats", ""))
+    }
+
+    /// Behind a relay, at a broker with `more` in its configuration; None, and a line, where there is
+    /// none for `test`.
+    pub fn behind_a_relay(test: &str, more: &str) -> Option<Self> {
+        broker::is_there(test).then(|| Self::at(TempDir::new().unwrap(), None, "relay", more))
     }
 
     /// With 64 MiB for the state of both processes; None for whoever may not mount.
     pub fn on_a_small_disk() -> Option<Self> {
         let dir = TempDir::new().unwrap();
         let disk = Disk::mount(&dir.path().join("state"))?;
-        Some(Self::at(dir, Some(disk), &kept()))
+        Some(Self::at(dir, Some(disk), &kept(), ""))
     }
 
-    fn at(dir: TempDir, disk: Option<Disk>, kept: &str) -> Self {
+    /// `more` is added to the configuration of its broker, where it has one.
+    fn at(dir: TempDir, disk: Option<Disk>, kept: &str, more: &str) -> Self {
         let site = Site(dir.path().to_owned());
         for (path, text) in [
             ("etc/passwd", "root:x:0:0:root:/root:/bin/bash\n"),
@@ -153,7 +160,7 @@ impl Appliance {
         }
         fs::create_dir_all(site.state()).unwrap();
         let broker = ["nats", "relay"].contains(&kept);
-        let broker = broker.then(|| Broker::below(&dir.path().join("broker")));
+        let broker = broker.then(|| Broker::below(&dir.path().join("broker"), more));
         let mut config = format!(
             "controller:\n  socket: {0}/osapi.sock\n  state_dir: {0}/state/controller\n\
              agent:\n  state_dir: {0}/state/agent\n",

@@ -46,10 +46,10 @@ impl Broker {
         Self::with("", "sync_interval: always")
     }
 
-    /// The same, with what it stores in a directory of the test's.
-    pub(crate) fn below(dir: &Path) -> Self {
+    /// The same, with what it stores in a directory of the test's, and `more` in its configuration.
+    pub(crate) fn below(dir: &Path, more: &str) -> Self {
         std::fs::create_dir_all(dir).unwrap();
-        Self::at(dir.to_owned(), None, "", "sync_interval: always")
+        Self::at(dir.to_owned(), None, more, "sync_interval: always")
     }
 
     /// `more` is added to its configuration, `jetstream` to what that says of JetStream; without
