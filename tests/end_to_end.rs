@@ -22,6 +22,8 @@ mod say;
 mod secrets;
 #[path = "support/appliance.rs"]
 mod support;
+#[path = "end_to_end/tamper.rs"]
+mod tamper;
 #[path = "end_to_end/trust.rs"]
 mod trust;
 

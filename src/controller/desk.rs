@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::lanes::{Open, Question, Which};
 use super::listen::SLOW;
+use super::notes::OUTCOMES_REPEATED;
 use super::status::Status;
 use super::{Controller, Shared, ids};
 use crate::error::{Error, Kind, Result};
@@ -308,7 +309,7 @@ impl Controller {
         results.into_iter().collect()
     }
 
-    async fn finish_one(&self, host: &str, report: Report) -> Result<()> {
+    async fn finish_one(self: &Arc<Self>, host: &str, report: Report) -> Result<()> {
         let Ok(id) = Uuid::parse_str(&report.job) else {
             let message = format!("{:?} is not the id of a job", report.job);
             return Err(Error::new(Kind::InvalidInput, message));
@@ -368,9 +369,11 @@ impl Controller {
         }
         let step = self.ending(host, record, id, report, Expect::Absent)?;
         match self.commit(step).await {
-            Err(error) if error.kind() != Kind::Conflict => return Err(error),
-            _ => self.lanes().reported(id, host),
+            Ok(_) => {}
+            Err(error) if error.kind() == Kind::Conflict => self.count(OUTCOMES_REPEATED, host, 1),
+            Err(error) => return Err(error),
         }
+        self.lanes().reported(id, host);
         Ok(())
     }
 

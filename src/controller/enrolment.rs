@@ -4,13 +4,15 @@
 //! far as to it, as the kernel vouches for that. With them a host is given nothing until somebody
 //! has accepted the key that its agent signs with; what another key says is then not believed.
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::agent::{Done, Named};
 use super::hosts::{Host, Moment, Offer, State, key};
-use super::notes::entry;
+use super::notes::{TASKS_REFUSED, entry};
 use super::{Call, Controller, Here, Local};
 use crate::clock::rfc3339;
 use crate::error::{Error, Kind, Result};
@@ -322,16 +324,18 @@ impl Controller {
     }
 
     /// Makes a host known, or takes over what its agent says of it, as far as that is believed.
-    pub(super) async fn enrol(&self, about: &About) -> Result<()> {
+    pub(super) async fn enrol(self: &Arc<Self>, about: &About) -> Result<()> {
         check(about)?;
         if self.trust.is_some() && !about.is_proven() {
             let message = "this controller believes signed words only; set agent.pki.enabled on \
                            the host";
             return Err(Error::new(Kind::Denied, message));
         }
-        self.note_refused(about);
         self.note_set_back(about);
         let known = self.hosts().get(&about.machine_id).cloned();
+        if known.is_some() {
+            self.note_refused(about);
+        }
         let (before, mut host, expect) = match known {
             Some((host, revision)) => (Some(host.clone()), host, Expect::Revision(revision)),
             None => (None, self.newcomer(about)?, Expect::Absent),
@@ -420,14 +424,10 @@ impl Controller {
     }
 
     /// Puts on record that an agent has refused tasks since it said so last.
-    fn note_refused(&self, about: &About) {
-        let before = self.hosts().presence(&about.machine_id).map(|known| {
-            if known.about.started_at == about.started_at { known.about.refused } else { 0 }
-        });
-        let count = about.refused.saturating_sub(before.unwrap_or_default());
+    fn note_refused(self: &Arc<Self>, about: &About) {
+        let count = self.hosts().newly_refused(about);
         if count > 0 {
-            let (at, host) = (self.clock.wall(), &about.machine_id);
-            self.event(json!({ "at": at, "event": "tasks_refused", "host": host, "count": count }));
+            self.count(TASKS_REFUSED, &about.machine_id, count);
         }
     }
 

@@ -134,6 +134,8 @@ pub(super) struct Hosts {
     agents: HashMap<i32, String>,
     turns: Turns,
     said: HashMap<String, Said>,
+    /// How many tasks agents said they had refused, after when each had started.
+    refused: HashMap<String, (u64, u64)>,
 }
 
 /// What an agent said last, and when.
@@ -210,6 +212,17 @@ impl Hosts {
         let presence =
             Presence { about, description, heard, heard_at, connections, over, pid, generation };
         self.present.insert(machine_id.to_owned(), presence);
+    }
+
+    /// How many more tasks the agent says it has refused than were heard of.
+    pub(super) fn newly_refused(&mut self, about: &About) -> u64 {
+        let said = (about.started_at, about.refused);
+        let heard = self.refused.get(&about.machine_id).copied().unwrap_or_default();
+        if said <= heard || about.refused == 0 {
+            return 0;
+        }
+        self.refused.insert(about.machine_id.clone(), said);
+        if heard.0 == said.0 { said.1 - heard.1 } else { said.1 }
     }
 
     pub(super) fn still_there(&mut self, machine_id: &str, (heard, heard_at): (u64, u64)) {

@@ -5,9 +5,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use serde_json::json;
 
 use super::{Controller, lock};
 use crate::error::{Error, Kind};
@@ -20,6 +21,9 @@ const GATHER: Duration = Duration::from_millis(500);
 const GROUP: usize = 64;
 /// How many peers are told apart within one gathering.
 const PEERS: usize = 1_024;
+/// How often what is counted of a host is put on record, so that whoever makes much of it can fill
+/// nothing with it.
+const COUNT_EVERY: Duration = Duration::from_secs(10);
 
 /// One request, as the carrier saw it come in.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -67,10 +71,22 @@ pub(super) struct Notes {
     waiting: Vec<audit::Note>,
     /// By peer and second.
     refused: HashMap<(String, u64), audit::Entry>,
-    /// How much of what hosts told was not believed, by machine id.
-    unbelieved: HashMap<String, u64>,
+    /// What is put on record as a number, by what it is and the machine id of the host.
+    counts: HashMap<(&'static str, String), Count>,
     /// A task is on its way that will make a step of them.
     is_scheduled: bool,
+}
+
+/// Tasks that an agent did not take, outcomes that were not believed, and those of which there was one
+/// already: a task was shown to its host again, or the answer was lost that it was told.
+pub(super) const TASKS_REFUSED: &str = "tasks_refused";
+pub(super) const OUTCOMES_REFUSED: &str = "outcomes_refused";
+pub(super) const OUTCOMES_REPEATED: &str = "outcomes_repeated";
+
+#[derive(Default)]
+struct Count {
+    waiting: u64,
+    noted: Option<Instant>,
 }
 
 impl Controller {
@@ -97,8 +113,14 @@ impl Controller {
         if error.kind() != Kind::Denied {
             return;
         }
+        self.count(OUTCOMES_REFUSED, host, count);
+    }
+
+    /// Puts on record, as one number with what comes within seconds, that `event` happened `count`
+    /// times with `host`.
+    pub(super) fn count(self: &Arc<Self>, event: &'static str, host: &str, count: u64) {
         let mut notes = lock(&self.notes);
-        *notes.unbelieved.entry(host.to_owned()).or_default() += count;
+        notes.count(event, host, count);
         self.schedule(&mut notes);
     }
 
@@ -110,6 +132,10 @@ impl Controller {
                 tokio::time::sleep(GATHER).await;
                 lock(&controller.notes).is_scheduled = false;
                 controller.send_notes();
+                let mut notes = lock(&controller.notes);
+                if notes.has_more() {
+                    controller.schedule(&mut notes);
+                }
             });
         }
     }
@@ -133,7 +159,7 @@ impl Controller {
     }
 
     fn send_notes(&self) {
-        let step = lock(&self.notes).take(self.clock.wall());
+        let step = lock(&self.notes).take(self.clock.wall(), COUNT_EVERY);
         if let Some(step) = step {
             self.ride(step);
         }
@@ -141,7 +167,7 @@ impl Controller {
 
     /// Makes durable what is still to be noted.
     pub(super) async fn flush_notes(&self) {
-        let step = lock(&self.notes).take(self.clock.wall());
+        let step = lock(&self.notes).take(self.clock.wall(), Duration::ZERO);
         if let Some(step) = step
             && let Err(error) = self.commit(step).await
         {
@@ -163,18 +189,39 @@ impl Notes {
         }
     }
 
-    /// It is `now`, in milliseconds since 1970.
-    fn take(&mut self, now: u64) -> Option<Step> {
+    fn count(&mut self, event: &'static str, host: &str, count: u64) {
+        let mut whose = (event, host.to_owned());
+        if self.counts.len() >= PEERS && !self.counts.contains_key(&whose) {
+            whose.1.clear();
+        }
+        self.counts.entry(whose).or_default().waiting += count;
+    }
+
+    /// Whether something waits for its time.
+    fn has_more(&self) -> bool {
+        self.counts.values().any(|count| count.waiting > 0)
+    }
+
+    /// It is `now`, in milliseconds since 1970. What is counted is taken where that was not done
+    /// for `pause`.
+    fn take(&mut self, now: u64, pause: Duration) -> Option<Step> {
         let mut refused: Vec<_> = self.refused.drain().map(|(_, entry)| entry).collect();
         refused.sort_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
         self.waiting.extend(refused.into_iter().map(audit::Note::Entry));
-        for (host, count) in self.unbelieved.drain() {
-            let event = serde_json::json!({
-                "at": now, "event": "outcomes_refused", "host": host, "count": count,
-            });
-            tracing::warn!(%event, "what a host told is not signed as it has to be");
+        self.counts.retain(|(event, host), count| {
+            if count.noted.is_some_and(|noted| noted.elapsed() < pause) {
+                return true;
+            }
+            let waiting = std::mem::take(&mut count.waiting);
+            if waiting == 0 {
+                return false;
+            }
+            count.noted = Some(Instant::now());
+            let event = json!({ "at": now, "event": event, "host": host, "count": waiting });
+            tracing::warn!(%event, "what passes between a host and its controllers is not as it was sent");
             self.waiting.push(audit::Note::Event(event));
-        }
+            true
+        });
         let notes = std::mem::take(&mut self.waiting);
         (!notes.is_empty()).then(|| notes.into_iter().fold(Step::new(), Step::note))
     }
@@ -197,7 +244,7 @@ mod tests {
             notes.refuse(refused("a", at));
         }
         notes.refuse(refused("b", 1_500));
-        let step = notes.take(0).unwrap();
+        let step = notes.take(0, COUNT_EVERY).unwrap();
         let more: Vec<_> = step
             .notes
             .iter()
@@ -208,7 +255,36 @@ mod tests {
             .collect();
         let expected = [("a 1000", Some(2)), ("b 1500", None), ("a 2000", None)];
         assert_eq!(more, expected.map(|(id, more)| (id.to_owned(), more)));
-        assert!(notes.take(0).is_none());
+        assert!(notes.take(0, COUNT_EVERY).is_none());
+    }
+
+    #[test]
+    fn what_a_host_makes_much_of_is_one_number_now_and_then() {
+        let told = |step: Step| {
+            let number = |note| match note {
+                audit::Note::Event(event) => event["count"].as_u64().unwrap(),
+                _ => panic!("not an event"),
+            };
+            step.notes.into_iter().map(number).collect::<Vec<_>>()
+        };
+        let mut notes = Notes::default();
+        notes.count(TASKS_REFUSED, "a", 2);
+        notes.count(TASKS_REFUSED, "a", 3);
+        assert_eq!(told(notes.take(0, COUNT_EVERY).unwrap()), [5]);
+        notes.count(TASKS_REFUSED, "a", 1);
+        notes.count(OUTCOMES_REFUSED, "a", 7);
+        assert_eq!(told(notes.take(0, COUNT_EVERY).unwrap()), [7]);
+        assert!(notes.has_more() && notes.take(0, COUNT_EVERY).is_none());
+        assert_eq!(told(notes.take(0, Duration::ZERO).unwrap()), [1], "at the end");
+        // Once nothing has come for a while, nothing is kept of it.
+        assert!(!notes.has_more() && notes.take(0, Duration::ZERO).is_none());
+        assert!(notes.counts.is_empty());
+        for host in 0..3 * PEERS {
+            notes.count(TASKS_REFUSED, &host.to_string(), 1);
+        }
+        assert!(notes.counts.len() <= PEERS + 1);
+        let all = told(notes.take(0, COUNT_EVERY).unwrap());
+        assert_eq!(all.iter().sum::<u64>(), 3 * PEERS as u64);
     }
 
     #[test]

@@ -43,7 +43,12 @@ impl Note {
     /// A request that left nothing behind: it only looked, or it was turned away or failed
     /// before there was a job.
     pub fn is_idle(&self) -> bool {
-        let Self::Entry(entry) = self else { return false };
+        let entry = match self {
+            Self::Entry(entry) => entry,
+            Self::End(_) => return false,
+            // Of tasks and outcomes that were turned away only their number is left.
+            Self::Event(event) => return event["count"].is_u64(),
+        };
         let looks = ["GET", "HEAD"].contains(&entry.method.as_str());
         entry.job.is_none() && entry.code.is_some_and(|code| looks || code >= 400)
     }

@@ -308,6 +308,7 @@ async fn an_outcome_that_its_host_has_not_signed_is_refused_a_thousand_times() {
     }
     outcome(&controller, &job).await.unwrap();
     assert_eq!(stored(&controller, "job").await, before + 1);
+    assert_eq!(events(&controller, "outcomes_repeated").await.1, 2);
 }
 
 #[tokio::test]
@@ -315,10 +316,14 @@ async fn refused_tasks_are_on_record() {
     let bench = Bench::strict();
     let controller = bench.start().await;
     let mut agent = Agent::signing(&controller, ("m1", "web"), 1, 1).await;
-    for refused in [3, 3, 5] {
+    for refused in [3, 3, 5, 4] {
         agent.about.refused = refused;
         agent.hello().await.unwrap();
     }
-    assert_eq!(events(&controller, "tasks_refused").await, (2, 5));
+    assert_eq!(events(&controller, "tasks_refused").await, (1, 5));
+    // Another agent counts anew.
+    (agent.about.started_at, agent.about.refused) = (agent.about.started_at + 1, 1);
+    agent.hello().await.unwrap();
+    assert_eq!(events(&controller, "tasks_refused").await, (2, 6));
     assert!(fingerprint(&agent.about.signing_key).is_some());
 }

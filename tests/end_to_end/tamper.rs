@@ -1,0 +1,600 @@
+//! Whoever stands between controller and agent alters, replays, redirects and delays what is
+//! signed: none of it has an effect, and all of it is on record.
+//!
+//! `TAMPERED` says how many tasks, and how many outcomes (1,000 is the full count), `SEED` which.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use osapi::link::{Answer, Ask, Class, Next, Sealed, Told};
+use osapi::signing::{Holder, Purpose, SigningKey};
+use serde_json::{Value, json};
+
+use super::support::{Appliance, Random};
+use super::{MACHINE, PATIENCE, appliance, ask, finished, submit, until};
+use crate::say::say;
+
+/// A host that there is not.
+const OTHER: &str = "fedcba9876543210fedcba9876543210";
+const ACT: &str = "/api/node/_any/command/exec";
+/// How long who asks for work waits where there is none.
+const PACE: Duration = Duration::from_millis(100);
+/// How many of each kind are done before, and how many are kept back besides.
+const RAN: usize = 8;
+const KEPT_BACK: usize = 8;
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    u64::try_from(since.as_millis()).unwrap()
+}
+
+fn read(stream: &mut UnixStream) -> Option<Vec<u8>> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).ok()?;
+    let mut body = vec![0; u32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut body).ok()?;
+    Some(body)
+}
+
+fn write(stream: &mut UnixStream, body: &[u8]) -> Option<()> {
+    let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+    stream.write_all(&[&length[..], body].concat()).ok()
+}
+
+fn tasks(tasks: Vec<Sealed>) -> Vec<u8> {
+    let (heads, called_off) = (Vec::new(), Vec::new());
+    let answer = Answer::Tasks { tasks, has_more: false, heads, called_off };
+    serde_json::to_vec(&Ok::<_, ()>(answer)).unwrap()
+}
+
+/// What stands between the two. It passes on what it gets until it is told to be hostile; then
+/// it keeps all work back, and hands out what it was given to hand out.
+struct Hostile {
+    real: PathBuf,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    is_hostile: bool,
+    keeps_reports: bool,
+    /// What it has seen of the controller's, by job.
+    seen: BTreeMap<String, Sealed>,
+    reports: BTreeMap<String, Told>,
+    /// For any worker, each alone.
+    forged: VecDeque<Sealed>,
+    /// For those who act and change, each once the one before of that job is answered.
+    replayed: VecDeque<(String, Sealed)>,
+    /// Jobs of `replayed` that the agent has; true once it was answered of.
+    out: BTreeMap<String, bool>,
+    /// How many connections wait for something to hand out.
+    waiting: usize,
+    open: Vec<UnixStream>,
+}
+
+impl Hostile {
+    /// Puts itself into the place of the socket in the appliance's directory.
+    fn between(host: &Appliance) -> Arc<Self> {
+        let socket = host.dir().join("agent.sock");
+        let real = host.dir().join("controller.sock");
+        until("there is a socket", || std::fs::rename(&socket, &real).ok());
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (state, changed) = (Mutex::default(), Condvar::new());
+        let hostile = Arc::new(Self { real, state, changed });
+        let own = hostile.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (own, stream) = (own.clone(), stream.unwrap());
+                std::thread::spawn(move || own.stand_between(stream));
+            }
+        });
+        hostile
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.changed.notify_all();
+    }
+
+    /// Whoever waited for an answer on behalf of an agent that is gone waits no longer.
+    fn hang_up(&self) {
+        for stream in std::mem::take(&mut self.state().open) {
+            drop(stream.shutdown(Shutdown::Both));
+        }
+    }
+
+    fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(&self.real).unwrap();
+        self.state().open.push(stream.try_clone().unwrap());
+        stream
+    }
+
+    fn stand_between(&self, mut agent: UnixStream) -> Option<()> {
+        let mut controller = self.connect();
+        loop {
+            let body = read(&mut agent)?;
+            let question: Ask = serde_json::from_slice(&body).unwrap();
+            let classes = match &question {
+                Ask::Next(next) => {
+                    self.state().let_go(&next.holds);
+                    next.classes.clone()
+                }
+                Ask::Finish(told) if self.withholds(told) => {
+                    let away = json!({ "Err": { "kind": "unavailable", "message": "away" } });
+                    write(&mut agent, away.to_string().as_bytes())?;
+                    std::thread::sleep(PACE);
+                    continue;
+                }
+                _ => Vec::new(),
+            };
+            if self.state().is_hostile && !classes.is_empty() {
+                write(&mut agent, &tasks(self.next(&classes)))?;
+                continue;
+            }
+            write(&mut controller, &body)?;
+            let answer = read(&mut controller)?;
+            if let Ask::Finish(told) = &question {
+                let is_done = answer == br#"{"Ok":"done"}"#;
+                self.state().answered(told, is_done);
+            }
+            let answer = if classes.is_empty() { answer } else { self.seen(answer) };
+            write(&mut agent, &answer)?;
+        }
+    }
+
+    fn withholds(&self, told: &[Told]) -> bool {
+        let mut state = self.state();
+        state.reports.extend(told.iter().map(|told| (told.job.clone(), told.clone())));
+        state.keeps_reports
+    }
+
+    /// Notes what the controller hands out, and keeps it back where it is hostile.
+    fn seen(&self, answer: Vec<u8>) -> Vec<u8> {
+        let Some(Answer::Tasks { tasks: handed, .. }) = answered(&answer) else { return answer };
+        let mut state = self.state();
+        let is_kept_back = state.is_hostile && !handed.is_empty();
+        state.seen.extend(handed.into_iter().map(|sealed| (job_of(&sealed), sealed)));
+        drop(state);
+        self.changed.notify_all();
+        if is_kept_back { tasks(Vec::new()) } else { answer }
+    }
+
+    /// What whoever asks for work of `classes` is handed.
+    fn next(&self, classes: &[Class]) -> Vec<Sealed> {
+        let has_effects = classes.iter().any(|class| !matches!(class, Class::Look | Class::Follow));
+        let mut state = self.state();
+        state.waiting += 1;
+        let waits = |state: &mut State| {
+            state.is_hostile && state.forged.is_empty() && state.replayed.is_empty()
+        };
+        let waited = self.changed.wait_timeout_while(state, PACE, waits);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        state.waiting -= 1;
+        let is_free = |(job, _): &(String, Sealed)| !state.out.contains_key(job);
+        let replayed = state.replayed.iter().position(is_free).filter(|_| has_effects);
+        if let Some((job, sealed)) = replayed.and_then(|at| state.replayed.remove(at)) {
+            state.out.insert(job, false);
+            return vec![sealed];
+        }
+        state.forged.pop_front().into_iter().collect()
+    }
+
+    /// Asks in its own name, as the agent would.
+    fn ask(&self, question: &Ask) -> Value {
+        let mut stream = UnixStream::connect(&self.real).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write(&mut stream, &serde_json::to_vec(question).unwrap()).unwrap();
+        serde_json::from_slice(&read(&mut stream).unwrap()).unwrap()
+    }
+
+    /// The tasks of `jobs` as the controller has signed them, none of which the agent has got.
+    fn keep_back(&self, jobs: &[String]) -> Vec<Sealed> {
+        until("all of them are handed out", || {
+            for class in [Class::Change, Class::Act] {
+                let next = Next { classes: vec![class], ..Next::default() };
+                let answer = self.ask(&Ask::Next(next));
+                self.seen(answer.to_string().into_bytes());
+            }
+            let state = self.state();
+            jobs.iter().map(|job| state.seen.get(job).cloned()).collect()
+        })
+    }
+}
+
+impl State {
+    /// The agent says what it holds: what it was answered of, and does not hold, is over.
+    fn let_go(&mut self, holds: &[String]) {
+        self.out.retain(|job, is_answered| !*is_answered || holds.contains(job));
+    }
+
+    fn answered(&mut self, told: &[Told], is_done: bool) {
+        for told in told {
+            if let Some(is_answered) = self.out.get_mut(&told.job) {
+                *is_answered |= is_done;
+            }
+        }
+    }
+}
+
+fn answered(answer: &[u8]) -> Option<Answer> {
+    let answer: Value = serde_json::from_slice(answer).unwrap();
+    serde_json::from_value(answer["Ok"].clone()).ok()
+}
+
+fn job_of(sealed: &Sealed) -> String {
+    let task: Value = serde_json::from_str(&sealed.body).unwrap();
+    task["job"].as_str().unwrap().to_owned()
+}
+
+/// `body` with one of its values changed.
+fn otherwise(body: &str, field: &str, value: Value) -> String {
+    let mut task: Value = serde_json::from_str(body).unwrap();
+    *task.pointer_mut(field).unwrap() = value;
+    task.to_string()
+}
+
+/// The same JSON, as somebody else would write it.
+fn rewritten(body: &str, random: &mut Random) -> String {
+    let value: Value = serde_json::from_str(body).unwrap();
+    match random.below(4) {
+        0 => format!("{value:#}"),
+        1 => {
+            let fields = value.as_object().unwrap().iter().rev();
+            let fields: Vec<_> = fields.map(|(key, value)| format!("{key:?}:{value}")).collect();
+            format!("{{{}}}", fields.join(","))
+        }
+        2 => body.replacen("\"host\"", "\"h\\u006fst\"", 1),
+        _ => {
+            let places: Vec<_> = body.match_indices([',', ':', '{']).map(|(at, _)| at).collect();
+            let at = places[usize::try_from(random.below(places.len() as u64)).unwrap()];
+            // Within a text it is another value, which is as bad.
+            format!("{} {}", &body[..=at], &body[at + 1..])
+        }
+    }
+}
+
+fn altered(text: &str, random: &mut Random) -> String {
+    let at = usize::try_from(random.below(text.len() as u64)).unwrap();
+    let mut bytes = text.as_bytes().to_vec();
+    bytes[at] = b" azAZ019{}:,"[usize::try_from(random.below(12)).unwrap()];
+    String::from_utf8(bytes).unwrap()
+}
+
+/// `good`, stripped, altered, written otherwise or for another host, of which `stranger` has a
+/// task of the same controller.
+fn forged(good: &Sealed, stranger: &Sealed, kind: u64, random: &mut Random) -> Sealed {
+    let mut bad = good.clone();
+    match (kind, random.below(4)) {
+        (0, 0 | 1) => bad.signature = None,
+        (0, 2) => bad.signature = Some(String::new()),
+        (0, _) => bad.signature.clone_from(&stranger.signature),
+        (1, 0) => bad.body = altered(&good.body, random),
+        (1, 1) => bad.signature = good.signature.as_ref().map(|text| altered(text, random)),
+        (1, 2) => bad.body = otherwise(&good.body, "/until", json!(now() + 86_000_000)),
+        (1, _) => {
+            let job = uuid::Uuid::now_v7().to_string();
+            bad.body = otherwise(&good.body, "/job", json!(job));
+        }
+        (2, _) => bad.body = rewritten(&good.body, random),
+        (_, 0) => bad = stranger.clone(),
+        (_, 1) => bad.body = otherwise(&good.body, "/host", json!(OTHER)),
+        (_, 2) => bad.body = otherwise(&stranger.body, "/host", json!(MACHINE)),
+        (_, _) => {
+            bad = stranger.clone();
+            bad.body = otherwise(&stranger.body, "/host", json!(MACHINE));
+        }
+    }
+    bad
+}
+
+/// An outcome that this host's agent has not told so.
+fn untrue(good: &Told, other: &Told, key: &SigningKey, random: &mut Random) -> Told {
+    let mut bad = good.clone();
+    match random.below(8) {
+        0 => bad.signature = None,
+        1 => bad.body = altered(&good.body, random),
+        2 => bad.body = format!("{:#}", serde_json::from_str::<Value>(&good.body).unwrap()),
+        3 => bad.job.clone_from(&other.job),
+        4 => bad.signature.clone_from(&other.signature),
+        5 => bad.body.clone_from(&other.body),
+        6 => bad.signature = Some(key.sign(Purpose::Outcome, MACHINE, &[&bad.job, &bad.body])),
+        _ => bad.signature = good.signature.as_ref().map(|text| altered(text, random)),
+    }
+    bad
+}
+
+struct Bench {
+    host: Appliance,
+    hostile: Arc<Hostile>,
+    key: SigningKey,
+    /// Jobs whose command is to have run, once.
+    due: BTreeSet<String>,
+    words: usize,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut host = appliance();
+        host.write("proc/sys/test/three", "0\n");
+        let (dir, state) = (host.dir().to_owned(), host.state());
+        host.command("count", &format!("#!/bin/sh\necho \"$1\" >> {}/effects\n", dir.display()));
+        let plain = std::fs::read_to_string(dir.join("osapi.yaml")).unwrap();
+        let public = state.join("controller/controller.pub");
+        let controller = "controller:\n  pki: { enabled: true, auto_accept: true }\n";
+        let agent =
+            format!("agent:\n  pki: {{ enabled: true }}\n  controller_key: {}\n", public.display());
+        let text = plain.replacen("controller:\n", controller, 1).replacen("agent:\n", &agent, 1);
+        std::fs::write(dir.join("osapi.yaml"), text).unwrap();
+        host.start_controller();
+        until("it listens", || host.ask("GET", "/api/health", &[], None).ok());
+        let key = until("it has a key", || {
+            Holder::Controller.kept(&state.join("controller")).ok().flatten()
+        });
+        until("its public half is there", || public.exists().then_some(()));
+        let hostile = Hostile::between(&host);
+        host.start_agent();
+        host.until_ready();
+        Self { host, hostile, key, due: BTreeSet::new(), words: 0 }
+    }
+
+    /// A job that leaves a word behind, and what it is.
+    fn act(&mut self) -> (String, String) {
+        self.words += 1;
+        let word = format!("w{}", self.words);
+        let body = json!({ "command": "count", "args": [word] });
+        (submit(&self.host, "POST", ACT, &body), word)
+    }
+
+    fn change(&mut self, key: &str) -> String {
+        self.words += 1;
+        // As long as what was there, since nothing cuts this file as the kernel would.
+        let body = json!({ "value": (100 + self.words).to_string() });
+        submit(&self.host, "PUT", &format!("/api/node/_any/sysctl/test.{key}"), &body)
+    }
+
+    /// `good` as the controller would have signed it for another moment.
+    fn until(&self, good: &Sealed, until: u64) -> Sealed {
+        let body = otherwise(&good.body, "/until", json!(until));
+        Sealed::new(body, MACHINE, Some(&self.key))
+    }
+
+    /// How much of each kind is on record as refused.
+    fn on_record(&self) -> BTreeMap<String, u64> {
+        let answer = ask(&self.host, "GET", "/api/audit/export", None);
+        let mut counts = BTreeMap::new();
+        for link in answer.json()["links"].as_array().unwrap() {
+            let link: Value = serde_json::from_str(link.as_str().unwrap()).unwrap();
+            for note in link["notes"].as_array().unwrap() {
+                let (event, count) = (&note["event"]["event"], &note["event"]["count"]);
+                if let (Some(event), Some(count)) = (event.as_str(), count.as_u64()) {
+                    *counts.entry(event.to_owned()).or_default() += count;
+                }
+            }
+        }
+        counts
+    }
+
+    fn until_on_record(&self, event: &str, expected: u64) {
+        let counts = until(event, || {
+            std::thread::sleep(5 * PACE);
+            let counts = self.on_record();
+            (counts.get(event).copied().unwrap_or_default() >= expected).then_some(counts)
+        });
+        assert_eq!(counts[event], expected, "{counts:?}");
+    }
+
+    fn until_delivered(&self) {
+        until("all of it is delivered", || {
+            let state = self.hostile.state();
+            (state.forged.is_empty() && state.replayed.is_empty() && state.out.is_empty())
+                .then_some(())
+        });
+    }
+
+    /// Nothing has happened but what was to happen.
+    fn assert_effects(&self) {
+        let effects = std::fs::read_to_string(self.host.dir().join("effects")).unwrap();
+        let mut words: Vec<_> = effects.lines().map(str::to_owned).collect();
+        words.sort();
+        let mut due: Vec<_> = self.due.iter().cloned().collect();
+        due.sort();
+        assert_eq!(words, due);
+        assert_eq!(self.host.read("proc/sys/test/three"), "0\n");
+    }
+
+    /// What was done while nobody meant any harm: each job, and its task.
+    fn done(&mut self) -> Vec<(String, Sealed)> {
+        for key in ["test.one", "test.two"] {
+            let body = json!({ "key": key, "value": "100" });
+            let made = ask(&self.host, "POST", "/api/node/_any/sysctl", Some(&body));
+            assert_eq!(made.status, 200, "{}", made.json());
+        }
+        let mut jobs = Vec::new();
+        for _ in 0..RAN {
+            let (job, word) = self.act();
+            self.due.insert(word);
+            jobs.extend([job, self.change("one")]);
+        }
+        for job in &jobs {
+            let job = finished(&self.host, job);
+            assert_eq!(job["status"], "completed", "{job}");
+        }
+        let state = self.hostile.state();
+        jobs.into_iter().map(|job| (job.clone(), state.seen[&job].clone())).collect()
+    }
+
+    /// An agent that has forgotten what it has done does not begin it again: it may not begin any
+    /// more by then.
+    fn forgets(&mut self) {
+        let (job, word) = self.act();
+        let last = now() + 5_000;
+        let soon = self.until(&self.hostile.keep_back(std::slice::from_ref(&job))[0], last);
+        self.hostile.change(|state| state.replayed.push_back((job.clone(), soon.clone())));
+        assert_eq!(finished(&self.host, &job)["status"], "completed");
+        self.due.insert(word);
+        let kept = self.host.state().join("agent/done").join(&job);
+        self.restart_agent(|| std::fs::remove_file(kept).unwrap());
+        until("its time is over", || (now() > last).then_some(()));
+        self.hostile.change(|state| state.replayed.push_back((job, soon)));
+        self.until_delivered();
+    }
+
+    fn restart_agent(&mut self, meanwhile: impl FnOnce()) {
+        self.host.kill_agent();
+        self.hostile.hang_up();
+        // Nothing more is handed to the one that is gone.
+        until("nobody waits", || (self.hostile.state().waiting == 0).then_some(()));
+        meanwhile();
+        self.host.start_agent();
+    }
+}
+
+#[test]
+fn whoever_is_in_between_has_no_effect_and_is_on_record() {
+    let (most, seed) = (number("TAMPERED", 100), number("SEED", 1));
+    let mut random = Random(seed);
+    let mut bench = Bench::new();
+    // Some are done as they should be.
+    let ran = bench.done();
+    let before = bench.host.read("proc/sys/test/one");
+
+    // From now on nothing gets through as it is.
+    bench.hostile.change(|state| state.is_hostile = true);
+    let mut later = Vec::new();
+    for _ in 0..KEPT_BACK {
+        let (job, word) = bench.act();
+        later.push((job, Some(word)));
+        later.push((bench.change("two"), None));
+    }
+    let late: Vec<_> = (0..most / 6)
+        .map(|i| if i % 2 == 0 { bench.act().0 } else { bench.change("three") })
+        .collect();
+    let jobs: Vec<_> = later.iter().map(|(job, _)| job.clone()).collect();
+    let good = bench.hostile.keep_back(&jobs);
+    let mut late: VecDeque<_> = bench.hostile.keep_back(&late).into();
+    let strangers: Vec<_> = good
+        .iter()
+        .map(|good| {
+            let body = otherwise(&good.body, "/host", json!(OTHER));
+            Sealed::new(body, OTHER, Some(&bench.key))
+        })
+        .collect();
+    let (mut refused, mut repeated, mut expired) = (0, 0, Vec::new());
+    for round in 0..most {
+        let at = usize::try_from(random.below(good.len() as u64)).unwrap();
+        match round % 6 {
+            4 => {
+                let at = usize::try_from(random.below(ran.len() as u64)).unwrap();
+                bench.hostile.change(|state| state.replayed.push_back(ran[at].clone()));
+                repeated += 1;
+            }
+            5 => {
+                let sealed = late.pop_front().unwrap();
+                let past = bench.until(&sealed, now() - 1 - random.below(86_400_000));
+                expired.push(job_of(&past));
+                bench.hostile.change(|state| state.replayed.push_back((job_of(&past), past)));
+            }
+            kind => {
+                let bad = loop {
+                    let bad = forged(&good[at], &strangers[at], kind, &mut random);
+                    if bad != good[at] {
+                        break bad;
+                    }
+                };
+                bench.hostile.change(|state| state.forged.push_back(bad));
+                refused += 1;
+            }
+        }
+    }
+    bench.until_delivered();
+    bench.until_on_record("tasks_refused", refused);
+    bench.until_on_record("outcomes_repeated", repeated);
+    for job in &expired {
+        let view = finished(&bench.host, job);
+        assert!(view["status"] == "failed" && view.to_string().contains("expired"), "{view}");
+    }
+    bench.assert_effects();
+    assert_eq!(bench.host.read("proc/sys/test/one"), before);
+
+    // An agent that has started again knows what it has done.
+    bench.restart_agent(|| {});
+    bench.hostile.change(|state| state.replayed.extend(ran.iter().cloned()));
+    bench.until_delivered();
+    repeated += ran.len() as u64;
+    bench.until_on_record("outcomes_repeated", repeated);
+    bench.assert_effects();
+    bench.forgets();
+    bench.until_on_record("outcomes_repeated", repeated + 1);
+    bench.assert_effects();
+
+    // What was kept back is done once, however often it comes.
+    let first = good[..4].iter().map(|sealed| (job_of(sealed), sealed.clone()));
+    let often = first.flat_map(|task| [task.clone(), task.clone(), task]);
+    bench.hostile.change(|state| state.replayed.extend(often));
+    bench.until_delivered();
+    bench.hostile.change(|state| state.is_hostile = false);
+    for (job, word) in later {
+        assert_eq!(finished(&bench.host, &job)["status"], "completed");
+        bench.due.extend(word);
+    }
+    bench.assert_effects();
+    bench.host.assert_audit_is_intact();
+    say(format!(
+        "tampered tasks: {refused} refused, {repeated} replayed, {} expired of {most}, 0 effects, \
+         seed {seed}",
+        expired.len()
+    ));
+}
+
+#[test]
+fn an_outcome_that_the_agent_has_not_told_so_is_refused_and_on_record() {
+    let (most, seed) = (number("TAMPERED", 100), number("SEED", 1));
+    let mut random = Random(seed);
+    let mut bench = Bench::new();
+    let (first, word) = bench.act();
+    bench.due.insert(word);
+    assert_eq!(finished(&bench.host, &first)["status"], "completed");
+    bench.hostile.change(|state| state.keeps_reports = true);
+    let (job, word) = bench.act();
+    bench.due.insert(word);
+    let told = until("it is done", || {
+        let state = bench.hostile.state();
+        Some([state.reports[&first].clone(), state.reports.get(&job)?.clone()])
+    });
+    let mut tried = 0;
+    while tried < most {
+        let bad = untrue(&told[1], &told[0], &bench.key, &mut random);
+        if bad == told[1] {
+            continue;
+        }
+        let answer = bench.hostile.ask(&Ask::Finish(vec![bad]));
+        assert_eq!(answer["Err"]["kind"], "denied", "{answer}");
+        tried += 1;
+    }
+    bench.until_on_record("outcomes_refused", most);
+    let view = ask(&bench.host, "GET", &format!("/api/job/{job}"), None).json();
+    assert_eq!(view["status"], "processing", "{view}");
+    // The true ones count once.
+    bench.hostile.change(|state| state.keeps_reports = false);
+    assert_eq!(finished(&bench.host, &job)["status"], "completed");
+    for _ in 0..3 {
+        assert_eq!(bench.hostile.ask(&Ask::Finish(told.to_vec()))["Ok"], "done");
+    }
+    bench.until_on_record("outcomes_repeated", 6);
+    bench.assert_effects();
+    bench.host.assert_audit_is_intact();
+}
