@@ -26,8 +26,10 @@ mod own;
 mod own_files;
 #[cfg(test)]
 mod tests;
+mod units;
 
 use evidence::{Evidence, Need};
+pub(super) use units::relay;
 
 /// How long all of them may judge, files read included.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -47,7 +49,7 @@ type Judge = fn(&Evidence) -> Result<Finding, Finding>;
 
 /// Every check, in the order in which they are told.
 fn checks() -> impl Iterator<Item = &'static Check> {
-    let own = own::CHECKS.iter().chain(own_files::CHECKS);
+    let own = own::CHECKS.iter().chain(units::CHECKS).chain(own_files::CHECKS);
     own.chain(broker::CHECKS).chain(network::CHECKS).chain(host::CHECKS)
 }
 

@@ -11,7 +11,7 @@ use super::run::{Session, put};
 use super::survey::{Answer, LIMIT, asked_by};
 use super::table::{Cell, Colour, Page, Table};
 use super::text::{age, flat, moment};
-use super::{files, terminal};
+use super::{doctor, files, terminal};
 use crate::error::Kind;
 
 /// How many lines of a list are shown.
@@ -40,6 +40,11 @@ pub(super) async fn show(session: &Session<'_>) -> Result<u8, Problem> {
         Answer::Missing(_) => session.hear("/api/health", LIMIT).await,
         _ => Answer::Told(Value::Null),
     };
+    if let Answer::Missing(_) = alive
+        && let Some(relay) = doctor::relay().await
+    {
+        return show_relay(session, &relay);
+    }
     let document = overview(&Answers { health, agents, services, jobs, drift }, &alive);
     put(&if session.globals.json {
         format!("{document}\n")
@@ -47,6 +52,22 @@ pub(super) async fn show(session: &Session<'_>) -> Result<u8, Problem> {
         page(&document, terminal::page())
     })?;
     let is_well = document["status"] == "ok";
+    Ok(if is_well { 0 } else { Kind::Unavailable.exit() })
+}
+
+/// What there is to tell of a host whose controllers are elsewhere.
+fn show_relay(session: &Session<'_>, relay: &str) -> Result<u8, Problem> {
+    let is_well = relay.starts_with("Connected") && !relay.ends_with("no agent");
+    put(&if session.globals.json {
+        let status = if is_well { "ok" } else { "degraded" };
+        format!("{}\n", json!({ "status": status, "relay": relay }))
+    } else {
+        format!(
+            "\n  Managed over a broker, by controllers that are elsewhere\n  Relay: {}\n\n  \
+             `osapi doctor` looks closer; what was done here is told where the controllers are\n",
+            flat(relay)
+        )
+    })?;
     Ok(if is_well { 0 } else { Kind::Unavailable.exit() })
 }
 

@@ -16,6 +16,7 @@ use tokio::process::Command;
 use super::super::run::Session;
 use super::super::survey::{Answer, LIMIT};
 use super::super::{Reach, audit, files};
+use super::units::{RELAYED, UNITS, are_relayed};
 use super::{Check, Finding, skipped};
 use crate::clock::Clock;
 use crate::config::{self, Loaded};
@@ -81,9 +82,12 @@ impl Evidence {
         let mut found: BTreeMap<_, _> =
             join_all(needs.into_iter().map(meet)).await.into_iter().collect();
         if let Some(Answer::Missing(_)) = found.get(&Self::ALIVE) {
+            let units = found.get(&Need::Says(UNITS)).and_then(Answer::told);
+            let is_relayed = units.and_then(Value::as_str).is_some_and(are_relayed);
             // Why, one check tells.
+            let why = if is_relayed { RELAYED } else { "the controller does not answer" };
             for (_, answer) in found.iter_mut().filter(|(need, _)| need.is_of_api()) {
-                *answer = Answer::Missing("the controller does not answer".to_owned());
+                *answer = Answer::Missing(why.to_owned());
             }
         }
         let file = session.globals.file.as_deref();
@@ -268,7 +272,7 @@ async fn walk(session: &Session<'_>, reach: &Reach) -> Answer {
 
 /// Runs a program that only looks. What it says counts, whatever its exit status; one that says
 /// nothing and fails has not answered.
-async fn said(root: &Path, line: &str) -> Answer {
+pub(super) async fn said(root: &Path, line: &str) -> Answer {
     let mut words = line.split(' ');
     let program = words.next().unwrap_or_default();
     let places = DIRECTORIES.map(|directory| root.join(&directory[1..]).join(program));

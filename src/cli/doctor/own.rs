@@ -1,6 +1,4 @@
-//! OSAPI itself: its controller, its agent, its units, its jobs.
-
-use std::collections::BTreeMap;
+//! OSAPI itself: its controller, its agents, its jobs.
 
 use serde_json::Value;
 
@@ -8,6 +6,7 @@ use super::super::survey::Answer;
 use super::super::text::{age, moment};
 use super::evidence::Need::{Asks, Changes, Listener, Says};
 use super::evidence::{Evidence, Need};
+use super::units::{self, RELAYED, RESTART_AGENT, UNITS};
 use super::{Check, Finding, fail, ok, skipped, warn};
 
 const LIVE: Need = Evidence::ALIVE;
@@ -17,32 +16,24 @@ const AGENTS: Need = Asks("/api/agent");
 const VERSION: Need = Asks("/api/version");
 const DRIFT: Need = Asks("/api/node/_any/drift");
 
-/// The units of the package, as the service manager has them.
-const UNITS: &str = "systemctl show --no-pager --property=Id,LoadState,ActiveState,SubState,UnitFileState,Result,NRestarts,NeedDaemonReload,MainPID -- osapi-controller.service osapi-agent.service osapi.socket osapi-settle.service";
 const JOBS: &str =
     "systemctl list-units --all --plain --no-legend --no-pager -- osapi-job-*.service";
 const PACKAGE: &str = "dpkg-query --show --showformat=${db:Status-Status}:${Version} osapi";
 
-const CONTROLLER: &str = "osapi-controller.service";
-const AGENT: &str = "osapi-agent.service";
-
-/// From how many restarts by the service manager on it is worth a look.
-const MANY_RESTARTS: u64 = 3;
 /// A job that has not ended for longer than this, in seconds, is an old one.
 const OLD: u64 = 3600;
 
 const RESTART: &str = "systemctl restart osapi.socket osapi-controller.service\n\
                        journalctl --unit osapi-controller.service --lines 50";
-const RESTART_AGENT: &str = "systemctl restart osapi-agent.service\n\
-                             journalctl --unit osapi-agent.service --lines 50";
 
 pub(super) static CHECKS: &[Check] = &[
     Check {
         id: "controller.answers",
         title: "The controller answers",
-        needs: &[LIVE],
+        needs: &[LIVE, Says(UNITS)],
         judge: |e| match e.found.get(&LIVE) {
             Some(Answer::Told(_)) => ok(format!("it does, at {}", e.socket.display())),
+            _ if units::is_relayed(e) => ok(RELAYED),
             Some(Answer::Denied(why) | Answer::Missing(why)) => fail(why, RESTART),
             None => Err(skipped("nobody asked")),
         },
@@ -93,12 +84,6 @@ pub(super) static CHECKS: &[Check] = &[
         judge: package,
     },
     Check {
-        id: "version.running",
-        title: "Both processes run the installed program",
-        needs: &[Says(UNITS)],
-        judge: running,
-    },
-    Check {
         id: "agent.ready",
         title: "An agent is there to work with",
         needs: &[READY],
@@ -121,78 +106,6 @@ pub(super) static CHECKS: &[Check] = &[
         title: "Every host is given work",
         needs: &[AGENTS],
         judge: scheduling,
-    },
-    Check {
-        id: "unit.controller",
-        title: "The controller's unit runs",
-        needs: &[Says(UNITS)],
-        judge: |e| unit_runs(e, CONTROLLER),
-    },
-    Check {
-        id: "unit.agent",
-        title: "The agent's unit runs",
-        needs: &[Says(UNITS)],
-        judge: |e| unit_runs(e, AGENT),
-    },
-    Check {
-        id: "unit.socket",
-        title: "The sockets are held by the service manager",
-        needs: &[Says(UNITS)],
-        judge: |e| unit_runs(e, "osapi.socket"),
-    },
-    Check {
-        id: "unit.boot",
-        title: "OSAPI starts at boot",
-        needs: &[Says(UNITS)],
-        judge: |e| {
-            let units = units(e)?;
-            let is_off = |unit: &&BTreeMap<&str, &str>| field(unit, "UnitFileState") == "disabled";
-            let off: Vec<_> = units.values().filter(is_off).map(|unit| field(unit, "Id")).collect();
-            if off.is_empty() {
-                return ok("all of it is enabled");
-            }
-            let off = off.join(" ");
-            warn(format!("disabled: {off}"), format!("systemctl enable {off}"))
-        },
-    },
-    Check {
-        id: "unit.settle",
-        title: "What a crash left was settled at boot",
-        needs: &[Says(UNITS)],
-        judge: |e| {
-            let units = units(e)?;
-            let unit = units.get("osapi-settle.service").ok_or_else(|| skipped("not installed"))?;
-            match field(unit, "Result") {
-                "success" | "" => ok("it was, or there was nothing"),
-                result => fail(
-                    format!("osapi-settle.service ended with {result}"),
-                    "journalctl --boot --unit osapi-settle.service\nsystemctl restart osapi-settle.service",
-                ),
-            }
-        },
-    },
-    Check {
-        id: "unit.restarts",
-        title: "Neither process keeps dying",
-        needs: &[Says(UNITS)],
-        judge: restarts,
-    },
-    Check {
-        id: "unit.reloaded",
-        title: "The service manager has read the units as they are",
-        needs: &[Says(UNITS)],
-        judge: |e| {
-            let units = units(e)?;
-            let stale: Vec<_> = units
-                .values()
-                .filter(|unit| field(unit, "NeedDaemonReload") == "yes")
-                .map(|unit| field(unit, "Id"))
-                .collect();
-            if stale.is_empty() {
-                return ok("it has");
-            }
-            warn(format!("changed since: {}", stale.join(", ")), "systemctl daemon-reload")
-        },
     },
     Check {
         id: "jobs.left",
@@ -338,30 +251,6 @@ fn package(e: &Evidence) -> Result<Finding, Finding> {
     }
 }
 
-fn running(e: &Evidence) -> Result<Finding, Finding> {
-    let units = units(e)?;
-    let mut stale = Vec::new();
-    let mut seen = 0;
-    for unit in [CONTROLLER, AGENT].into_iter().filter_map(|name| units.get(name)) {
-        let pid = field(unit, "MainPID");
-        if pid == "0" || pid.is_empty() {
-            continue;
-        }
-        seen += 1;
-        if e.link(format!("/proc/{pid}/exe"))?.to_string_lossy().ends_with(" (deleted)") {
-            stale.push(field(unit, "Id"));
-        }
-    }
-    match (seen, &stale[..]) {
-        (0, _) => Err(skipped("neither process runs")),
-        (_, []) => ok("they do"),
-        (_, stale) => {
-            let what = format!("replaced since it was started: {}", stale.join(", "));
-            warn(what, format!("systemctl restart {}", stale.join(" ")))
-        }
-    }
-}
-
 fn conditions(e: &Evidence) -> Result<Finding, Finding> {
     let mut hold = Vec::new();
     for agent in items(&e.told(AGENTS)?["agents"]) {
@@ -387,56 +276,6 @@ fn scheduling(e: &Evidence) -> Result<Finding, Finding> {
             let what = format!("drained: {}", idle.join(", "));
             warn(what, format!("osapi agent undrain {first}"))
         }
-    }
-}
-
-/// The units by name, each with what was asked of it.
-fn units(e: &Evidence) -> Result<BTreeMap<&str, BTreeMap<&str, &str>>, Finding> {
-    let said = e.says(UNITS)?;
-    let unit = |block| -> BTreeMap<&str, &str> {
-        str::lines(block).filter_map(|line| line.split_once('=')).collect()
-    };
-    let units = said.split("\n\n").map(unit);
-    let units = units.filter(|unit| !["not-found", ""].contains(&field(unit, "LoadState")));
-    let units: BTreeMap<_, _> = units.map(|unit| (field(&unit, "Id"), unit)).collect();
-    if units.is_empty() { Err(skipped("OSAPI is not run by systemd here")) } else { Ok(units) }
-}
-
-fn field<'a>(unit: &BTreeMap<&str, &'a str>, name: &str) -> &'a str {
-    unit.get(name).copied().unwrap_or_default()
-}
-
-fn unit_runs(e: &Evidence, name: &str) -> Result<Finding, Finding> {
-    let units = units(e)?;
-    let unit = units.get(name).ok_or_else(|| skipped(format!("there is no {name}")))?;
-    let (active, sub) = (field(unit, "ActiveState"), field(unit, "SubState"));
-    let what = format!("{name} is {active} ({sub})");
-    match (field(unit, "LoadState"), active) {
-        ("loaded", "active") => ok(what),
-        ("masked", _) => {
-            let fix = format!("systemctl unmask {name}\nsystemctl start {name}");
-            fail(format!("{name} is masked"), fix)
-        }
-        _ => fail(what, format!("systemctl start {name}\njournalctl --unit {name} --lines 50")),
-    }
-}
-
-fn restarts(e: &Evidence) -> Result<Finding, Finding> {
-    let units = units(e)?;
-    let count = |name| {
-        let unit = units.get(name)?;
-        field(unit, "NRestarts").parse::<u64>().ok().filter(|count| *count >= MANY_RESTARTS)
-    };
-    let dying = [CONTROLLER, AGENT].into_iter().filter_map(|name| Some((name, count(name)?)));
-    let dying: Vec<_> = dying.collect();
-    match dying.first() {
-        None => ok("none was started again more than twice"),
-        Some((name, count)) => warn(
-            format!("{name} was started again {count} times"),
-            format!(
-                "journalctl --unit {name} --lines 100\nsystemctl reset-failed {name}    # counts anew"
-            ),
-        ),
     }
 }
 

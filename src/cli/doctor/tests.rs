@@ -18,6 +18,7 @@ use super::evidence::{Evidence, Need};
 use super::*;
 use crate::cli::survey::Answer;
 use crate::config::{Loaded, Tls};
+use crate::signing::Holder;
 
 mod cases;
 
@@ -87,6 +88,12 @@ fn unit(id: &str) -> String {
 fn well(need: Need) -> Answer {
     let units =
         ["osapi-controller.service", "osapi-agent.service", "osapi.socket", "osapi-settle.service"];
+    let spare = ["osapi-relay.service", "osapi-relay.socket"].map(|id| {
+        unit(id)
+            .replace("=active", "=inactive")
+            .replace("=enabled", "=disabled")
+            .replace("=70", "=0")
+    });
     Answer::Told(match need {
         Need::Asks("/api/health") => json!({ "status": "ok" }),
         Need::Asks("/api/health/ready") => json!({ "status": "ready" }),
@@ -107,7 +114,7 @@ fn well(need: Need) -> Answer {
         Need::Says(line) => {
             let said = |words: &str| line.starts_with(words);
             if said("systemctl show") {
-                units.map(unit).join("\n").into()
+                units.map(unit).into_iter().chain(spare).collect::<Vec<_>>().join("\n").into()
             } else if said("systemctl is-enabled") {
                 "enabled\n".into()
             } else if said("systemctl --no-pager") {
@@ -259,6 +266,28 @@ impl Host {
         self.tell("systemctl show", units.into());
     }
 
+    /// Makes it a host whose controllers are elsewhere, and whose relay says `status`.
+    fn relay(&mut self, status: &str) {
+        let Answer::Told(units) = well(Need::Says("systemctl show")) else { unreachable!() };
+        let units = units.as_str().unwrap().split("\n\n").map(|unit| {
+            let (active, is_on) = ("ActiveState=active", "State=enabled");
+            let relay = unit.starts_with("Id=osapi-relay");
+            let controller = ["Id=osapi-controller", "Id=osapi.socket"];
+            if relay {
+                let unit = unit.replace("=inactive", "=active").replace("=disabled", "=enabled");
+                format!("{}\nStatusText={status}\n", unit.trim_end())
+            } else if controller.iter().any(|id| unit.starts_with(id)) {
+                unit.replace(active, "ActiveState=inactive").replace(is_on, "State=disabled")
+            } else {
+                unit.to_owned()
+            }
+        });
+        // Each block ends as the last one does.
+        let units: Vec<_> = units.map(|unit| unit.trim_end().to_owned() + "\n").collect();
+        self.tell("systemctl show", units.join("\n").into());
+        self.config().config.agent.nats.url = Some("tls://broker:4222".to_owned());
+    }
+
     fn room(&mut self, at: &str, name: &str, left: u64) {
         let Answer::Told(mut rooms) = well(Need::Room) else { unreachable!() };
         rooms[at] = rooms["/"].clone();
@@ -297,6 +326,26 @@ fn nothing_is_wrong_with_a_host_that_is_well() {
         assert_eq!(status, Status::Ok, "{}: {evidence}", check.id);
         assert!(!evidence.is_empty() && fix.is_empty(), "{}: {evidence} {fix}", check.id);
     }
+}
+
+#[test]
+fn a_host_that_has_a_relay_does_not_lack_a_controller() {
+    let mut host = Host::well();
+    host.relay("Connected to tls://broker:4222");
+    Holder::Agent.kept_or_made(&host.path(AGENT)).unwrap();
+    host.evidence.socket = "/run/osapi/none.sock".into();
+    let missing = Answer::Missing("nobody listens".to_owned());
+    host.answer("/api/health", &missing);
+    for check in checks() {
+        let Finding { status, evidence, .. } = host.judge(check);
+        assert!(status <= Status::Skipped, "{}: {evidence}", check.id);
+    }
+    let told = |host: &mut Host, id: &str| {
+        let check = checks().find(|check| check.id == id).unwrap();
+        host.judge(check).evidence
+    };
+    assert!(told(&mut host, "relay.key").starts_with("SHA256:"));
+    assert!(told(&mut host, "controller.answers").contains("a relay instead"));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::super::Status::{self, Fail, Warn};
 use super::super::evidence::Need;
+use super::super::units::UNITS;
 use super::{AGENT, CERT, Host, JOB, KEY, NOW};
 use crate::cli::survey::Answer;
 use crate::config::{Inert, Tls};
@@ -86,6 +87,27 @@ pub(super) const CASES: &[Case] = &[
     ("unit.reloaded", Warn, "osapi.socket", |h| {
         h.unit("osapi.socket", "NeedDaemonReload=no", "NeedDaemonReload=yes");
     }),
+    ("relay.runs", Fail, "is failed", |h| {
+        h.relay("Connected to tls://broker:4222");
+        let Some(Answer::Told(units)) = h.evidence.found.get(&Need::Says(UNITS)) else { return };
+        let units = units.as_str().unwrap().replacen(
+            "Id=osapi-relay.service\nLoadState=loaded\nActiveState=active",
+            "Id=osapi-relay.service\nLoadState=loaded\nActiveState=failed",
+            1,
+        );
+        h.tell("systemctl show", units.into());
+    }),
+    ("relay.connected", Fail, "Waits for", |h| h.relay("Waits for the broker x")),
+    ("relay.connected", Fail, "no agent", |h| h.relay("Connected to x; no agent")),
+    ("relay.encrypted", Warn, "nats://broker:4222", |h| {
+        h.relay("Connected to nats://broker:4222");
+        h.config().config.agent.nats.url = Some("nats://broker:4222".to_owned());
+    }),
+    ("relay.encrypted", Fail, "does not know", |h| {
+        h.relay("Connected to x");
+        h.config().config.agent.nats.url = None;
+    }),
+    ("relay.key", Warn, "made none", |h| h.relay("Connected to x")),
     ("jobs.left", Warn, "osapi-job-x.1.service ended badly", |h| {
         let said = "osapi-job-x.1.service loaded failed failed OSAPI job x, part 1\n\
                     osapi-job-y.1.service loaded activating start OSAPI job y, part 1\n";
