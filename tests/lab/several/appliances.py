@@ -242,6 +242,8 @@ class Site:
             for name in ("controller.key", "controller.pub"):
                 text = (self.left.root / KEYS / name).read_text()
                 controller.put(f"/{KEYS}/{name}", text, "600", "osapi:osapi")
+        # A box has its own id of the boot, and the machine's clock of it. What goes together, goes together.
+        controller.run("umount /proc/sys/kernel/random/boot_id")
         status, text = controller.run("systemctl daemon-reload; systemctl restart osapi-controller; systemctl "
                                       "--no-pager status osapi-controller", ok=False)
         check(status == 0, f"the controller {controller.name} starts with its rights at the broker", text)
@@ -335,7 +337,7 @@ class Site:
     def tell(self):
         """What the boxes have to say where something failed."""
         for box in (*self.controllers, *self.hosts.values()):
-            _, text = box.run("journalctl -b -u 'osapi*' --no-pager -n 25 -o short-precise", ok=False)
+            _, text = box.run("journalctl -u 'osapi*' --no-pager -n 25 -o short-precise", ok=False)
             print(f"-- {box.name}\n{text}", flush=True)
         log = self.broker.dir / "log"
         print("-- broker", *log.read_text().splitlines()[-15:], sep="\n", flush=True)

@@ -111,13 +111,9 @@ def an_hour_later(controller):
                      stdin=subprocess.DEVNULL)
     until(lambda: (controller.root / keeper[1:]).exists(), f"{controller.name} has another time")
     controller.run(f"mkdir -p {DROP_IN.rpartition('/')[0]}")
-    # As in its unit, it sees the boot's id of this machine, whose clock that is.
-    controller.put("/root/later", f"""#!/bin/sh
-umount /proc/sys/kernel/random/boot_id
-exec nsenter --time=/proc/$(cat {keeper})/ns/time -- setpriv --reuid osapi --regid osapi --clear-groups \\
-    --bounding-set=-all --no-new-privs /usr/bin/osapi controller start
-""", "755")
-    controller.put(DROP_IN, "[Service]\nExecStart=\nExecStart=+/usr/bin/unshare --mount /root/later\n")
+    controller.put(DROP_IN, "[Service]\nExecStart=\nExecStart=+/bin/sh -c 'exec nsenter --time=/proc/$(cat %s)/ns/time -- "
+                   "setpriv --reuid osapi --regid osapi --clear-groups --bounding-set=-all --no-new-privs "
+                   "/usr/bin/osapi controller start'\n" % keeper)
     status, text = controller.run("systemctl daemon-reload; systemctl restart osapi-controller", ok=False)
     check(status == 0, f"{controller.name} starts when the hour is over", text)
 
