@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Subscriber};
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use osapi::broker::Settings;
 use osapi::clock::Clock;
 use osapi::controller::{
@@ -100,7 +100,10 @@ pub(super) async fn call(controller: &Shared, row: &str, params: Value) -> Resul
     let (controller, caller, trail) = (controller.clone(), caller(), trail());
     match op.run(Call { controller, caller, trail, content: None, key: None }, params).await? {
         Reply::Whole(output) => Ok(output),
-        Reply::Parts(_) => panic!("not whole"),
+        Reply::Parts(parts) => {
+            let parts: Vec<_> = parts.try_collect().await?;
+            Ok(serde_json::from_slice(&parts.concat()).unwrap())
+        }
     }
 }
 
