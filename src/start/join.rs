@@ -7,7 +7,9 @@
 #![expect(clippy::disallowed_methods, reason = "sets up the program that says what is to be set")]
 
 use std::fmt::Write as _;
+use std::fs::Permissions;
 use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,10 +21,10 @@ use super::{hostname, paths, print, say};
 use crate::agent::machine_id_of;
 use crate::broker::permissions::{Role, User};
 use crate::cli::{Globals, Join};
-use crate::config::{self, Config};
+use crate::config::{self, AgentPki, Config, ControllerPki};
 use crate::error::{Error, Kind, Result};
 use crate::host::{Root, query};
-use crate::signing::{self, Holder, PublicKey};
+use crate::signing::{self, Holder, PublicKey, public_keys};
 
 /// What is laid down, below the root.
 const SETTINGS: &str = "/etc/osapi/osapi.yaml.d/fleet.yaml";
@@ -43,34 +45,34 @@ const LIMIT: Duration = Duration::from_mins(2);
 pub(super) fn join(globals: &Globals, asked: &Join) -> Result<()> {
     let site = Site { root: Root::at(&asked.root), is_real: asked.root == Path::new("/") };
     let url = address(&asked.url);
-    site.allows(asked.role)?;
+    let config = site.allowing(asked.role)?;
     let id = site.read("/etc/machine-id")?.as_deref().and_then(machine_id_of).ok_or_else(|| {
         Error::new(Kind::HostFailed, "there is no machine id in /etc/machine-id, see machine-id(5)")
     })?;
-    let state = |holder: Holder| site.at(paths::SYSTEM_STATE).join(holder.as_str());
     let controller = match &asked.controller_key {
         Some(given) => PublicKey::parse(given).ok_or_else(|| {
             let message = "--controller-key is not what `osapi controller join` says on the host \
                            of the controller";
             Error::new(Kind::InvalidInput, message)
         })?,
-        None => kept(Holder::Controller, &state(Holder::Controller))?,
+        None => site.kept(Holder::Controller, &config)?,
     };
-    let own = kept(Holder::Agent, &state(Holder::Agent))?;
+    let own = site.kept(Holder::Agent, &config)?;
+    let controllers = site.with_key(&controller)?;
     let authority = match &asked.cacert {
         Some(path) => Some(authority(path)?),
         None => None,
     };
 
-    let name = if asked.role == Role::Host { id.clone() } else { site.name(asked) };
+    let name = if asked.role == Role::Host { id.clone() } else { name(asked, config) };
     let nkey = site.broker_key(asked.role)?;
     let user = User::new(asked.role, &asked.namespace, &name, Some(&nkey.public_key()))?;
     // The first controller makes the streams.
     let user = if asked.role == Role::Host { user } else { user.installing() };
     if let Some(text) = &authority {
-        site.lay(AUTHORITY, text.as_bytes(), 0o644)?;
+        site.lay(AUTHORITY, text, Readers::All)?;
     }
-    site.lay(CONTROLLER_KEY, controller.pem().as_bytes(), 0o644)?;
+    site.lay(CONTROLLER_KEY, &controllers, Readers::All)?;
     site.configure(&settings(asked, &url, &name, authority.is_some()))?;
     site.change_over(asked.role)?;
 
@@ -122,16 +124,10 @@ fn address(url: &str) -> String {
     if url.contains("://") { url.to_owned() } else { format!("tls://{url}") }
 }
 
-fn kept(holder: Holder, state: &Path) -> Result<PublicKey> {
-    let missing = || {
-        let (whose, state) = (holder.as_str(), state.display());
-        let message = format!(
-            "there is no key of the {whose} in {state} yet; start osapi-{whose} once, as the \
-             package does"
-        );
-        Error::new(Kind::NotFound, message)
-    };
-    Ok(holder.kept(state)?.ok_or_else(missing)?.public())
+/// What the controller is called at the broker.
+fn name(asked: &Join, config: Config) -> String {
+    let named = config::Nats { namespace: asked.namespace.clone(), ..config::Nats::default() };
+    config.controller.nats.name.unwrap_or_else(|| named.name_on(&hostname()))
 }
 
 fn authority(path: &Path) -> Result<String> {
@@ -174,6 +170,14 @@ const fn nkey_file(role: Role) -> &'static str {
     }
 }
 
+/// Who, beside root, reads what is laid down.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Readers {
+    All,
+    /// The group [`ACCOUNT`].
+    Account,
+}
+
 /// The host that is to join.
 struct Site {
     root: Root,
@@ -207,15 +211,57 @@ impl Site {
         Ok(config::load(named, std::iter::empty())?.config)
     }
 
-    /// What the controller is called at the broker.
-    fn name(&self, asked: &Join) -> String {
-        let named = config::Nats { namespace: asked.namespace.clone(), ..config::Nats::default() };
-        let set = self.config().ok().and_then(|config| config.controller.nats.name);
-        set.unwrap_or_else(|| named.name_on(&hostname()))
+    /// The key that `holder` has once this host has joined, when `pki.enabled` is set.
+    fn kept(&self, holder: Holder, config: &Config) -> Result<PublicKey> {
+        let whose = holder.as_str();
+        // By its environment, which has the last word over `state_dir`, each unit says this.
+        let state = Path::new(paths::SYSTEM_STATE).join(whose);
+        let (agent, controller) = (&config.agent.pki, &config.controller.pki);
+        let dir = match holder {
+            Holder::Agent => AgentPki { enabled: true, ..agent.clone() }.dir(&state).to_owned(),
+            Holder::Controller => {
+                ControllerPki { enabled: true, ..controller.clone() }.dir(&state).to_owned()
+            }
+        };
+        let found = holder.kept(&self.at(&dir.to_string_lossy()))?;
+        found.map(|key| key.public()).ok_or_else(|| {
+            let shown = dir.display();
+            let what = if dir == state {
+                format!("start osapi-{whose} once, as the package does")
+            } else {
+                format!(
+                    "{whose}.pki.key_dir says that it is there: put one there, or set \
+                     {whose}.pki.enabled and restart osapi-{whose}, which makes it"
+                )
+            };
+            let message = format!("there is no key of the {whose} in {shown} yet; {what}");
+            Error::new(Kind::NotFound, message)
+        })
     }
 
-    /// Refuses what would leave the host with two who serve its agent, or what only root can do.
-    fn allows(&self, role: Role) -> Result<()> {
+    /// What the file with the keys of controllers is to say: what it says, where `key` is among
+    /// them, since there are two while one takes the other's place.
+    fn with_key(&self, key: &PublicKey) -> Result<String> {
+        match public_keys(&self.at(CONTROLLER_KEY))? {
+            None => Ok(key.pem()),
+            Some(keys) if keys.contains(key) => {
+                Ok(self.read(CONTROLLER_KEY)?.unwrap_or_else(|| key.pem()))
+            }
+            Some(_) => {
+                let message = format!(
+                    "{CONTROLLER_KEY} has keys of other controllers, and not {}; if this one takes \
+                     their place or joins them, add its controller.pub at the end of that file, \
+                     and if they are to be believed no more, remove the file; then join again",
+                    key.fingerprint()
+                );
+                Err(Error::new(Kind::Conflict, message))
+            }
+        }
+    }
+
+    /// What the units go by so far. Refuses what would leave the host with two who serve its agent,
+    /// or what only root can do.
+    fn allowing(&self, role: Role) -> Result<Config> {
         if self.is_real && super::own_uid() != 0 {
             let message = "only root can have a host join; use sudo";
             return Err(Error::new(Kind::Denied, message));
@@ -229,7 +275,7 @@ impl Site {
             Role::Controller if config.agent.nats.is_used() => {
                 "this host is managed over a broker (agent.nats.url), by controllers elsewhere"
             }
-            _ => return Ok(()),
+            _ => return Ok(config),
         };
         Err(Error::new(Kind::Conflict, why))
     }
@@ -247,28 +293,31 @@ impl Site {
         let seed = key.seed().map(Zeroizing::new).map_err(|error| {
             Error::new(Kind::Internal, format!("cannot make a key for the broker: {error}"))
         })?;
-        self.lay(path, format!("{}\n", *seed).as_bytes(), 0o640)?;
-        if self.is_real {
-            let group = crate::sys::group_id(ACCOUNT).ok().flatten().ok_or_else(|| {
-                let message = "there is no group osapi on this host; install the package";
-                Error::new(Kind::HostFailed, message)
-            })?;
-            std::os::unix::fs::chown(path, None, Some(group)).map_err(|e| cannot(path, &e))?;
-        }
+        let text = Zeroizing::new(format!("{}\n", *seed));
+        self.lay(path, &text, Readers::Account)?;
         Ok(key)
     }
 
-    /// Puts `content` there, whole or not at all, unless it is there already.
-    fn lay(&self, path: &str, content: &[u8], mode: u32) -> Result<()> {
+    /// Puts `content` there, whole or not at all, unless it is there already. Whose it is and who
+    /// may read it is as it should be either way.
+    fn lay(&self, path: &str, content: &str, readers: Readers) -> Result<()> {
         let at = self.at(path);
-        if std::fs::read(&at).is_ok_and(|there| there == content) {
-            return Ok(());
-        }
         let (Some(directory), Some(name)) = (at.parent(), at.file_name()) else { return Ok(()) };
-        let name = name.to_string_lossy();
-        std::fs::create_dir_all(directory)
-            .and_then(|()| signing::write(directory, &name, content, mode))
-            .map_err(|error| cannot(path, &error))
+        let mode = if readers == Readers::All { 0o644 } else { 0o640 };
+        let there = std::fs::read(&at).map(Zeroizing::new);
+        if !there.is_ok_and(|there| *there == content.as_bytes()) {
+            std::fs::create_dir_all(directory)
+                .and_then(|()| {
+                    signing::write(directory, &name.to_string_lossy(), content.as_bytes(), mode)
+                })
+                .map_err(|error| cannot(path, &error))?;
+        }
+        if self.is_real {
+            let group = group(readers)?;
+            std::os::unix::fs::chown(&at, Some(0), Some(group)).map_err(|e| cannot(path, &e))?;
+        }
+        // Whatever the umask left of it, too.
+        std::fs::set_permissions(&at, Permissions::from_mode(mode)).map_err(|e| cannot(path, &e))
     }
 
     /// Lays down the settings, unless nothing could start with them, or they are somebody else's.
@@ -281,10 +330,10 @@ impl Site {
             );
             return Err(Error::new(Kind::Conflict, message));
         }
-        self.lay(SETTINGS, text.as_bytes(), 0o644)?;
+        self.lay(SETTINGS, text, Readers::All)?;
         let Err(error) = self.config() else { return Ok(()) };
         match before {
-            Some(before) => self.lay(SETTINGS, before.as_bytes(), 0o644)?,
+            Some(before) => self.lay(SETTINGS, &before, Readers::All)?,
             None => std::fs::remove_file(self.at(SETTINGS)).map_err(|e| cannot(SETTINGS, &e))?,
         }
         Err(error)
@@ -311,7 +360,7 @@ impl Site {
             self.systemctl(&["restart", "--", "osapi-relay.service"])?;
             return self.systemctl(&["restart", "--", "osapi-agent.service"]);
         }
-        self.lay(DROP_IN, NETWORK.as_bytes(), 0o644)?;
+        self.lay(DROP_IN, NETWORK, Readers::All)?;
         self.systemctl(&["daemon-reload"])?;
         self.systemctl(&["restart", "--", "osapi-agent.service"])?;
         // It is ready when the broker has let it in.
@@ -333,4 +382,14 @@ fn cannot(path: &str, error: &std::io::Error) -> Error {
         _ => Kind::Unavailable,
     };
     Error::new(kind, format!("cannot write {path}: {error}"))
+}
+
+fn group(readers: Readers) -> Result<u32> {
+    if readers == Readers::All {
+        return Ok(0);
+    }
+    crate::sys::group_id(ACCOUNT).ok().flatten().ok_or_else(|| {
+        let message = "there is no group osapi on this host; install the package";
+        Error::new(Kind::HostFailed, message)
+    })
 }

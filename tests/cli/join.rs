@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use osapi::broker::{Identity, Settings};
 use osapi::clock::Clock;
-use osapi::signing::Holder;
+use osapi::signing::{Holder, PublicKey};
 use osapi::store::nats::NatsStore;
 use osapi::store::{Bounds, Expect, Step, Store};
 use serde_json::Value;
@@ -105,9 +105,16 @@ impl Site {
         serde_json::to_value(loaded.config).unwrap()
     }
 
+    fn key(&self, holder: Holder, directory: &str) -> PublicKey {
+        holder.kept(&self.path(directory)).unwrap().unwrap().public()
+    }
+
     fn controller_key(&self) -> String {
-        let key = Holder::Controller.kept(&self.path("var/lib/osapi/controller")).unwrap();
-        key.unwrap().public().encode()
+        self.key(Holder::Controller, "var/lib/osapi/controller").encode()
+    }
+
+    fn mode(&self, path: &str) -> u32 {
+        std::fs::metadata(self.path(path)).unwrap().permissions().mode() & 0o777
     }
 }
 
@@ -137,8 +144,7 @@ async fn a_controller_joins_with_a_key_that_is_made_on_its_host() {
          --no-block restart -- osapi-controller.service\n"
     );
     let seed = site.read("etc/osapi/controller.nk");
-    let access = std::fs::metadata(site.path("etc/osapi/controller.nk")).unwrap().permissions();
-    assert_eq!(access.mode() & 0o777, 0o640);
+    assert_eq!(site.mode("etc/osapi/controller.nk"), 0o640);
     assert!(seed.starts_with("SU") && !(user.clone() + &more).contains(seed.trim()));
     let own = Holder::Agent.kept(&site.path("var/lib/osapi/agent")).unwrap().unwrap().public();
     assert!(more.contains(&format!("--fingerprint {}\n", own.fingerprint())), "{more}");
@@ -234,4 +240,98 @@ fn what_is_somebody_elses_or_could_not_start_stays_as_it_was() {
     std::fs::remove_dir_all(site.path("var/lib/osapi/controller")).unwrap();
     let (status, _, why) = site.run(&join);
     assert_eq!(status, Some(13), "{why}");
+}
+
+#[test]
+fn the_keys_are_those_that_the_processes_have_by_the_configuration() {
+    let site = Site::new();
+    let join = ["controller", "join", "broker:4222", "--json"];
+    // The units say where the state is, whatever the files say.
+    let directories = "agent: { state_dir: /srv/a, pki: { key_dir: /srv/keys/a } }\n\
+                       controller: { state_dir: /srv/c, pki: { key_dir: /srv/keys/c } }\n";
+    std::fs::write(site.path("etc/osapi/osapi.yaml"), directories).unwrap();
+    let nothing = |whose: &str, directory: &str| {
+        let (status, _, why) = site.run(&join);
+        assert_eq!(status, Some(13), "{why}");
+        for part in [directory, &format!("{whose}.pki.key_dir"), &format!("{whose}.pki.enabled")] {
+            assert!(why.contains(part), "{why}");
+        }
+        assert!(!site.path("etc/osapi/controller.nk").exists() && site.read("calls").is_empty());
+    };
+    nothing("controller", "/srv/keys/c");
+    Holder::Controller.kept_or_made(&site.path("srv/keys/c")).unwrap();
+    nothing("agent", "/srv/keys/a");
+    Holder::Agent.kept_or_made(&site.path("srv/keys/a")).unwrap();
+
+    let (status, told, why) = site.run(&join);
+    assert_eq!(status, Some(0), "{why}");
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["controller_key"], site.key(Holder::Controller, "srv/keys/c").encode());
+    assert_eq!(told["fingerprint"], site.key(Holder::Agent, "srv/keys/a").fingerprint());
+    let public = site.read("srv/keys/c/controller.pub");
+    assert_eq!(site.read("etc/osapi/controller.pub"), public);
+
+    let without = "agent: { state_dir: /srv/a }\ncontroller: { state_dir: /srv/c }\n";
+    let site = Site::new();
+    std::fs::write(site.path("etc/osapi/osapi.yaml"), without).unwrap();
+    let (status, told, why) = site.run(&join);
+    assert_eq!(status, Some(0), "{why}");
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["controller_key"], site.controller_key());
+    let own = site.key(Holder::Agent, "var/lib/osapi/agent").fingerprint();
+    assert_eq!(told["fingerprint"], own);
+}
+
+#[test]
+fn keys_of_controllers_that_are_believed_already_are_kept_and_none_is_replaced() {
+    let site = Site::new();
+    let file = "etc/osapi/controller.pub";
+    let own = site.read("var/lib/osapi/controller/controller.pub");
+    let key = site.controller_key();
+    let join = ["agent", "join", "broker:4222", "--controller-key", &key];
+    Holder::Controller.kept_or_made(&site.path("other")).unwrap();
+    let other = site.read("other/controller.pub");
+    for (there, expected, part) in
+        [(&*other, 15, "add its controller.pub"), ("none", 10, "is no Ed25519 public key")]
+    {
+        std::fs::write(site.path(file), there).unwrap();
+        let (status, _, why) = site.run(&join);
+        assert_eq!(status, Some(expected), "{why}");
+        assert!(why.contains(part), "{why}");
+        assert_eq!(site.read(file), there);
+        assert!(!site.path("etc/osapi/relay.nk").exists() && site.read("calls").is_empty());
+    }
+
+    let both = format!("# until the spring\n{other}{own}");
+    for there in [&both, &own] {
+        std::fs::write(site.path(file), there).unwrap();
+        let (status, _, why) = site.run(&join);
+        assert_eq!(status, Some(0), "{why}");
+        assert_eq!(&site.read(file), there);
+    }
+}
+
+#[test]
+fn who_may_read_a_file_is_set_where_what_it_says_is_right_already() {
+    let site = Site::new();
+    let key = site.controller_key();
+    let join = ["agent", "join", "broker:4222", "--controller-key", &key];
+    let (status, user, why) = site.run(&join);
+    assert_eq!(status, Some(0), "{why}");
+    let files = [
+        ("etc/osapi/relay.nk", 0o644, 0o640),
+        ("etc/osapi/controller.pub", 0o666, 0o644),
+        ("etc/osapi/osapi.yaml.d/fleet.yaml", 0o600, 0o644),
+    ];
+    let before = files.map(|(file, wrong, _)| {
+        std::fs::set_permissions(site.path(file), PermissionsExt::from_mode(wrong)).unwrap();
+        site.read(file)
+    });
+    let (status, again, why) = site.run(&join);
+    assert_eq!(status, Some(0), "{why}");
+    assert_eq!(again, user);
+    assert_eq!(files.map(|(file, _, _)| site.read(file)), before);
+    for (file, _, right) in files {
+        assert_eq!(site.mode(file), right, "{file}");
+    }
 }
