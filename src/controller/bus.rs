@@ -7,6 +7,7 @@
 //! told, and what they are told is taken from the lanes when its turn comes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,10 +15,12 @@ use async_nats::{Message, Subscriber};
 use futures_util::StreamExt;
 use tokio::sync::{Notify, Semaphore, watch};
 
+use super::hosts::Hearing;
 use super::{Controller, Shared, lock};
 use crate::broker::{self, Bus, LIMIT, Line, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::job::{Record, decode, encode};
+use crate::link::MAX_FRAME;
 use crate::link::bus::{CONTROLLERS, Meanwhile, Subjects};
 
 mod asks;
@@ -43,6 +46,9 @@ pub(super) struct Carrier {
     /// Hosts that are to be told something, by machine id.
     errands: Mutex<BTreeMap<String, BTreeSet<Why>>>,
     is_due: Notify,
+    /// When the connection came back on which hosts are heard, on the clock of the boot in
+    /// milliseconds; 0 where none was lost.
+    again: AtomicU64,
     /// Hosts are to ask others from now on.
     is_ending: watch::Sender<bool>,
     /// All that was asked of this one is answered.
@@ -58,9 +64,9 @@ struct Ears {
 }
 
 impl Carrier {
-    /// How many bytes of tasks a message may have.
+    /// How many bytes of tasks a message may have, which neither the broker nor a relay refuses.
     fn room(line: &Line) -> usize {
-        line.client.server_info().max_payload.saturating_sub(AROUND)
+        line.client.server_info().max_payload.min(MAX_FRAME).saturating_sub(AROUND)
     }
 
     async fn listen(&self, line: &Line, mark: u16) -> Result<Ears> {
@@ -103,6 +109,7 @@ impl Controller {
             subjects,
             errands: Mutex::default(),
             is_due: Notify::new(),
+            again: AtomicU64::new(0),
             is_ending: watch::Sender::new(false),
             has_answered: Notify::new(),
         };
@@ -137,6 +144,7 @@ impl Controller {
             if *is_ending.borrow() {
                 return carrier.has_answered.notify_one();
             }
+            carrier.again.store(u64::MAX, Ordering::Relaxed);
             (line, ears) = loop {
                 let Some(line) = carrier.bus.next_line().await else { return };
                 match carrier.listen(&line, self.mark).await {
@@ -148,7 +156,14 @@ impl Controller {
                 }
                 tokio::time::sleep(AGAIN).await;
             };
+            carrier.again.store(self.clock.uptime(), Ordering::Relaxed);
         }
+    }
+
+    /// Since when hosts can be heard.
+    pub(super) fn hearing(&self) -> Hearing {
+        let again = self.carrier.get().map(|carrier| carrier.again.load(Ordering::Relaxed));
+        Hearing { started: self.started, again: again.unwrap_or_default() }
     }
 
     /// Learns who is there, and makes up for what was missed on both sides.

@@ -132,62 +132,95 @@ fn pending(call: &Call) -> Result<Waiting> {
 }
 
 async fn accept(call: Call, Accept { hostname, fingerprint }: Accept) -> Result<Done> {
-    let controller = call.controller.clone();
-    let (machine_id, mut host, revision) =
-        controller.candidate(&hostname, fingerprint.as_deref())?;
-    if let Some(offer) = host.offered.take() {
-        host.signing = offer.key;
-    }
-    if matches!(host.state, State::Pending | State::Rejected) {
-        host.state = State::Accepted;
-    }
-    let message = format!("agent {} is accepted", host.name);
-    call.judge(&machine_id, host, revision, "accepted", Done { message }).await
+    let found = call.controller.candidate(&hostname, fingerprint.as_deref())?;
+    let message = format!("agent {} is accepted", found.1.name);
+    let verdict = Verdict {
+        event: "accepted",
+        decide: |host, _| {
+            if let Some(offer) = host.offered.take() {
+                host.signing = offer.key;
+            }
+            if matches!(host.state, State::Pending | State::Rejected) {
+                host.state = State::Accepted;
+            }
+        },
+        // Another key than the one that was looked at is not accepted with it.
+        holds: |before, now| before.state == now.state && before.offered == now.offered,
+    };
+    call.judge(found, verdict, Done { message }).await
 }
 
 async fn reject(call: Call, Named { hostname }: Named) -> Result<Done> {
-    let controller = call.controller.clone();
-    let (machine_id, mut host, revision) = controller.only(&hostname)?;
+    let found = call.controller.only(&hostname)?;
+    let (_, host, _) = &found;
     if host.state == State::Rejected {
         let message = format!("{} is rejected already", host.name);
         return Err(Error::new(Kind::Conflict, message));
     }
-    let signing = std::mem::take(&mut host.signing);
-    let at = controller.clock.wall();
-    host.offered.get_or_insert(Offer { key: signing, at });
-    let was = std::mem::replace(&mut host.state, State::Rejected);
-    let event = if was == State::Pending { "rejected" } else { "revoked" };
+    let event = if host.state == State::Pending { "rejected" } else { "revoked" };
     let message = format!("agent {} is {event}", host.name);
-    call.judge(&machine_id, host, revision, event, Done { message }).await
+    let verdict = Verdict {
+        event,
+        decide: |host, at| {
+            host.state = State::Rejected;
+            let key = std::mem::take(&mut host.signing);
+            host.offered.get_or_insert(Offer { key, at });
+        },
+        holds: |before, now| before.state == now.state,
+    };
+    call.judge(found, verdict, Done { message }).await
+}
+
+/// What is decided about a host.
+struct Verdict {
+    event: &'static str,
+    /// At that time, in milliseconds since 1970.
+    decide: fn(&mut Host, u64),
+    /// Whether it still holds for what the record has become since it was looked at.
+    holds: fn(before: &Host, now: &Host) -> bool,
 }
 
 impl Call {
     /// Stores what was decided about a host, with the intent on record.
-    async fn judge(
-        self,
-        machine_id: &str,
-        mut host: Host,
-        revision: Revision,
-        event: &str,
-        done: Done,
-    ) -> Result<Done> {
+    async fn judge(self, found: Found, verdict: Verdict, done: Done) -> Result<Done> {
+        let (machine_id, mut before, mut revision) = found;
         let controller = self.controller.clone();
         let now = controller.clock.wall();
-        host.remember(now, event, &self.caller.name);
         let ms = now.saturating_sub(self.trail.at);
         let entry = entry(&self.trail, &self.caller, Some(200), Some(ms));
         let step = self.once(Step::new().note(audit::Note::Entry(entry)), &done)?;
-        let step = step.put(key(machine_id), encode(&host)?, Expect::Revision(revision));
-        let revision = controller.commit(step).await?;
-        controller.hosts().put(machine_id, host, revision);
-        let about = controller.hosts().presence(machine_id).map(|known| known.about.clone());
+        loop {
+            let mut host = before.clone();
+            (verdict.decide)(&mut host, now);
+            host.remember(now, verdict.event, &self.caller.name);
+            let expect = Expect::Revision(revision);
+            let step = step.clone().put(key(&machine_id), encode(&host)?, expect);
+            let error = match controller.commit(step).await {
+                Ok(revision) => {
+                    controller.hosts().put(&machine_id, host, revision);
+                    break;
+                }
+                Err(error) if error.kind() == Kind::Conflict => error,
+                Err(error) => return Err(error),
+            };
+            // Others write it as well: the host itself, with a new name, and other controllers.
+            let found = controller.reread(&machine_id).await?;
+            if found.1 == revision || !(verdict.holds)(&before, &found.0) {
+                return Err(error);
+            }
+            (before, revision) = found;
+        }
+        if controller.vouched(&machine_id).is_err() {
+            controller.lose_all(&machine_id);
+        }
+        let about = controller.hosts().presence(&machine_id).map(|known| known.about.clone());
         // What it said of itself while nobody believed it.
         if let Some(about) = about
             && let Err(error) = controller.enrol(&about).await
         {
             tracing::debug!(%error, machine_id, "it has to say again who it is");
         }
-        controller.lanes().wake(machine_id);
+        controller.lanes().wake(&machine_id);
         Ok(done)
     }
 }
@@ -331,7 +364,9 @@ impl Controller {
                            the host";
             return Err(Error::new(Kind::Denied, message));
         }
-        self.note_set_back(about);
+        if self.is_believed(about) {
+            self.note_set_back(about);
+        }
         let known = self.hosts().get(&about.machine_id).cloned();
         if known.is_some() {
             self.note_refused(about);
@@ -342,6 +377,10 @@ impl Controller {
         };
         self.listen_to(&mut host, about);
         if before.as_ref() == Some(&host) {
+            return Ok(());
+        }
+        if before.is_some() && !self.hosts().may_change(&about.machine_id, self.clock.uptime()) {
+            // It says so again in a minute.
             return Ok(());
         }
         let event = json!({
@@ -361,6 +400,16 @@ impl Controller {
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// Whether nobody but the agent that was accepted for this host can have said so, where one was.
+    pub(super) fn is_believed(&self, about: &About) -> bool {
+        let is_its_key = |(host, _): &(Host, Revision)| match host.state {
+            State::Accepted | State::Drained => host.signing == about.signing_key,
+            State::Pending | State::Rejected => true,
+        };
+        self.trust.is_none()
+            || about.is_proven() && self.hosts().get(&about.machine_id).is_none_or(is_its_key)
     }
 
     /// A host that nobody knows yet.

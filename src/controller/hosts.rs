@@ -23,8 +23,8 @@ use crate::store::{self, Expect, Revision, Step, audit};
 mod away;
 mod target;
 
-pub(super) use away::NEVER_SEEN;
 use away::Said;
+pub(super) use away::{Hearing, NEVER_SEEN};
 pub use target::{ALL, ANY, ONLY};
 use target::{Turns, drained};
 
@@ -34,6 +34,9 @@ const AWAY_MS: u64 = 90_000;
 const CLOSED_MS: u64 = 15_000;
 /// The same where it is heard over a broker, which it uses each ten seconds.
 const SILENT_MS: u64 = 30_000;
+/// How often a host may have its record changed, and how often at once: each time is on record.
+const CHANGE_MS: u64 = 60_000;
+const CHANGES: u64 = 8;
 /// What is remembered of a host, oldest dropped first.
 const TIMELINE: usize = 100;
 /// What the timeline says of a drained host that has nothing left to do.
@@ -136,6 +139,9 @@ pub(super) struct Hosts {
     said: HashMap<String, Said>,
     /// How many tasks agents said they had refused, after when each had started.
     refused: HashMap<String, (u64, u64)>,
+    /// When a host will have made up for what it has changed of its record, on the clock of the
+    /// boot in milliseconds.
+    changes: HashMap<String, u64>,
 }
 
 /// What an agent said last, and when.
@@ -311,6 +317,17 @@ impl Hosts {
         self.present.get(machine_id)
     }
 
+    /// Whether a host may have its record changed now, which it then has.
+    pub(super) fn may_change(&mut self, machine_id: &str, uptime: u64) -> bool {
+        let even = self.changes.entry(machine_id.to_owned()).or_default();
+        let from = uptime.max(*even);
+        let may = from - uptime <= (CHANGES - 1) * CHANGE_MS;
+        if may {
+            *even = from + CHANGE_MS;
+        }
+        may
+    }
+
     pub(super) fn is_there(&self, machine_id: &str, uptime: u64) -> bool {
         self.present.get(machine_id).is_some_and(|presence| presence.is_there(uptime))
     }
@@ -412,14 +429,20 @@ impl Controller {
                 Err(error) => return Err(error),
             };
             // Others write it as well: itself, with a new name, and other controllers.
-            let found = self.store.get(&key(machine_id)).await?.ok_or_else(missing)?;
-            self.apply_host(machine_id, &found);
-            let now: Host = decode(&found.value)?;
-            if found.revision == revision || now.state != before.state {
+            let found = self.reread(machine_id).await?;
+            if found.1 == revision || found.0.state != before.state {
                 return Err(error);
             }
-            (before, revision) = (now, found.revision);
+            (before, revision) = found;
         }
+    }
+
+    /// What the store has of a host, where others may have written it.
+    pub(super) async fn reread(&self, machine_id: &str) -> Result<(Host, Revision)> {
+        let missing = || Error::new(Kind::NotFound, format!("no agent {machine_id}"));
+        let found = self.store.get(&key(machine_id)).await?.ok_or_else(missing)?;
+        self.apply_host(machine_id, &found);
+        Ok((decode(&found.value)?, found.revision))
     }
 
     /// Puts into the timeline of a drained host that it has nothing left to do, once.

@@ -22,7 +22,7 @@ impl Controller {
         }
         let (hosts, uptime) = (self.hosts(), self.clock.uptime());
         let absence = |host: &String| {
-            let why = hosts.absence(host, uptime, self.started)?;
+            let why = hosts.absence(host, uptime, self.hearing())?;
             let message = format!("{why}; ask again when it is back");
             Some((host.clone(), Error::new(Kind::Expired, message)))
         };
@@ -40,7 +40,7 @@ impl Controller {
                 let left = open.record.job.hosts.iter().filter(|host| lanes.is_missing(id, host));
                 let uptime = self.clock.uptime();
                 let verdict = |host: &String| {
-                    let (kind, why) = match hosts.absence(host, uptime, self.started) {
+                    let (kind, why) = match hosts.absence(host, uptime, self.hearing()) {
                         Some(why) => (Kind::Expired, why),
                         None if lanes.is_taken(host, id) => {
                             (Kind::HostFailed, format!("no answer within {seconds} s"))

@@ -12,6 +12,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 use uuid::Uuid;
 
+use super::bus::Why;
 use super::{Controller, Shared, ids, lock};
 use crate::error::{Error, Kind, Result};
 use crate::job::{Job, Moved, encode};
@@ -31,8 +32,12 @@ pub(super) struct Claims {
 }
 
 impl Controller {
-    /// Moves what waits for hosts that are away, `uptime` on the clock of the boot.
+    /// Moves what waits for hosts that are away, `uptime` on the clock of the boot; none is as long
+    /// as no host could say that it is there.
     pub(super) async fn take_over(&self, uptime: u64) {
+        if self.hearing().is_new(uptime) {
+            return;
+        }
         let moves = self.moves(uptime);
         join_all(moves.into_iter().map(|(id, from, to)| self.send_over(id, from, to))).await;
     }
@@ -68,7 +73,8 @@ impl Controller {
             if let Some(open) = lanes.get(id) {
                 lanes.readdressed(id, 1, &moved(&open.record.job, at, &to));
             }
-            return;
+            drop(lanes);
+            return self.call(&[to], Why::New);
         }
         if !self.lanes().withhold(id, &from) {
             return;
@@ -76,6 +82,7 @@ impl Controller {
         match self.write_host(id, &from, &to).await {
             Ok(Some((revision, job))) => {
                 self.lanes().readdressed(id, revision, &job);
+                self.call(&job.hosts, Why::New);
                 let to = job.hosts.concat();
                 tracing::info!(OSAPI_JOB_ID = %id, from, to, "a job goes to another host");
             }

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use super::{AWAY_MS, Hosts, Presence};
+use super::{AWAY_MS, Hosts, Over, Presence, SILENT_MS};
 use crate::clock::rfc3339;
 use crate::controller::Controller;
 use crate::store::{Step, audit};
@@ -18,9 +18,29 @@ const GROUP: usize = 250;
 /// What there is to say of a host of which nothing is known.
 pub(in crate::controller) const NEVER_SEEN: &str = "not seen since the controller started";
 
-/// Whether a host that is there may not have said so yet since the controller `started`.
-fn is_early(uptime: u64, started: u64) -> bool {
-    uptime.saturating_sub(started) <= AWAY_MS
+/// Since when hosts can be heard, by the clock of the boot in milliseconds.
+#[derive(Clone, Copy, Default)]
+pub(in crate::controller) struct Hearing {
+    /// When the controller started.
+    pub(in crate::controller) started: u64,
+    /// When its connection to the broker came back, where that was lost; the end of time while it
+    /// is.
+    pub(in crate::controller) again: u64,
+}
+
+impl Hearing {
+    /// Whether hosts that are heard over a broker may not have been able to say so.
+    pub(in crate::controller) fn is_new(self, uptime: u64) -> bool {
+        self.again > 0 && uptime.saturating_sub(self.again) <= SILENT_MS
+    }
+
+    /// Whether a host of which nothing is heard may be there all the same.
+    fn is_early(self, presence: Option<&Presence>, uptime: u64) -> bool {
+        match presence {
+            None => uptime.saturating_sub(self.started) <= AWAY_MS || self.is_new(uptime),
+            Some(presence) => presence.over == Over::Bus && self.is_new(uptime),
+        }
+    }
 }
 
 /// What was said of a host last.
@@ -35,27 +55,26 @@ pub(in crate::controller) struct Said {
 
 impl Hosts {
     /// What is to be said `now`, by both clocks, of hosts that have gone or come back: for each an
-    /// event. A host that was not heard of since the controller `started` may be on its way.
+    /// event. A host that could not be heard yet may be on its way.
     pub(in crate::controller) fn news(
         &mut self,
         (uptime, wall): (u64, u64),
-        started: u64,
+        hearing: Hearing,
     ) -> Vec<Value> {
         let mut news = Vec::new();
         for (machine_id, (host, _)) in &self.known {
             let presence = self.present.get(machine_id);
             let is_there = presence.is_some_and(|presence| presence.is_there(uptime));
-            let is_early = presence.is_none() && is_early(uptime, started);
+            if !is_there && hearing.is_early(presence, uptime) {
+                continue;
+            }
             let said = self.said.get(machine_id).copied();
             let is_news = match said {
-                None => !is_there && !is_early,
+                None => !is_there,
                 Some(said) => {
                     said.is_there != is_there && uptime.saturating_sub(said.uptime) >= STANDS_MS
                 }
             };
-            if said.is_none() && is_early {
-                continue;
-            }
             if is_news {
                 let event = if is_there { "host_back" } else { "host_unreachable" };
                 let heard = presence.map(|presence| presence.heard_at);
@@ -74,20 +93,21 @@ impl Hosts {
     }
 
     /// Why nothing is to be expected of a host right now, which is known to be away. One that was not
-    /// heard of since the controller `started` may be on its way.
+    /// heard of yet may be on its way.
     pub(in crate::controller) fn absence(
         &self,
         machine_id: &str,
         uptime: u64,
-        started: u64,
+        hearing: Hearing,
     ) -> Option<String> {
         let name = || self.name(machine_id);
-        match self.present.get(machine_id) {
+        let presence = self.present.get(machine_id);
+        match presence {
             Some(presence) if presence.is_there(uptime) => None,
+            _ if hearing.is_early(presence, uptime) => None,
             Some(Presence { heard_at, .. }) => {
                 Some(format!("{} is unreachable, last seen {}", name(), rfc3339(*heard_at)))
             }
-            None if is_early(uptime, started) => None,
             None => Some(format!("{} is unreachable, {NEVER_SEEN}", name())),
         }
     }
@@ -101,7 +121,7 @@ impl Hosts {
 impl Controller {
     /// Says which hosts have gone and which are back, in the log and in the audit log.
     pub(in crate::controller) fn announce(&self, uptime: u64) {
-        let news = self.hosts().news((uptime, self.clock.wall()), self.started);
+        let news = self.hosts().news((uptime, self.clock.wall()), self.hearing());
         for event in &news {
             let (name, host) = (event["name"].as_str(), event["host"].as_str());
             if event["event"] == "host_back" {
@@ -135,7 +155,7 @@ mod tests {
         hosts.put("1", Host::new("web", State::Accepted), 1);
         let hear = |hosts: &mut Hosts, at| hosts.hear("1", Arc::new(About::default()), 1, (at, at));
         hear(&mut hosts, 1_000);
-        let news = |hosts: &mut Hosts, at: u64| hosts.news((at, at), 0);
+        let news = |hosts: &mut Hosts, at: u64| hosts.news((at, at), Hearing::default());
         assert!(news(&mut hosts, 1_000).is_empty(), "it is there from the first");
         assert!(hosts.said("1").is_none());
         let gone = news(&mut hosts, 200_000);
@@ -156,9 +176,25 @@ mod tests {
     fn a_host_that_was_not_heard_of_since_the_start_has_some_time() {
         let mut hosts = Hosts::default();
         hosts.put("1", Host::new("web", State::Accepted), 1);
-        assert!(hosts.news((90_000, 90_000), 50_000).is_empty());
-        let news = hosts.news((150_000, 150_000), 50_000);
+        let hearing = Hearing { started: 50_000, again: 0 };
+        assert!(hosts.news((90_000, 90_000), hearing).is_empty());
+        let news = hosts.news((150_000, 150_000), hearing);
         assert_eq!(events(&news), ["host_unreachable"]);
         assert!(news[0]["last_seen"].is_null(), "nobody knows when it was there");
+    }
+
+    #[test]
+    fn who_hears_nobody_says_of_nobody_that_he_has_gone() {
+        let mut hosts = Hosts::default();
+        hosts.put("1", Host::new("web", State::Accepted), 1);
+        hosts.hear_over_bus("1", Some(Arc::new(About::default())), (1_000, 1_000));
+        assert!(hosts.news((1_000, 1_000), Hearing::default()).is_empty());
+        let lost = Hearing { started: 0, again: u64::MAX };
+        assert!(hosts.news((200_000, 200_000), lost).is_empty());
+        assert!(hosts.absence("1", 200_000, lost).is_none());
+        let back = Hearing { started: 0, again: 300_000 };
+        assert!(hosts.news((330_000, 330_000), back).is_empty());
+        assert_eq!(events(&hosts.news((330_001, 330_001), back)), ["host_unreachable"]);
+        assert!(hosts.absence("1", 330_001, back).is_some());
     }
 }

@@ -101,6 +101,37 @@ async fn a_new_host_is_given_nothing_until_its_key_is_accepted() {
 }
 
 #[tokio::test]
+async fn what_is_decided_of_a_host_holds_though_others_write_its_record() {
+    let bench = Bench::strict();
+    let controller = bench.start().await;
+    let _web = Agent::signing(&controller, ("m1", "web"), 1, 1).await;
+    let write_again = async || {
+        let key = hosts::key("m1");
+        let found = controller.store.get(&key).await.unwrap().unwrap();
+        let step = crate::store::Step::new();
+        let step = step.put(key, found.value, Expect::Revision(found.revision));
+        controller.store.commit(step).await.unwrap();
+    };
+    write_again().await;
+    accept(&controller, "web", Some(1)).await.unwrap();
+    write_again().await;
+    decide(&controller, "agent.reject", "web", None).await.unwrap();
+    assert_eq!(refused(&controller, "web").await.kind(), Kind::Conflict);
+}
+
+#[tokio::test]
+async fn whoever_changes_its_key_all_the_time_is_heard_a_few_times() {
+    let bench = Bench::strict();
+    let controller = bench.start().await;
+    for key in 1..=40 {
+        drop(Agent::signing(&controller, ("m1", "web"), i32::from(key), key).await);
+    }
+    let waiting = waiting(&controller).await.remove(0).1;
+    let key = (1..=40).find(|key| waiting.contains(&print(*key)));
+    assert_eq!(key, Some(9));
+}
+
+#[tokio::test]
 async fn two_of_one_name_are_told_apart_by_their_keys() {
     let bench = Bench::strict();
     let controller = bench.start().await;

@@ -31,8 +31,8 @@ async fn hosts_are_listed_as_each_of_them_is_shown_however_many_there_are() {
         let names = |agent: &&Value| agent["hostname"].as_str().unwrap().to_owned();
         let names: Vec<_> = listed.iter().map(names).collect();
         assert_eq!(names, (1..=count).map(|it| format!("web-{it:05}")).collect::<Vec<_>>());
-        let last = json!({ "hostname": names.last() });
-        let mut shown = call(&controller, "agent.get", last).await.unwrap();
+        let newest = json!({ "hostname": names.last() });
+        let mut shown = call(&controller, "agent.get", newest).await.unwrap();
         shown.as_object_mut().unwrap().remove("timeline");
         assert_eq!(listed.last(), Some(&&shown));
     }
