@@ -44,8 +44,9 @@ pub enum Ask {
     /// What running jobs say meanwhile: how far they are, or, where they have no end, the next
     /// [pieces](crate::op::Piece). Not stored, and dropped when nobody listens.
     Tell(Vec<Tell>),
-    /// The part of an object that begins at `offset`; empty at its end.
-    Fetch { object: String, offset: u64 },
+    /// The part of an object that begins at `offset`, as it was when that job was made; empty at its
+    /// end.
+    Fetch { job: String, object: String, offset: u64 },
 }
 
 /// The question for work. It waits for some, and says that the host is alive.

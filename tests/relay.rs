@@ -220,7 +220,8 @@ impl Bench {
 
     /// Nothing was asked since: the next question to arrive is one that comes now.
     async fn was_not_asked(&mut self, agent: &Agent) {
-        let asking = agent.ask(Ask::Fetch { object: "marker".to_owned(), offset: 0 });
+        let asking =
+            agent.ask(Ask::Fetch { job: "j".to_owned(), object: "marker".to_owned(), offset: 0 });
         let asked = self.asked().await;
         assert_eq!(asked.ask["fetch"]["object"], "marker", "{}", asked.ask);
         self.answer(&asked, &json!({ "Ok": { "part": "" } })).await;

@@ -18,7 +18,7 @@ pub(super) fn objects<L: Link + 'static>(agent: &Shared<L>, task: &Task) -> Resu
         if agent.executor().has_object(&content.digest) {
             continue;
         }
-        let mut parts = Parts::new(agent, name, content);
+        let mut parts = Parts::new(agent, &task.job, name, content);
         let kept = agent.executor().keep_object(&content.digest, &mut parts);
         // What the link said is closer to the cause than what came of it.
         parts.failure.map_or(kept, Err)?;
@@ -30,6 +30,7 @@ pub(super) fn objects<L: Link + 'static>(agent: &Shared<L>, task: &Task) -> Resu
 struct Parts<'a, L> {
     agent: &'a Shared<L>,
     link: Asker<L>,
+    job: &'a str,
     name: &'a str,
     size: u64,
     fetched: u64,
@@ -38,14 +39,15 @@ struct Parts<'a, L> {
 }
 
 impl<'a, L: Link + 'static> Parts<'a, L> {
-    fn new(agent: &'a Shared<L>, name: &'a str, content: &Content) -> Self {
+    fn new(agent: &'a Shared<L>, job: &'a str, name: &'a str, content: &Content) -> Self {
         let link = Asker::new((agent.links)());
         let part = io::Cursor::default();
-        Self { agent, link, name, size: content.size, fetched: 0, part, failure: None }
+        Self { agent, link, job, name, size: content.size, fetched: 0, part, failure: None }
     }
 
     fn fetch(&mut self) -> Result<()> {
-        let mut ask = Ask::Fetch { object: self.name.to_owned(), offset: self.fetched };
+        let (job, object) = (self.job.to_owned(), self.name.to_owned());
+        let mut ask = Ask::Fetch { job, object, offset: self.fetched };
         let part = match self.link.ask(self.agent, &mut ask)? {
             Answer::Part(part) => STANDARD.decode(part).unwrap_or_default(),
             _ => Vec::new(),

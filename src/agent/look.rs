@@ -73,7 +73,8 @@ fn ask<L: Link + 'static>(
     match link.ask(agent, &mut ask) {
         // Heads are for one connection to keep: from several they come out of order.
         Ok(Answer::Tasks { tasks, .. }) => {
-            return tasks.iter().filter_map(|task| open(agent, task)).collect();
+            // It asked for one; what else comes may be meant to keep it busy.
+            return tasks.iter().take(1).filter_map(|task| open(agent, task)).collect();
         }
         Ok(_) => tracing::error!("a question for work was answered with something else"),
         Err(error) => {

@@ -111,9 +111,9 @@ impl Desk for AgentDesk {
                 }
                 Ok(if is_heard { Answer::Done } else { Answer::Unheard })
             }
-            Ask::Fetch { object, offset } => {
+            Ask::Fetch { job, object, offset } => {
                 let host = self.who()?;
-                self.controller.fetch(&host, &object, offset, PART).await
+                self.controller.fetch(&host, &job, &object, offset, PART).await
             }
         }
     }
@@ -486,26 +486,24 @@ impl Controller {
         true
     }
 
-    /// A part of an object, by digest, or by name as it was when a job of `host` was made.
+    /// A part of an object as it was when `job` was made. A host is given what its own jobs name, and
+    /// nothing else.
     pub(super) async fn fetch(
         &self,
         host: &str,
+        job: &str,
         object: &str,
         offset: u64,
         most: usize,
     ) -> Result<Answer> {
         self.vouched(host)?;
-        let is_digest = object.len() == 64 && object.bytes().all(|b| b.is_ascii_hexdigit());
-        let pinned = self.lanes().pinned(host, object);
-        let digest = match pinned {
-            Some(digest) => digest,
-            None if is_digest => object.to_owned(),
-            None => {
-                let found = self.objects.find(object).await?;
-                let missing = || Error::new(Kind::NotFound, format!("no file {object:?}"));
-                found.ok_or_else(missing)?.digest
-            }
-        };
+        // Another controller may have made it so lately that nobody here has heard of it.
+        let record = self.record(job).await?;
+        let is_own = record.job.hosts.iter().any(|own| own == host);
+        let content = record.objects.get(object).filter(|_| is_own).ok_or_else(|| {
+            Error::new(Kind::Denied, format!("{host} has no job {job} that needs {object:?}"))
+        })?;
+        let digest = content.digest.clone();
         let part = self.objects.part(&digest, offset, most).await.map_err(|error| {
             if error.kind() == Kind::NotFound {
                 let message =

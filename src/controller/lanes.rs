@@ -423,16 +423,6 @@ impl Lanes {
         }
     }
 
-    /// What an object of that name held when the job was made that `host` needs it for.
-    pub(super) fn pinned(&self, host: &str, name: &str) -> Option<String> {
-        let lane = self.hosts.get(host)?;
-        // What others have handed out is in the lanes only.
-        let ids = lane.held.keys().chain(lane.classes.iter().flatten());
-        let mut jobs = ids.filter_map(|id| self.open.get(id));
-        jobs.find_map(|slot| slot.open.record.objects.get(name))
-            .map(|content| content.digest.clone())
-    }
-
     /// Whether `host` was handed `id`, by this controller or perhaps by one before, and may have
     /// begun.
     pub(super) fn may_have(&self, host: &str, id: Uuid) -> bool {

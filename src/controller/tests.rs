@@ -436,11 +436,17 @@ async fn a_file_is_pinned_as_it_was() {
         (&tasks[1].objects["large"].digest, tasks[1].objects["large"].bytes.is_none()),
         (&large.digest, true)
     );
-    let part = agent.desk.answer(Ask::Fetch { object: "large".to_owned(), offset: 512 << 10 });
+    let fetch = |job: &str, offset| {
+        let (job, object) = (job.to_owned(), "large".to_owned());
+        Ask::Fetch { job, object, offset }
+    };
+    let part = agent.desk.answer(fetch(&tasks[1].job, 512 << 10));
     let Answer::Part(part) = part.await.unwrap() else { panic!("not a part") };
     assert_eq!(part.len(), (88_usize << 10).div_ceil(3) * 4);
+    let part = agent.desk.answer(fetch(&tasks[0].job, 0)).await;
+    assert_eq!(part.unwrap_err().kind(), Kind::Denied, "no other file than its jobs name");
     put("large", b"other".to_vec()).await;
-    let part = agent.desk.answer(Ask::Fetch { object: "large".to_owned(), offset: 0 }).await;
+    let part = agent.desk.answer(fetch(&tasks[1].job, 0)).await;
     assert_eq!(part.unwrap_err().kind(), Kind::Conflict);
 }
 

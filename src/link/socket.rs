@@ -204,7 +204,8 @@ mod tests {
 
     #[test]
     fn a_frame_is_read_once_it_is_whole() {
-        let whole = frame(&Ask::Fetch { object: "a".repeat(64), offset: 7 }).unwrap();
+        let whole =
+            frame(&Ask::Fetch { job: "j".to_owned(), object: "a".repeat(64), offset: 7 }).unwrap();
         for length in 0..whole.len() {
             assert!(parse_frame::<Ask>(&whole[..length]).unwrap().is_none(), "{length}");
         }

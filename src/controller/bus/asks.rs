@@ -35,6 +35,11 @@ fn ids_of(texts: &[String]) -> HashSet<Uuid> {
     texts.iter().filter_map(|id| Uuid::parse_str(id).ok()).collect()
 }
 
+/// How much of an object one message has room for: in base64 it takes a third more.
+fn part(line: &Line) -> usize {
+    PART.min(Carrier::room(line) / 4 * 3)
+}
+
 fn is_own_word(about: &About, host: &str) -> Result<()> {
     if about.machine_id == host {
         return Ok(());
@@ -55,7 +60,7 @@ impl Controller {
             return tracing::warn!(%subject, %reply, "a host wants to be answered elsewhere than at its inbox");
         }
         let answer = if is_passed {
-            self.answer_passed(&payload).await
+            self.answer_passed(line, &payload).await
         } else {
             self.answer_host(line, &subject, &payload).await
         };
@@ -86,11 +91,15 @@ impl Controller {
                 self.report(host, reports).await.map(|()| Answer::Done)
             }
             Ask::Tell(told) => self.answer_tell(line, host, told).await,
-            Ask::Fetch { object, offset } => {
-                // In base64 it takes a third more.
-                let most = PART.min(Carrier::room(line) / 4 * 3);
-                self.fetch(host, &object, offset, most).await
-            }
+            Ask::Fetch { job, object, offset } => match self.elsewhere(&job) {
+                None => self.fetch(host, &job, &object, offset, part(line)).await,
+                Some(mark) => {
+                    let passed = self.pass(mark, host, Ask::Fetch { job, object, offset }).await?;
+                    passed.ok_or_else(|| {
+                        Error::new(Kind::NotFound, "the controller that made the job is gone")
+                    })
+                }
+            },
         }
     }
 
@@ -138,6 +147,7 @@ impl Controller {
     /// Takes note that a host was heard.
     fn heard_of(&self, host: &str, about: Option<Box<About>>) {
         let now = (self.clock.uptime(), self.clock.wall());
+        let about = about.filter(|about| self.is_believed(about));
         let was_there = self.hosts().hear_over_bus(host, about.map(Arc::from), now);
         match was_there {
             None => self.errands(vec![host.to_owned()], Why::Who),
@@ -242,14 +252,15 @@ impl Controller {
     }
 
     /// What another controller was told about jobs in this memory.
-    async fn answer_passed(self: &Arc<Self>, payload: &[u8]) -> Result<Answer> {
+    async fn answer_passed(self: &Arc<Self>, line: &Line, payload: &[u8]) -> Result<Answer> {
         let Passed { host, ask } = decode(payload)?;
         match ask {
             Ask::Finish(reports) => self.finish(&host, reports).await.map(|()| Answer::Done),
             Ask::Tell(told) => Ok(answer_of(self.tell_here(&host, told).await)),
-            Ask::Next(_) | Ask::Fetch { .. } => {
-                Err(Error::new(Kind::InvalidInput, "any controller can answer that"))
+            Ask::Fetch { job, object, offset } => {
+                self.fetch(&host, &job, &object, offset, part(line)).await
             }
+            Ask::Next(_) => Err(Error::new(Kind::InvalidInput, "any controller can answer that")),
         }
     }
 
@@ -280,6 +291,9 @@ impl Controller {
 
     /// Passes on what was told of jobs in this memory. False where nobody listens to one of them.
     async fn tell_here(&self, host: &str, told: Vec<Tell>) -> bool {
+        if self.vouched(host).is_err() {
+            return told.is_empty();
+        }
         let mut is_heard = true;
         for Tell { job, data } in told {
             let Ok(id) = Uuid::parse_str(&job) else { continue };
@@ -294,6 +308,9 @@ impl Controller {
 
     /// Keeps what stored jobs say meanwhile.
     pub(super) fn take_told(&self, host: &str, told: Vec<Tell>) {
+        if self.vouched(host).is_err() {
+            return;
+        }
         for Tell { job, data } in told {
             if let Ok(id) = Uuid::parse_str(&job)
                 && ids::mark_of(id) == ids::STORED

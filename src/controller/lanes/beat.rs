@@ -14,7 +14,7 @@ impl Lane {
     /// How many tasks of `class` are handed out together. A host is not sent more of what it can
     /// ask any controller for than one answer has; what is in memory here nobody else can give it.
     pub(super) fn room(&self, class: Class, which: Which, most: usize) -> usize {
-        if which != Which::New || matches!(class, Class::Look | Class::Follow) {
+        if matches!(which, Which::Asked(_)) || matches!(class, Class::Look | Class::Follow) {
             return most;
         }
         let out = self.classes[class as usize].iter().filter(|id| self.is_out(**id)).count();
