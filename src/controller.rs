@@ -70,7 +70,7 @@ mod wait;
 pub use desk::AgentDesk;
 pub use enrolment::Trust;
 pub use figures::Figures;
-pub use hosts::{ALL, ANY, ONLY};
+pub use hosts::{ALL, ANY, ONLY, WHICH};
 pub use listen::Heard;
 pub use notes::Trail;
 pub use status::Status;

@@ -21,7 +21,7 @@ use super::{
     terminal,
 };
 use crate::clock::{Clock, rfc3339};
-use crate::controller::{ALL, ONLY};
+use crate::controller::{ALL, ONLY, WHICH};
 use crate::error::{Error, ErrorBody, Kind, Result};
 
 /// The longest that an answer may take which nobody waits for on purpose.
@@ -286,7 +286,7 @@ fn exit_of(reply: &Value) -> u8 {
 /// Whether the controller has several hosts to choose from.
 fn asks_which(problem: &Problem) -> bool {
     let body = problem.error.body();
-    let is_target = |wrong: &crate::error::Problem| wrong.pointer == "/hostname";
+    let is_target = |wrong: &crate::error::Problem| wrong.pointer == WHICH;
     body.kind == Kind::InvalidInput && body.problems.iter().any(is_target)
 }
 

@@ -25,7 +25,7 @@ mod target;
 
 use away::Said;
 pub(super) use away::{Hearing, NEVER_SEEN};
-pub use target::{ALL, ANY, ONLY};
+pub use target::{ALL, ANY, ONLY, WHICH};
 use target::{Turns, drained};
 
 /// A host that has not been heard from for this long is away, in milliseconds.

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use osapi::cli::{self, Invocation, Reach};
 use osapi::clock::Clock;
+use osapi::controller::WHICH;
 use osapi::error::Kind;
 use osapi::store::audit::{Entry, Note};
 use osapi::store::redb::RedbStore;
@@ -133,8 +134,13 @@ fn rows(rows: &Value) -> Value {
 #[test]
 fn where_there_are_several_hosts_a_change_has_to_say_which() {
     let controller = Controller::new(|asked, _| {
+        if asked.line.contains("/_only/hostname") {
+            let wrong = json!([{ "pointer": "/hostname", "message": "does not match" }]);
+            let refused = json!({ "kind": "invalid_input", "detail": "no", "problems": wrong });
+            return (400, refused);
+        }
         if asked.line.contains("/_only/") {
-            let wrong = json!([{ "pointer": "/hostname", "message": "say which" }]);
+            let wrong = json!([{ "pointer": WHICH, "message": "say which" }]);
             let detail = "there are 2 hosts; say with --target which is meant";
             let refused = json!({ "kind": "invalid_input", "detail": detail, "problems": wrong });
             return (400, refused);
@@ -156,6 +162,8 @@ fn where_there_are_several_hosts_a_change_has_to_say_which() {
         let (exit, lines) = asked(words);
         assert_eq!((exit, lines.len()), (2, 1), "{lines:?}");
     }
+    let (exit, _) = asked(&["hostname", "update", "--name", "a..b"]);
+    assert_eq!(exit, 10, "it is the new name that is wrong, and no target is missing");
     for (words, of) in [
         (&["timezone", "get"][..], "/api/node/_all/timezone "),
         (&["sysctl", "update", "k", "1", "--dry-run"], "/api/node/_all/sysctl/k?dry_run=true "),

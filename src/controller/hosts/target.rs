@@ -15,6 +15,9 @@ pub const ALL: &str = "_all";
 pub const ANY: &str = "_any";
 /// The one host there is, for whoever does not say which is meant.
 pub const ONLY: &str = "_only";
+/// Where the refusal points that asks which host is meant: into the path, since a body may have a
+/// field of that name.
+pub const WHICH: &str = "/{hostname}";
 /// How many hosts of one name a refusal lists.
 const LISTED: usize = 8;
 
@@ -126,7 +129,7 @@ impl Hosts {
                      is meant: a host name, a machine id, a label as key:value, _any or _all",
                     own.len()
                 );
-                let pointer = "/hostname".to_owned();
+                let pointer = WHICH.to_owned();
                 let problem = Problem { pointer, message: message.clone() };
                 return Err(Error::new(Kind::InvalidInput, message).with_problems(vec![problem]));
             }
@@ -293,7 +296,7 @@ mod tests {
         let error = resolve(&mut hosts, ONLY).unwrap_err();
         assert_eq!(error.kind(), Kind::InvalidInput);
         assert!(error.to_string().starts_with("there are 2 hosts; say with --target"), "{error}");
-        assert_eq!(error.body().problems[0].pointer, "/hostname");
+        assert_eq!(error.body().problems[0].pointer, WHICH);
         let mut hosts = Hosts::default();
         known(&mut hosts, "4", "mail", State::Drained);
         let error = resolve(&mut hosts, ONLY).unwrap_err();
