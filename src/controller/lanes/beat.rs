@@ -21,6 +21,11 @@ impl Lane {
         most.saturating_sub(out)
     }
 
+    /// Whether it is for another controller to tell of `id`, and nobody knows whether it has.
+    pub(super) fn is_of_others(&self, id: Uuid, is_own: bool) -> bool {
+        !is_own && !self.is_out(id)
+    }
+
     /// Takes it that any controller may have handed the host what is stored.
     fn may_have_all(&mut self) {
         for class in [Class::Change, Class::Act, Class::Verdict] {

@@ -66,6 +66,15 @@ impl Lanes {
             let mut left = lane.room(*class, *which, *most);
             for id in &lane.classes[*class as usize] {
                 let Some(slot) = self.open.get(id) else { continue };
+                // Another controller may have ended before it told of an earlier change: whoever asks
+                // is given both in order.
+                if *which == Which::New
+                    && *class == Class::Change
+                    && lane.is_of_others(*id, slot.is_own)
+                {
+                    more.push(*class);
+                    break;
+                }
                 let is_meant = match which {
                     Which::Asked(_) => true,
                     Which::New => slot.is_own && !lane.held.contains_key(id),

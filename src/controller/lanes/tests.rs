@@ -165,6 +165,25 @@ fn what_waits_in_a_relay_is_taken_once_the_agent_has_it() {
 }
 
 #[test]
+fn a_change_does_not_overtake_one_that_another_controller_may_have_left_untold() {
+    for (class, is_to_be_asked) in [(Class::Change, true), (Class::Act, false)] {
+        let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+        let (theirs, own) = (open(&mut ids, class, &["a"]), open(&mut ids, class, &["a"]));
+        admit(&mut lanes, &theirs, 7);
+        lanes.inherit(theirs.id, |_| true);
+        admit(&mut lanes, &own, 8);
+        let (holds, waits, which) = (HashSet::new(), Some(HashSet::new()), Which::New);
+        let question = Question { holds, waits, classes: vec![class], most: 64, which };
+        let mut told = Vec::new();
+        let more = lanes.next("a", &question, 0, |open| {
+            told.push(open.id);
+            true
+        });
+        assert_eq!((told.is_empty(), !more.is_empty()), (is_to_be_asked, is_to_be_asked));
+    }
+}
+
+#[test]
 fn a_parked_job_does_not_hold_the_floor_down() {
     let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
     let (old, new) = (open(&mut ids, Class::Change, &["a"]), open(&mut ids, Class::Change, &["a"]));
