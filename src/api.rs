@@ -389,6 +389,8 @@ async fn ask_controller(
     {
         return Ok(answered(row, op, Reply::Whole(output))?.with(REPLAYED, "true"));
     }
+    // RFC 9111, section 5.1: what is told of hosts without a broker to hear them is that old.
+    let age = call.controller.age_of_hosts().filter(|_| !row.changes());
     let run = op.run(call, params);
     let output = if row.changes() {
         // A client that hangs up must not stop it halfway.
@@ -406,7 +408,11 @@ async fn ask_controller(
     };
     // What anybody may ask, such as whether it is alive, is asked all the time.
     exchange.is_noted = row.changes() || row.permission.is_none();
-    Ok(answered(row, op, output)?)
+    let answer = answered(row, op, output)?;
+    Ok(match age {
+        Some(age) => answer.with(header::AGE, &age.as_secs().to_string()),
+        None => answer,
+    })
 }
 
 fn answered(row: &Row, op: &dyn ControllerOp, output: Reply) -> Result<Answer> {

@@ -394,6 +394,10 @@ async fn a_broker_that_comes_back_finds_everybody_at_work_again() {
         })
         .await;
     }
+    // What is known of hosts is told, with how old it is.
+    until(async || one.age_of_hosts()).await;
+    let known = call(&one, "agent.list", json!({})).await.unwrap();
+    assert_eq!(known["agents"][0]["status"], "Ready");
     broker.restart();
     let mut host = Host::silent(&broker, "m1").await;
     until(async || {
@@ -410,6 +414,7 @@ async fn a_broker_that_comes_back_finds_everybody_at_work_again() {
     while host.task("read").await.job != read.id {}
     host.finish(&read.id, done()).await;
     outcome(&one, &read).await.unwrap();
+    assert!(one.age_of_hosts().is_none());
     one.stop().await;
 }
 

@@ -191,6 +191,9 @@ fn responses(row: &Row, problem: &Value) -> Value {
     if is_either {
         success["headers"] = location();
     }
+    if !is_on_hosts && !row.changes() && row.status == 200 {
+        success["headers"] = age();
+    }
     responses.insert(row.status.to_string(), success);
     for status in errors(row) {
         let description = format!("Failed: {}", kinds(status));
@@ -227,6 +230,12 @@ fn events(row: &Row) -> Value {
 
 fn location() -> Value {
     json!({ "Location": { "description": "The job.", "schema": { "type": "string" } } })
+}
+
+fn age() -> Value {
+    let description = "There is no connection to the broker. What is told of hosts is from memory, \
+                       and as many seconds old.";
+    json!({ "Age": { "description": description, "schema": { "type": "integer" } } })
 }
 
 /// The statuses that a call of `row` may fail with.

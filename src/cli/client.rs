@@ -9,7 +9,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{AUTHORIZATION, HeaderValue, LOCATION};
+use hyper::header::{AGE, AUTHORIZATION, HeaderValue, LOCATION};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -56,6 +56,8 @@ pub(super) struct Reply {
     /// Whether it only says that a job was accepted. Finished calls may be answered 202 too, but
     /// say nowhere to look.
     pub(super) is_pending: bool,
+    /// How many seconds old it is, where the controller tells from memory what it cannot look up.
+    pub(super) age: Option<u64>,
     pub(super) bytes: Bytes,
 }
 
@@ -63,6 +65,7 @@ pub(super) struct Reply {
 pub(super) struct Opened {
     pub(super) status: StatusCode,
     is_pending: bool,
+    age: Option<u64>,
     pub(super) body: Incoming,
     _hold: Hold,
 }
@@ -79,11 +82,11 @@ impl Drop for Hold {
 impl Opened {
     /// The whole of an answer that has an end.
     pub(super) async fn whole(self) -> Result<Reply> {
-        let Self { status, is_pending, body, _hold } = self;
+        let Self { status, is_pending, age, body, _hold } = self;
         let body = Limited::new(body, MAX_REPLY).collect().await.map_err(|error| {
             Error::new(Kind::Unavailable, "the controller's answer broke off").because(error)
         })?;
-        Ok(Reply { status, is_pending, bytes: body.to_bytes() })
+        Ok(Reply { status, is_pending, age, bytes: body.to_bytes() })
     }
 }
 
@@ -169,7 +172,8 @@ impl Client {
         let (parts, body) = response.into_parts();
         let status = parts.status;
         let is_pending = status == StatusCode::ACCEPTED && parts.headers.contains_key(LOCATION);
-        Ok(Opened { status, is_pending, body, _hold: hold })
+        let age = parts.headers.get(AGE).and_then(|age| age.to_str().ok()?.parse().ok());
+        Ok(Opened { status, is_pending, age, body, _hold: hold })
     }
 }
 

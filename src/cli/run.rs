@@ -116,6 +116,10 @@ impl Session<'_> {
         if reply.status == StatusCode::NO_CONTENT || reply.bytes.is_empty() {
             return self.tell_deletion(call);
         }
+        if let Some(age) = reply.age {
+            let told = format!("The broker is away: this is what was known {age} s ago.");
+            drop(writeln!(io::stderr().lock(), "{told}"));
+        }
         let value = reply.json()?;
         if !call.names_target
             && call.target == ALL

@@ -476,7 +476,7 @@ impl Controller {
         (machine_id, host): (&str, &Host),
         text: &mut Vec<u8>,
     ) -> Result<()> {
-        let is_ready = hosts.is_ready(machine_id, self.clock.uptime());
+        let is_ready = hosts.is_ready(machine_id, self.heard_until());
         let state = match host.state {
             _ if !host.is_trusted() => Schedule::Pending,
             State::Accepted => Schedule::Ready,

@@ -15,7 +15,6 @@ use async_nats::{Message, Subscriber};
 use futures_util::StreamExt;
 use tokio::sync::{Notify, Semaphore, watch};
 
-use super::hosts::Hearing;
 use super::{Controller, Shared, lock};
 use crate::broker::{self, Bus, LIMIT, Line, Settings};
 use crate::error::{Error, Kind, Result};
@@ -46,9 +45,9 @@ pub(super) struct Carrier {
     /// Hosts that are to be told something, by machine id.
     errands: Mutex<BTreeMap<String, BTreeSet<Why>>>,
     is_due: Notify,
-    /// When the connection came back on which hosts are heard, on the clock of the boot in
-    /// milliseconds; 0 where none was lost.
-    again: AtomicU64,
+    /// When the connection was lost on which hosts are heard, on the clock of the boot in
+    /// milliseconds; 0 while it is there.
+    lost_at: AtomicU64,
     /// Hosts are to ask others from now on.
     is_ending: watch::Sender<bool>,
     /// All that was asked of this one is answered.
@@ -109,7 +108,7 @@ impl Controller {
             subjects,
             errands: Mutex::default(),
             is_due: Notify::new(),
-            again: AtomicU64::new(0),
+            lost_at: AtomicU64::new(0),
             is_ending: watch::Sender::new(false),
             has_answered: Notify::new(),
         };
@@ -144,7 +143,7 @@ impl Controller {
             if *is_ending.borrow() {
                 return carrier.has_answered.notify_one();
             }
-            carrier.again.store(u64::MAX, Ordering::Relaxed);
+            carrier.lost_at.store(self.clock.uptime().max(1), Ordering::Relaxed);
             (line, ears) = loop {
                 let Some(line) = carrier.bus.next_line().await else { return };
                 match carrier.listen(&line, self.mark).await {
@@ -156,14 +155,28 @@ impl Controller {
                 }
                 tokio::time::sleep(AGAIN).await;
             };
-            carrier.again.store(self.clock.uptime(), Ordering::Relaxed);
+            // In this order: with the clock on and nobody excused yet, all would seem to have gone.
+            let lost_at = carrier.lost_at.load(Ordering::Relaxed);
+            self.hosts().excuse(self.clock.uptime().saturating_sub(lost_at));
+            carrier.lost_at.store(0, Ordering::Release);
         }
     }
 
-    /// Since when hosts can be heard.
-    pub(super) fn hearing(&self) -> Hearing {
-        let again = self.carrier.get().map(|carrier| carrier.again.load(Ordering::Relaxed));
-        Hearing { started: self.started, again: again.unwrap_or_default() }
+    /// Until when hosts could be heard, on the clock of the boot in milliseconds: now, or until the
+    /// connection to the broker was lost.
+    pub(super) fn heard_until(&self) -> u64 {
+        self.lost_at().unwrap_or_else(|| self.clock.uptime())
+    }
+
+    fn lost_at(&self) -> Option<u64> {
+        let carrier = self.carrier.get()?;
+        Some(carrier.lost_at.load(Ordering::Relaxed)).filter(|at| *at > 0)
+    }
+
+    /// How old what is known of hosts is, where there is no connection on which they are heard.
+    pub fn age_of_hosts(&self) -> Option<Duration> {
+        let lost_at = self.lost_at()?;
+        Some(Duration::from_millis(self.clock.uptime().saturating_sub(lost_at)))
     }
 
     /// Learns who is there, and makes up for what was missed on both sides.

@@ -46,10 +46,10 @@ impl Controller {
             let lengths = lanes.hosts().map(|host| (host.to_owned(), lanes.lengths(host)));
             lengths.collect()
         };
-        let uptime = self.clock.uptime();
+        let (uptime, heard_until) = (self.clock.uptime(), self.heard_until());
         let (agents, agents_ready, agents_drained) = {
             let hosts = self.hosts();
-            let ready = hosts.known().filter(|(id, _)| hosts.is_there(id, uptime)).count();
+            let ready = hosts.known().filter(|(id, _)| hosts.is_there(id, heard_until)).count();
             let drained = hosts.known().filter(|(_, host)| host.state == State::Drained).count();
             (hosts.known().count(), ready, drained)
         };

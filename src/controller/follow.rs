@@ -345,8 +345,8 @@ impl Controller {
         loop {
             tokio::time::sleep(TICK).await;
             self.expire();
-            self.take_over(self.clock.uptime()).await;
-            self.announce(self.clock.uptime());
+            self.take_over(self.heard_until()).await;
+            self.announce(self.heard_until());
             self.note_all_cordoned().await;
             // What was not parked by now is tried again.
             lock(&self.parking).clear();

@@ -162,7 +162,7 @@ fn judge(output: &Value) -> Option<u16> {
 
 fn ready(call: &Call) -> Ready {
     let known = {
-        let (hosts, uptime) = (call.controller.hosts(), call.controller.clock.uptime());
+        let (hosts, uptime) = (call.controller.hosts(), call.controller.heard_until());
         let is_ready = hosts.known().any(|(machine_id, _)| hosts.is_ready(machine_id, uptime));
         hosts.known().next().map(|_| is_ready)
     };

@@ -23,8 +23,8 @@ use crate::store::{self, Expect, Revision, Step, audit};
 mod away;
 mod target;
 
+pub(super) use away::NEVER_SEEN;
 use away::Said;
-pub(super) use away::{Hearing, NEVER_SEEN};
 pub use target::{ALL, ANY, ONLY, WHICH};
 use target::{Turns, drained};
 
@@ -380,7 +380,7 @@ impl Controller {
             Target::Named(name) => {
                 let lanes = self.lanes();
                 let left = |host: &str| lanes.lengths(host).iter().sum();
-                return self.hosts().resolve(name, self.clock.uptime(), left);
+                return self.hosts().resolve(name, self.heard_until(), left);
             }
             Target::HostsOf(job) => job,
         };

@@ -20,9 +20,9 @@ impl Controller {
         if class != Class::Look || job.target == "_any" {
             return Vec::new();
         }
-        let (hosts, uptime) = (self.hosts(), self.clock.uptime());
+        let (hosts, uptime) = (self.hosts(), self.heard_until());
         let absence = |host: &String| {
-            let why = hosts.absence(host, uptime, self.hearing())?;
+            let why = hosts.absence(host, uptime, self.started)?;
             let message = format!("{why}; ask again when it is back");
             Some((host.clone(), Error::new(Kind::Expired, message)))
         };
@@ -38,9 +38,9 @@ impl Controller {
             let left: Vec<_> = {
                 let (lanes, hosts) = (self.lanes(), self.hosts());
                 let left = open.record.job.hosts.iter().filter(|host| lanes.is_missing(id, host));
-                let uptime = self.clock.uptime();
+                let uptime = self.heard_until();
                 let verdict = |host: &String| {
-                    let (kind, why) = match hosts.absence(host, uptime, self.hearing()) {
+                    let (kind, why) = match hosts.absence(host, uptime, self.started) {
                         Some(why) => (Kind::Expired, why),
                         None if lanes.is_taken(host, id) => {
                             (Kind::HostFailed, format!("no answer within {seconds} s"))

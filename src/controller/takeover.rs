@@ -32,12 +32,8 @@ pub(super) struct Claims {
 }
 
 impl Controller {
-    /// Moves what waits for hosts that are away, `uptime` on the clock of the boot; none is as long
-    /// as no host could say that it is there.
+    /// Moves what waits for hosts that are away, `uptime` on the clock of the boot.
     pub(super) async fn take_over(&self, uptime: u64) {
-        if self.hearing().is_new(uptime) {
-            return;
-        }
         let moves = self.moves(uptime);
         join_all(moves.into_iter().map(|(id, from, to)| self.send_over(id, from, to))).await;
     }

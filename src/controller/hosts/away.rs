@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use super::{AWAY_MS, Hosts, Over, Presence, SILENT_MS};
+use super::{AWAY_MS, Hosts, Over, Presence};
 use crate::clock::rfc3339;
 use crate::controller::Controller;
 use crate::store::{Step, audit};
@@ -18,29 +18,9 @@ const GROUP: usize = 250;
 /// What there is to say of a host of which nothing is known.
 pub(in crate::controller) const NEVER_SEEN: &str = "not seen since the controller started";
 
-/// Since when hosts can be heard, by the clock of the boot in milliseconds.
-#[derive(Clone, Copy, Default)]
-pub(in crate::controller) struct Hearing {
-    /// When the controller started.
-    pub(in crate::controller) started: u64,
-    /// When its connection to the broker came back, where that was lost; the end of time while it
-    /// is.
-    pub(in crate::controller) again: u64,
-}
-
-impl Hearing {
-    /// Whether hosts that are heard over a broker may not have been able to say so.
-    pub(in crate::controller) fn is_new(self, uptime: u64) -> bool {
-        self.again > 0 && uptime.saturating_sub(self.again) <= SILENT_MS
-    }
-
-    /// Whether a host of which nothing is heard may be there all the same.
-    fn is_early(self, presence: Option<&Presence>, uptime: u64) -> bool {
-        match presence {
-            None => uptime.saturating_sub(self.started) <= AWAY_MS || self.is_new(uptime),
-            Some(presence) => presence.over == Over::Bus && self.is_new(uptime),
-        }
-    }
+/// Whether a host that is there may not have said so yet since the controller `started`.
+fn is_early(uptime: u64, started: u64) -> bool {
+    uptime.saturating_sub(started) <= AWAY_MS
 }
 
 /// What was said of a host last.
@@ -55,17 +35,17 @@ pub(in crate::controller) struct Said {
 
 impl Hosts {
     /// What is to be said `now`, by both clocks, of hosts that have gone or come back: for each an
-    /// event. A host that could not be heard yet may be on its way.
+    /// event. A host that was not heard of since the controller `started` may be on its way.
     pub(in crate::controller) fn news(
         &mut self,
         (uptime, wall): (u64, u64),
-        hearing: Hearing,
+        started: u64,
     ) -> Vec<Value> {
         let mut news = Vec::new();
         for (machine_id, (host, _)) in &self.known {
             let presence = self.present.get(machine_id);
             let is_there = presence.is_some_and(|presence| presence.is_there(uptime));
-            if !is_there && hearing.is_early(presence, uptime) {
+            if presence.is_none() && is_early(uptime, started) {
                 continue;
             }
             let said = self.said.get(machine_id).copied();
@@ -98,18 +78,23 @@ impl Hosts {
         &self,
         machine_id: &str,
         uptime: u64,
-        hearing: Hearing,
+        started: u64,
     ) -> Option<String> {
         let name = || self.name(machine_id);
-        let presence = self.present.get(machine_id);
-        match presence {
+        match self.present.get(machine_id) {
             Some(presence) if presence.is_there(uptime) => None,
-            _ if hearing.is_early(presence, uptime) => None,
+            None if is_early(uptime, started) => None,
             Some(Presence { heard_at, .. }) => {
                 Some(format!("{} is unreachable, last seen {}", name(), rfc3339(*heard_at)))
             }
             None => Some(format!("{} is unreachable, {NEVER_SEEN}", name())),
         }
+    }
+
+    /// Nobody could be heard over the broker for `gap` milliseconds, which nobody is blamed for.
+    pub(in crate::controller) fn excuse(&mut self, gap: u64) {
+        let over_bus = self.present.values_mut().filter(|presence| presence.over == Over::Bus);
+        over_bus.for_each(|presence| presence.heard = presence.heard.saturating_add(gap));
     }
 
     /// What was said of a host last, where that was that it has gone or come back.
@@ -121,7 +106,7 @@ impl Hosts {
 impl Controller {
     /// Says which hosts have gone and which are back, in the log and in the audit log.
     pub(in crate::controller) fn announce(&self, uptime: u64) {
-        let news = self.hosts().news((uptime, self.clock.wall()), self.hearing());
+        let news = self.hosts().news((uptime, self.clock.wall()), self.started);
         for event in &news {
             let (name, host) = (event["name"].as_str(), event["host"].as_str());
             if event["event"] == "host_back" {
@@ -155,7 +140,7 @@ mod tests {
         hosts.put("1", Host::new("web", State::Accepted), 1);
         let hear = |hosts: &mut Hosts, at| hosts.hear("1", Arc::new(About::default()), 1, (at, at));
         hear(&mut hosts, 1_000);
-        let news = |hosts: &mut Hosts, at: u64| hosts.news((at, at), Hearing::default());
+        let news = |hosts: &mut Hosts, at: u64| hosts.news((at, at), 0);
         assert!(news(&mut hosts, 1_000).is_empty(), "it is there from the first");
         assert!(hosts.said("1").is_none());
         let gone = news(&mut hosts, 200_000);
@@ -176,25 +161,23 @@ mod tests {
     fn a_host_that_was_not_heard_of_since_the_start_has_some_time() {
         let mut hosts = Hosts::default();
         hosts.put("1", Host::new("web", State::Accepted), 1);
-        let hearing = Hearing { started: 50_000, again: 0 };
-        assert!(hosts.news((90_000, 90_000), hearing).is_empty());
-        let news = hosts.news((150_000, 150_000), hearing);
+        assert!(hosts.news((90_000, 90_000), 50_000).is_empty());
+        let news = hosts.news((150_000, 150_000), 50_000);
         assert_eq!(events(&news), ["host_unreachable"]);
         assert!(news[0]["last_seen"].is_null(), "nobody knows when it was there");
     }
 
     #[test]
-    fn who_hears_nobody_says_of_nobody_that_he_has_gone() {
+    fn of_a_time_in_which_nobody_could_be_heard_nothing_is_said() {
         let mut hosts = Hosts::default();
         hosts.put("1", Host::new("web", State::Accepted), 1);
         hosts.hear_over_bus("1", Some(Arc::new(About::default())), (1_000, 1_000));
-        assert!(hosts.news((1_000, 1_000), Hearing::default()).is_empty());
-        let lost = Hearing { started: 0, again: u64::MAX };
-        assert!(hosts.news((200_000, 200_000), lost).is_empty());
-        assert!(hosts.absence("1", 200_000, lost).is_none());
-        let back = Hearing { started: 0, again: 300_000 };
-        assert!(hosts.news((330_000, 330_000), back).is_empty());
-        assert_eq!(events(&hosts.news((330_001, 330_001), back)), ["host_unreachable"]);
-        assert!(hosts.absence("1", 330_001, back).is_some());
+        assert!(hosts.news((1_000, 1_000), 0).is_empty());
+        // From 2 s on nobody was heard for five minutes.
+        hosts.excuse(300_000);
+        assert!(hosts.news((331_000, 331_000), 0).is_empty());
+        assert!(hosts.absence("1", 331_000, 0).is_none());
+        assert_eq!(events(&hosts.news((331_001, 331_001), 0)), ["host_unreachable"]);
+        assert!(hosts.absence("1", 331_001, 0).is_some());
     }
 }

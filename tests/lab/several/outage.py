@@ -25,6 +25,8 @@ def run(site):
             check(status == 503, f"{who}: {method} {path} is refused with 503", answer)
         status, answer = controller.ask("GET", "/agent")
         check(status == 200 and len(answer["agents"]) == len(HOSTS), f"{who}: what it remembers of hosts it tells", answer)
+        code, told = controller.run("osapi agent list 2>&1")
+        check(code == 0 and "The broker is away" in told and "NotReady" not in told, f"{who}: as it was, and says so", told)
         status, answer = controller.ask("GET", "/health/status")
         check("broker" in str(answer), f"{who}: the health status names what is wrong", answer)
         status, answer = controller.ask("GET", "/health/ready")
