@@ -35,7 +35,7 @@ fn refused(host: &TestHost, name: &str, home: &str, kind: Kind) {
 fn a_home_that_is_not_the_accounts_own_is_not_moved() {
     let host = host(
         "bin:x:2:2:bin:/bin:/usr/sbin/nologin\nsys:x:3:3::/dev:/usr/sbin/nologin\n\
-         linked:x:1501:100::/home/linked:/bin/bash\nlent:x:1502:100::/srv/work:/bin/bash\n\
+         linked:x:1501:100::/home/linked:/bin/bash\nlent:x:1502:100::/srv/data:/bin/bash\n\
          up:x:1503:100::/home:/bin/bash\ntop:x:1504:100::/:/bin/bash\n",
     );
     fs::create_dir_all(host.path("/dev")).unwrap();
@@ -72,7 +72,7 @@ fn a_home_moves_only_where_one_can_be() {
         ("/etc/bob", Kind::Protected),
         ("/usr/lib/bob", Kind::Protected),
         ("/bob", Kind::Protected),
-        ("/srv/work", Kind::Conflict),
+        ("/srv/data", Kind::Conflict),
         ("/srv/link/bob", Kind::Conflict),
         ("/srv/dangling", Kind::Conflict),
         ("/srv/nothing/bob", Kind::Conflict),
@@ -111,10 +111,10 @@ fn a_home_that_cannot_be_moved_back_is_named_and_no_other_is_made() {
 #[test]
 fn an_undo_moves_no_directory_that_was_there_before() {
     let host = host("svc:x:1501:1501::/nonexistent:/bin/bash\n");
-    fs::create_dir(host.path("/srv/data")).unwrap();
-    let _ = chown(host.path("/srv/data"), Some(1501), Some(1501));
+    fs::create_dir(host.path("/srv/shared")).unwrap();
+    let _ = chown(host.path("/srv/shared"), Some(1501), Some(1501));
     let before = host.snapshot();
-    host.run("job", "node.user.update", &relocated("svc", "/srv/data")).unwrap();
+    host.run("job", "node.user.update", &relocated("svc", "/srv/shared")).unwrap();
     host.undo("undo", "job").unwrap();
     host.assert_is(&before, "undone");
 }

@@ -83,7 +83,7 @@ fn the_unprivileged_are_refused() {
     host.write("/etc/group", &(host.read("/etc/group") + "other:x:65533:\n"));
     let mut params = deploy("motd", "/etc/motd", "0644");
     params["owner"] = json!("other");
-    let theirs = host.path("/srv/work");
+    let theirs = host.path("/srv/data");
     std::fs::set_permissions(&theirs, PermissionsExt::from_mode(0o555)).unwrap();
     std::fs::set_permissions(
         host.path("/proc/sys/vm/swappiness"),
@@ -93,7 +93,7 @@ fn the_unprivileged_are_refused() {
     let before = host.snapshot();
     for (op, params) in [
         ("file.deploy.execute", params),
-        ("file.deploy.execute", deploy("motd", "/srv/work/new", "0644")),
+        ("file.deploy.execute", deploy("motd", "/srv/data/new", "0644")),
         ("node.sysctl.create", json!({ "key": "vm.swappiness", "value": "10" })),
     ] {
         for error in [host.preview(op, &params), host.run(op, op, &params)] {
@@ -151,7 +151,7 @@ fn no_path_leads_out_of_the_root_or_to_what_is_no_file() {
         ("c", "/srv/pipe"),
         ("d", "srv/file"),
         ("e", "/srv//file"),
-        ("f", "/srv/work"),
+        ("f", "/srv/data"),
     ] {
         put(&host, name, path).unwrap_err();
     }

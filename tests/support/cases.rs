@@ -148,7 +148,7 @@ static TESTS: &[&Op] = &[
                 let path = "/opt/tree/deep/file";
                 Ok(Want::new()
                     .parents(host, path)
-                    .set(cell::directory("/srv/work").mode(0o711))
+                    .set(cell::directory("/srv/data").mode(0o711))
                     .set(cell::file(path, text.as_str()).mode(0o600))
                     .then(Refresh::run("announce", &["opt/tree/deep/file"]))
                     .create(cell::link("/etc/tree", "../opt/tree"))

@@ -119,7 +119,7 @@ impl TestHost {
             ("run/README", String::new()),
             ("run/units/cron.service", state("active", "enabled", CRON)),
             ("run/units/nginx.service", state("inactive", "disabled", NGINX)),
-            ("srv/work/README", String::new()),
+            ("srv/data/README", String::new()),
             ("var/lib/dpkg/status", DPKG.to_owned()),
             ("var/lib/apt/extended_states", String::new()),
         ] {
