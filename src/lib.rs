@@ -28,6 +28,7 @@ pub mod job;
 pub mod link;
 pub mod op;
 pub mod ops;
+mod own_file;
 pub mod permission;
 pub mod provider;
 pub mod relay;

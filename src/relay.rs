@@ -36,7 +36,8 @@ const LONGEST: Duration = Duration::from_secs(30);
 const ROOM: usize = 64;
 /// How many ends of audit chains one answer carries.
 const HEADS: usize = 64;
-/// How long the answer to a `Tell` may take: a controller waits for 10 s for who reads slowly.
+/// How long the answer to a `Tell` may take: a controller waits 3 s for who reads slowly, and 4 s for
+/// each other controller that it passes something on to.
 const TELL: Duration = Duration::from_secs(20);
 /// How long whoever ends may take to say so.
 const LAST_WORDS: Duration = Duration::from_secs(1);

@@ -283,20 +283,6 @@ pub fn wipe(params: &mut Value, ways: &[Way]) {
     });
 }
 
-/// Writes a file that only its owner reads, whole or not at all.
-fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-
-    let new = path.with_extension("new");
-    let mut options = std::fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&new, path)?;
-    path.parent().map_or(Ok(()), |dir| std::fs::OpenOptions::new().read(true).open(dir)?.sync_all())
-}
-
 /// The 32 bytes that are kept under `name` in `state`, for its owner alone; random ones are made
 /// the first time.
 pub fn random_key(state: &Path, name: &str) -> Result<[u8; 32]> {
@@ -313,7 +299,7 @@ pub fn random_key(state: &Path, name: &str) -> Result<[u8; 32]> {
         }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let key = SecretKey::generate(&mut OsRng).to_bytes();
-            replace(&path, &key).map_err(failed)?;
+            crate::own_file::replace(&path, &key, 0o600).map_err(failed)?;
             Ok(key)
         }
         Err(error) => Err(failed(error)),

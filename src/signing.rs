@@ -15,7 +15,6 @@ use crate::error::{Error, Kind, Result};
 
 mod kept;
 
-pub(crate) use kept::write;
 pub use kept::{Holder, public_keys};
 
 /// What a key in PKCS#8 begins with, before its 32 bytes: RFC 8410, section 7.

@@ -511,6 +511,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("types", &["error", "job"]),
     ("broker", &["error"]),
+    ("own_file", &[]),
     ("job", &["error", "op"]),
     ("op", &["error", "host", "permission"]),
     ("host", &["clock", "error", "job", "op", "sys", "types"]),
@@ -528,6 +529,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "link",
             "op",
             "ops",
+            "own_file",
             "permission",
             "seal",
             "signing",
@@ -535,8 +537,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "types",
         ],
     ),
-    ("seal", &["error", "op"]),
-    ("signing", &["error"]),
+    ("seal", &["error", "op", "own_file"]),
+    ("signing", &["error", "own_file"]),
     ("schema", &["error", "job", "op", "ops", "seal", "types"]),
 ];
 

@@ -1,10 +1,8 @@
 //! Where the audit chains ended, kept where only the agent writes: whoever rewrites or cuts a
 //! chain afterwards, the controller included, cannot make these agree.
-#![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "its own state")]
+#![expect(clippy::disallowed_methods, reason = "its own state")]
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -14,6 +12,7 @@ use super::lock;
 use crate::clock::{Clock, rfc3339};
 use crate::error::{Error, Kind, Result};
 use crate::link::Head;
+use crate::own_file;
 
 /// How many of the newest of a chain are kept, and how many of it in all.
 const NEWEST: usize = 100;
@@ -137,7 +136,7 @@ impl Heads {
             let lines = state.heads.iter().filter_map(|kept| serde_json::to_string(kept).ok());
             lines.map(|line| line + "\n").collect::<String>()
         };
-        if let Err(error) = replace(&self.path, text.as_bytes()) {
+        if let Err(error) = own_file::replace(&self.path, text.as_bytes(), 0o600) {
             tracing::error!(%error, "cannot keep where the audit log ends");
             lock(&self.state).is_new = true;
         }
@@ -171,19 +170,6 @@ fn thin(heads: &mut Vec<Kept>) {
         keeps.push(keep);
     }
     heads.retain(|_| keeps.pop().unwrap_or(true));
-}
-
-/// Puts a whole file in the place of another, or leaves that as it was.
-pub(super) fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-
-    let new = path.with_extension("new");
-    let mut options = File::options();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&new, path)?;
-    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
 #[cfg(test)]

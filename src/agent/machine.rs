@@ -16,7 +16,7 @@ pub fn machine_id(host: &View, state: &Path) -> Result<String> {
         return Ok(id);
     }
     let id = uuid::Uuid::now_v7().simple().to_string();
-    super::heads::replace(&path, format!("{id}\n").as_bytes()).map_err(|error| {
+    crate::own_file::replace(&path, format!("{id}\n").as_bytes(), 0o600).map_err(|error| {
         let path = path.display();
         Error::new(Kind::Unavailable, format!("cannot keep a machine id in {path}: {error}"))
     })?;

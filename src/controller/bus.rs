@@ -29,7 +29,7 @@ pub(super) use wakes::Why;
 
 /// How many questions are answered at a time. What comes beyond that waits with the client.
 const AT_ONCE: usize = 512;
-/// The pause before a connection is looked for again.
+/// The pause before a controller that could not listen on a connection tries again.
 const AGAIN: Duration = Duration::from_millis(100);
 /// How long whoever ends may take to answer what was asked.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);

@@ -98,16 +98,10 @@ impl Desk for AgentDesk {
                 let mut is_heard = true;
                 for Tell { job, data } in told {
                     let Ok(id) = Uuid::parse_str(&job) else { continue };
-                    if self.controller.vouched(&host).is_err() {
-                        is_heard = false;
-                        continue;
-                    }
                     if self.controller.listened(&host, id) {
                         self.told.insert(id);
-                        is_heard &= self.controller.pass_on(id, data, SLOW).await;
-                    } else {
-                        is_heard &= self.controller.tell(&host, id, data);
                     }
+                    is_heard &= self.controller.take_word(&host, id, data, SLOW).await;
                 }
                 Ok(if is_heard { Answer::Done } else { Answer::Unheard })
             }
@@ -469,6 +463,24 @@ impl Controller {
             value = encode(&report)?;
         }
         Ok((report, value))
+    }
+
+    /// Takes what a running job of `host` says: to whoever follows it, for whom that may take as long
+    /// as `limit`, or for whoever asks. False where nobody can, or the host is not believed.
+    pub(super) async fn take_word(
+        &self,
+        host: &str,
+        id: Uuid,
+        data: serde_json::Value,
+        limit: Duration,
+    ) -> bool {
+        if self.vouched(host).is_err() {
+            false
+        } else if self.listened(host, id) {
+            self.pass_on(id, data, limit).await
+        } else {
+            self.tell(host, id, data)
+        }
     }
 
     /// Keeps what a running job said last for whoever asks meanwhile. False where nobody can.

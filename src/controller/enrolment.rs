@@ -14,6 +14,7 @@ use super::agent::{Done, Named};
 use super::hosts::{Host, Moment, Offer, State, key};
 use super::notes::{TASKS_REFUSED, entry};
 use super::{Call, Controller, Here, Local};
+use crate::broker;
 use crate::clock::rfc3339;
 use crate::error::{Error, Kind, Result};
 use crate::job::{Report, encode};
@@ -330,8 +331,8 @@ impl Controller {
         }
     }
 
-    /// Refuses what a host asks or tells that is not believed, for now: what it has to tell it
-    /// keeps until it is.
+    /// Refuses what a host asks or tells that is not believed. It keeps what it has to tell until it
+    /// is.
     pub(super) fn vouched(&self, machine_id: &str) -> Result<()> {
         if self.hosts().get(machine_id).is_some_and(|(host, _)| host.is_trusted()) {
             return Ok(());
@@ -526,21 +527,18 @@ pub(super) fn waiting(host: &Host) -> Error {
 
 fn check(about: &About) -> Result<()> {
     let refused = |what: &str| Err(Error::new(Kind::InvalidInput, format!("cannot enrol: {what}")));
-    let is_token = |text: &str| {
-        !text.is_empty()
-            && text.len() <= 128
-            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-    };
-    let is_name =
+    let is_text =
         |text: &str| !text.is_empty() && text.len() <= NAME && !text.chars().any(char::is_control);
-    if !is_token(&about.machine_id) {
-        return refused("the machine id must be of letters, digits, - and _");
+    if !broker::is_name(&about.machine_id) {
+        return refused("the machine id must be of up to 64 letters, digits, - and _");
     }
-    if !is_name(&about.hostname) || about.hostname.contains(':') || about.hostname.starts_with('_')
+    if !is_text(&about.hostname) || about.hostname.contains(':') || about.hostname.starts_with('_')
     {
         return refused("the host name is empty, too long or not a name");
     }
-    let fits = |(key, value): (&String, &String)| is_token(key) && is_name(value);
+    let fits = |(key, value): (&String, &String)| {
+        key.len() <= NAME && broker::is_token(key) && is_text(value)
+    };
     if about.key.len() > KEY || about.signing_key.len() > KEY {
         return refused("a key is too long");
     }

@@ -15,7 +15,8 @@ use crate::error::{Error, Kind};
 use crate::permission::Caller;
 use crate::store::{Step, audit};
 
-/// How long a note waits for company.
+/// How long a note waits for company: lazy ones share a commit, and nobody tells that the last has
+/// come.
 const GATHER: Duration = Duration::from_millis(500);
 /// How many notes make up a step.
 const GROUP: usize = 64;

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::inbox::{Inbox, ROOM};
-use crate::broker::is_token;
+use crate::broker::is_name;
 use crate::error::{Error, Kind, Result};
 
 use crate::link::bus::{Beat, Handed, Wake};
@@ -67,7 +67,7 @@ impl Memory {
     ) -> Result<String> {
         if let Some(about) = about {
             let id = &about.machine_id;
-            if !is_token(id) || id.len() > 64 {
+            if !is_name(id) {
                 let message = format!("{id:?} is no machine id");
                 return Err(Error::new(Kind::InvalidInput, message));
             }

@@ -1,9 +1,7 @@
 //! Keys in files: made once, for their owner alone, and read by whoever may.
 
-#![expect(clippy::disallowed_types, reason = "its own files")]
-
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -12,6 +10,7 @@ use zeroize::Zeroizing;
 
 use super::{PKCS8, PRIVATE, PUBLIC, PublicKey, SPKI, SigningKey, blocks, pem};
 use crate::error::{Error, Kind, Result};
+use crate::own_file;
 
 /// No such file is longer, in bytes.
 const LONGEST: u64 = 64 * 1024;
@@ -85,14 +84,16 @@ impl Holder {
                 let (key, seed) = SigningKey::random()?;
                 let content = Zeroizing::new([&PKCS8[..], &*seed].concat());
                 let text = Zeroizing::new(pem(PRIVATE, &content));
-                write(dir, self.key_file(), text.as_bytes(), 0o600).map_err(cannot)?;
+                own_file::replace(&dir.join(self.key_file()), text.as_bytes(), 0o600)
+                    .map_err(cannot)?;
                 key
             }
         };
         let public = key.public().pem();
-        let there = read(&dir.join(self.public_file())).ok().flatten();
+        let path = dir.join(self.public_file());
+        let there = read(&path).ok().flatten();
         if there.is_none_or(|(text, _)| *text != public) {
-            write(dir, self.public_file(), public.as_bytes(), 0o644).map_err(cannot)?;
+            own_file::replace(&path, public.as_bytes(), 0o644).map_err(cannot)?;
         }
         Ok(key)
     }
@@ -135,20 +136,6 @@ fn read(path: &Path) -> Result<Option<(Zeroizing<String>, u32)>> {
         Ok(mode) => Ok(Some((text, mode))),
         Err(error) => Err(cannot(Kind::Unavailable, &error)),
     }
-}
-
-/// Durable when it returns: whoever was told of a key has to be able to rely on it.
-pub(crate) fn write(dir: &Path, name: &str, content: &[u8], mode: u32) -> std::io::Result<()> {
-    let new = dir.join(format!("{name}.new"));
-    match std::fs::remove_file(&new) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&new, dir.join(name))?;
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

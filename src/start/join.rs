@@ -24,7 +24,8 @@ use crate::cli::{Globals, Join};
 use crate::config::{self, AgentPki, Config, ControllerPki};
 use crate::error::{Error, Kind, Result};
 use crate::host::{Root, query};
-use crate::signing::{self, Holder, PublicKey, public_keys};
+use crate::own_file;
+use crate::signing::{Holder, PublicKey, public_keys};
 
 /// What is laid down, below the root.
 const SETTINGS: &str = "/etc/osapi/osapi.yaml.d/fleet.yaml";
@@ -302,14 +303,12 @@ impl Site {
     /// may read it is as it should be either way.
     fn lay(&self, path: &str, content: &str, readers: Readers) -> Result<()> {
         let at = self.at(path);
-        let (Some(directory), Some(name)) = (at.parent(), at.file_name()) else { return Ok(()) };
+        let Some(directory) = at.parent() else { return Ok(()) };
         let mode = if readers == Readers::All { 0o644 } else { 0o640 };
         let there = std::fs::read(&at).map(Zeroizing::new);
         if !there.is_ok_and(|there| *there == content.as_bytes()) {
             std::fs::create_dir_all(directory)
-                .and_then(|()| {
-                    signing::write(directory, &name.to_string_lossy(), content.as_bytes(), mode)
-                })
+                .and_then(|()| own_file::replace(&at, content.as_bytes(), mode))
                 .map_err(|error| cannot(path, &error))?;
         }
         if self.is_real {
@@ -339,7 +338,7 @@ impl Site {
         Err(error)
     }
 
-    /// Has the units go by the new settings. Who is refused at the broker for now tries again.
+    /// Has the units go by the new settings. Whoever the broker does not know yet tries until it does.
     fn change_over(&self, role: Role) -> Result<()> {
         if role == Role::Host {
             self.systemctl(&[

@@ -1,10 +1,8 @@
 //! The signing key of a controller that was given none: 32 random bytes in a file that its own
 //! account alone may read.
 
-#![expect(clippy::disallowed_types, reason = "its own file")]
-
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -13,6 +11,7 @@ use rustix::fs::OFlags;
 
 use super::Key;
 use crate::error::{Error, Kind, Result};
+use crate::own_file;
 
 /// The name of the file in the controller's state directory.
 const FILE: &str = "token.key";
@@ -78,13 +77,7 @@ fn make(state: &Path) -> std::io::Result<[u8; LENGTH]> {
     let mut bytes = [0; LENGTH];
     let unable = |_| std::io::Error::other("the kernel gives no random bytes");
     SystemRandom::new().fill(&mut bytes).map_err(unable)?;
-    let new = state.join(format!("{FILE}.new"));
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&new, state.join(FILE))?;
-    File::open(state)?.sync_all()?;
+    own_file::replace(&state.join(FILE), &bytes, 0o600)?;
     Ok(bytes)
 }
 
