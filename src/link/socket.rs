@@ -117,13 +117,15 @@ pub async fn serve(
                 return if rest == 0 { Ok(()) } else { Err(refused("the last frame is cut off")) };
             }
         };
-        let waits = matches!(ask, Ask::Next(_));
+        // An outcome counts, whoever is left to hear that it does.
+        let ends_with_the_agent = !matches!(ask, Ask::Finish(_));
         let answer = desk.answer(ask);
-        let answer = if waits {
+        let answer = if ends_with_the_agent {
             tokio::select! {
                 biased;
                 answer = answer => answer,
-                // Nobody is left to be handed anything, or somebody does not wait for answers.
+                // Nobody is left to be handed anything or to go on telling, which is to be known at
+                // once; or somebody does not wait for answers.
                 read = stream.read_buf(&mut buffer) => match read.map_err(broken)? {
                     0 => return Ok(()),
                     _ => return Err(refused("a question came before the last was answered")),
@@ -254,5 +256,24 @@ mod tests {
         let (refused, answered) = asked.await.unwrap();
         assert_eq!(refused.unwrap_err().kind(), Kind::Denied);
         assert!(matches!(answered, Ok(Answer::Done)));
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_goes_is_missed_although_it_is_not_answered_yet() {
+        struct Slow;
+        #[async_trait::async_trait]
+        impl Desk for Slow {
+            async fn answer(&mut self, _: Ask) -> Result<Answer> {
+                std::future::pending().await
+            }
+        }
+        let uid = rustix::process::getuid().as_raw();
+        let fetch = Ask::Fetch { job: String::new(), object: String::new(), offset: 0 };
+        for ask in [Ask::Next(crate::link::Next::default()), Ask::Tell(Vec::new()), fetch] {
+            let (here, mut there) = tokio::net::UnixStream::pair().unwrap();
+            there.write_all(&frame(&ask).unwrap()).await.unwrap();
+            drop(there);
+            serve(here, uid, Slow).await.unwrap();
+        }
     }
 }
