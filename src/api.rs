@@ -390,7 +390,7 @@ async fn ask_controller(
         return Ok(answered(row, op, Reply::Whole(output))?.with(REPLAYED, "true"));
     }
     // RFC 9111, section 5.1: what is told of hosts without a broker to hear them is that old.
-    let age = call.controller.age_of_hosts().filter(|_| !row.changes());
+    let age = call.controller.age_of_hosts().filter(|_| row.tells_of_hosts());
     let run = op.run(call, params);
     let output = if row.changes() {
         // A client that hangs up must not stop it halfway.

@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use crate::controller::{self, ControllerOp};
 use crate::op::{Access, Agent, AgentOp, Domain, Op, Shape};
+use crate::permission::Permission;
 use crate::provider;
 
 /// A row, whoever carries it out.
@@ -70,6 +71,11 @@ impl Row {
     /// Whether its path names the hosts it is for.
     pub fn has_target(&self) -> bool {
         matches!(self.run, Run::Agent(_)) && self.path.contains("{hostname}")
+    }
+
+    /// Whether it tells what is known of hosts, which is from memory where none can be heard.
+    pub fn tells_of_hosts(&self) -> bool {
+        self.permission == Some(Permission::AgentRead) && !self.changes()
     }
 
     /// Whether it changes something, on a host or in the controller.

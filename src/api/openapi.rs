@@ -191,7 +191,7 @@ fn responses(row: &Row, problem: &Value) -> Value {
     if is_either {
         success["headers"] = location();
     }
-    if !is_on_hosts && !row.changes() && row.status == 200 {
+    if row.tells_of_hosts() {
         success["headers"] = age();
     }
     responses.insert(row.status.to_string(), success);
@@ -233,8 +233,8 @@ fn location() -> Value {
 }
 
 fn age() -> Value {
-    let description = "There is no connection to the broker. What is told of hosts is from memory, \
-                       and as many seconds old.";
+    let description = "Where there is no connection to the broker: what is told of hosts is from \
+                       memory, and as many seconds old.";
     json!({ "Age": { "description": description, "schema": { "type": "integer" } } })
 }
 
