@@ -13,25 +13,24 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use self::act::Acted;
 use self::alarm::Alarm;
+use self::answer::{tell, told, until};
 use self::gate::Gate;
 use super::cell::Digest;
-use super::command::bounded;
 use super::hands::Hands;
 use super::journal::{Amendment, At, Bounds, Entry, Event, HOST, Journal, Planned, Turn, Work};
 use super::look::{self, Eyes, For, Passing};
-use super::plan::{Change, Plan};
+use super::plan::Plan;
 use super::root::Root;
 use super::view::View;
 use super::want::Act;
-use crate::clock::{Clock, rfc3339};
 use crate::error::{Error, Kind, Result};
 use crate::job::{Outcome, Task};
 use crate::op::{Access, Agent, Intent, Op};
 
 mod act;
 mod alarm;
+mod answer;
 mod gate;
 mod group;
 mod news;
@@ -44,9 +43,6 @@ pub use unit::has_journal;
 
 pub use news::Listening;
 pub(super) use news::News;
-
-/// How many bytes of differences an answer repeats, as they are in JSON.
-const MAX_DIFFS: usize = 256 * 1024;
 
 /// Cheap to clone; every clone is the same executor.
 #[derive(Clone)]
@@ -327,28 +323,6 @@ impl Executor {
         })
     }
 
-    /// What there is to tell, of the host as it will be after `plan` where one is given.
-    fn show(&self, provider: Agent, task: &Task, plan: Option<&Plan>, who: For) -> Result<Json> {
-        let view = self.view_for(task);
-        let view = plan.map_or_else(|| view.clone(), |plan| view.after(plan));
-        let params = Passing::of(&task.params);
-        self.core.eyes.look(who, move || provider.show(&view, &params))
-    }
-
-    fn preview(&self, provider: Agent, task: &Task) -> Result<Json> {
-        let work = self.plan(provider, task, For::Read)?;
-        let name = self.name(task, &work)?;
-        let Work::Plan(plan) = work else {
-            return Err(Error::new(Kind::NoPreview, "it cannot tell beforehand what it would do"));
-        };
-        let shown = self.show(provider, task, Some(&plan), For::Read)?;
-        let changes = changes(&plan, &self.view_for(task));
-        let mut answer = told(shown, &changes, &plan);
-        answer["plan"] = json!(name);
-        answer["dry_run"] = json!(true);
-        Ok(answer)
-    }
-
     /// Names what would happen if `task` were run now. It is keyed, because otherwise parameters
     /// could be guessed from it.
     fn name(&self, task: &Task, work: &Work) -> Result<Digest> {
@@ -431,7 +405,7 @@ impl Executor {
         match &mut work {
             Work::Plan(plan) if plan.is_empty() => return Ok(Begun::Nothing),
             Work::Plan(plan) => {
-                changes = self::changes(plan, &view);
+                changes = answer::changes(plan, &view);
                 self.core.journal.keep(&task.job, plan, &view)?;
             }
             Work::Act(_) if task.options.confirm.is_some() || task.options.plan.is_some() => {
@@ -491,58 +465,6 @@ impl Executor {
     fn hands<'a>(&'a self, turn: &'a Turn, job: &'a str, limit: Duration) -> Hands<'a> {
         let Core { root, journal, news, .. } = &*self.core;
         Hands { root, journal, turn, view: self.view(), limit, job, news }
-    }
-}
-
-/// The answer to an act.
-fn tell(provider: Agent, task: &Task, acted: Acted) -> Result<Json> {
-    let mut answer = object(provider.tell(&task.params, acted.done)?);
-    answer["changed"] = json!(acted.changed);
-    Ok(answer)
-}
-
-/// What `plan` changes, with as much of the differences as an answer has room for.
-fn changes(plan: &Plan, view: &View) -> Vec<Change> {
-    let (mut changes, mut room) = (plan.changes(view), MAX_DIFFS);
-    for diff in changes.iter_mut().filter_map(|change| change.diff.as_mut()) {
-        let (kept, cost) = bounded(diff, room);
-        room -= cost;
-        if kept.len() < diff.len() {
-            *diff = format!("{kept}\n… and more\n");
-        }
-    }
-    changes
-}
-
-/// The answer to a change: what its operation tells, and what it did.
-fn told(shown: Json, changes: &[Change], plan: &Plan) -> Json {
-    let mut answer = object(shown);
-    answer["changed"] = json!(plan.changes_the_host());
-    if !changes.is_empty() {
-        answer["changes"] = json!(changes);
-    }
-    let residue = plan.residue();
-    if !residue.is_empty() {
-        answer["residue"] = json!(residue);
-    }
-    answer
-}
-
-/// An answer that also says until when the change has to be confirmed, if it has.
-fn until(mut answer: Json, planned: &Planned) -> Json {
-    if let Some(deadline) = planned.deadline {
-        let left = deadline.saturating_sub(uptime()).saturating_mul(1000);
-        answer["confirm_until"] = json!(rfc3339(Clock::default().wall().saturating_add(left)));
-    }
-    answer
-}
-
-/// An answer has members, whatever the operation tells.
-fn object(shown: Json) -> Json {
-    match shown {
-        Json::Object(_) => shown,
-        Json::Null => json!({}),
-        other => json!({ "value": other }),
     }
 }
 

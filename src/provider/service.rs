@@ -11,15 +11,18 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
-use crate::host::cell::{Cell, Value, active, enabled, nothing, object};
-use crate::host::{Act, Listed, Object, Operate, Record, Refresh, Unit, Verb, View, Want};
+use crate::host::cell::{Cell, Value, active, enabled, nothing};
+use crate::host::{Act, Listed, Operate, Record, Refresh, Unit, Verb, View, Want};
 use crate::op::{Bring, Domain, Execute, Intent, Method, Nothing, Op, Read, Rows, Write};
 use crate::permission::Permission;
 use crate::types::{ObjectName, UnitName};
 
+mod own;
 mod protected;
 #[cfg(test)]
 mod tests;
+
+use own::{is_own, own_unit};
 
 pub static DOMAIN: Domain = Domain {
     name: "service",
@@ -61,7 +64,7 @@ pub static DOMAIN: Domain = Domain {
             path: "/node/{hostname}/service",
             command: "node service create",
             args: &["name", "object"],
-            run: &Write(create, |_, params| Ok(Named::from(&params.name))),
+            run: &Write(own::create, |_, params| Ok(Named::from(&params.name))),
             ..UNIT
         },
         Op {
@@ -71,7 +74,7 @@ pub static DOMAIN: Domain = Domain {
             path: "/node/{hostname}/service/{name}",
             command: "node service update",
             args: &["name", "object"],
-            run: &Write(update, |_, params| Ok(Named::from(&params.name))),
+            run: &Write(own::update, |_, params| Ok(Named::from(&params.name))),
             ..UNIT
         },
         Op {
@@ -80,7 +83,7 @@ pub static DOMAIN: Domain = Domain {
             method: Method::Delete,
             path: "/node/{hostname}/service/{name}",
             command: "node service delete",
-            run: &Write(delete, |_, params: &ByName| Ok(Named::from(&params.name))),
+            run: &Write(own::delete, |_, params: &ByName| Ok(Named::from(&params.name))),
             ..UNIT
         },
         Op {
@@ -144,11 +147,6 @@ const UNIT: Op = Op {
 };
 
 const LIMIT: Duration = Duration::from_mins(5);
-
-/// Where OSAPI keeps the files of its own units.
-const DIRECTORY: &str = "/etc/systemd/system/";
-const PREFIX: &str = "osapi-";
-const SUFFIX: &str = ".service";
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -242,61 +240,6 @@ fn get(host: &View, name: &UnitName) -> Result<Shown> {
         pid: Some(unit.pid).filter(|pid| *pid > 0),
     };
     Ok(Shown { service })
-}
-
-fn create(host: &View, params: &Definition) -> Result<Want> {
-    let unit = own_unit(&params.name)?;
-    let content = host.object(params.object.as_str())?;
-    match host.record(&Cell::Node(path(&unit))) {
-        Some(record) if !is_content(&record.value, &content) => {
-            let message = format!("{unit} was made of something else already; update it instead");
-            return Err(Error::new(Kind::Conflict, message));
-        }
-        Some(_) => {}
-        None => {
-            let there = host.unit(&unit)?;
-            if there.is_known() && there.fragment != path(&unit) {
-                let message = format!("there is a {unit} already, from {}", there.fragment);
-                return Err(Error::new(Kind::Conflict, message));
-            }
-        }
-    }
-    deploy(host, &unit, params)
-}
-
-fn update(host: &View, params: &Definition) -> Result<Want> {
-    let unit = own_unit(&params.name)?;
-    if host.record(&Cell::Node(path(&unit))).is_none() {
-        let message = format!("OSAPI has not made {unit}; create it first");
-        return Err(Error::new(Kind::NotFound, message));
-    }
-    deploy(host, &unit, params)
-}
-
-fn deploy(host: &View, unit: &str, params: &Definition) -> Result<Want> {
-    let (path, content) = (path(unit), host.object(params.object.as_str())?);
-    let found = host.value(&Cell::Node(path.clone()))?;
-    if !is_content(&found, &content) {
-        host.verify_unit(unit, &content)?;
-    }
-    let want = Want::new().parents(host, &path).own(object(&path, &content));
-    Ok(want.then(Refresh::reload_units()))
-}
-
-fn delete(host: &View, ByName { name }: &ByName) -> Result<Want> {
-    let unit = own_unit(name)?;
-    let cell = Cell::Node(path(&unit));
-    if host.record(&cell).is_none() {
-        return Ok(Want::new());
-    }
-    let mut want = Want::new().set(active(&unit, false));
-    let found = host.unit(&unit)?;
-    if is_enabled(found.enablement()) {
-        want = no_longer_enabled(host, want, &found)?;
-    }
-    // In the other direction systemd has to know the file before it can enable and start.
-    let want = want.then(Refresh::reload_units()).release(host, cell);
-    Ok(want.release_parents(host, &path(&unit)).then(Refresh::reload_units()))
 }
 
 fn start(host: &View, ByName { name }: &ByName) -> Result<Intent> {
@@ -439,43 +382,9 @@ fn find(host: &View, name: &UnitName) -> Result<Unit> {
     Err(Error::new(Kind::NotFound, format!("there is no unit {full} on this host")))
 }
 
-/// The full name of the unit that is made here under `name`.
-fn own_unit(name: &UnitName) -> Result<String> {
-    let name = name.as_str();
-    let stem = name.strip_suffix(SUFFIX).unwrap_or(name);
-    let unit = format!("{PREFIX}{}{SUFFIX}", stem.strip_prefix(PREFIX).unwrap_or(stem));
-    let refuse = |why: &str| {
-        let message = format!("cannot make a service called {name}: {why}");
-        Err(Error::new(Kind::InvalidInput, message))
-    };
-    if unit.len() > 255 {
-        return refuse("the name is too long");
-    }
-    if stem.is_empty() || unit.contains('@') {
-        return refuse("it has to be a plain name, and no template's or instance's");
-    }
-    if protected::is_osapi(&unit) {
-        return refuse("OSAPI has units of that name itself");
-    }
-    Ok(unit)
-}
-
-/// Whether this is the unit that is made here under `name`.
-fn is_own(unit: &str, name: &UnitName) -> bool {
-    own_unit(name).is_ok_and(|own| own == unit)
-}
-
-fn path(unit: &str) -> String {
-    format!("{DIRECTORY}{unit}")
-}
-
 fn operate(verb: Verb, unit: Unit) -> Act {
     let Unit { id, invocation, .. } = unit;
     Act::Operate(Operate { verb, unit: id, before: invocation, limit: LIMIT })
-}
-
-fn is_content(value: &Value, object: &Object) -> bool {
-    matches!(value, Value::File { content, .. } if content == object.digest())
 }
 
 fn is_enabled(word: &str) -> bool {
