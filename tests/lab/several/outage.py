@@ -1,9 +1,13 @@
 """The broker is away, and comes back."""
 
+import re
 import time
 
 from appliances import HOSTS
 from lib import check, figure, until
+
+# After how many seconds without a word a host counts as away.
+SILENT = 30
 
 
 def run(site):
@@ -25,14 +29,22 @@ def run(site):
             check(status == 503, f"{who}: {method} {path} is refused with 503", answer)
         status, answer = controller.ask("GET", "/agent")
         check(status == 200 and len(answer["agents"]) == len(HOSTS), f"{who}: what it remembers of hosts it tells", answer)
-        code, told = controller.run("osapi agent list 2>&1")
-        check(code == 0 and "The broker is away" in told and "NotReady" not in told, f"{who}: as it was, and says so", told)
         status, answer = controller.ask("GET", "/health/status")
         check("broker" in str(answer), f"{who}: the health status names what is wrong", answer)
         status, answer = controller.ask("GET", "/health/ready")
         check(status == 503, f"{who}: it is not ready", answer)
         status, answer = controller.ask("GET", "/health")
         check(status == 200, f"{who}: but it lives", answer)
+    for controller in site.controllers:
+        who = controller.name
+        def is_old(controller=controller):
+            code, told = controller.run("osapi agent list 2>&1")
+            age = re.search(r"The broker is away: this is what was known (\d+) s ago", told)
+            return told if code == 0 and age and int(age[1]) > SILENT else None
+        told = until(is_old, f"{who}: it says how old that is", 2 * SILENT) or ""
+        check(told.count(" Ready") == len(HOSTS) and "NotReady" not in told, f"{who}: nobody has gone meanwhile", told)
+        code, told = controller.run("osapi version 2>&1")
+        check(code == 0 and "The broker is away" not in told, f"{who}: what it knows itself is not old", told)
     pids = [controller.run("systemctl show -P MainPID osapi-controller")[1] for controller in site.controllers]
     site.broker.start()
     begun = time.monotonic()
