@@ -519,6 +519,7 @@ async fn acknowledged(client: &Client, subject: String, size: usize) {
 async fn jobs(sync: &str) {
     for clients in CLIENTS {
         let (mut leans, mut courses, mut stored) = (Vec::new(), Vec::new(), Vec::new());
+        let mut used = [Vec::new(), Vec::new()];
         for _ in 0..ROUNDS {
             // Each round begins with as little stored as the lean path does.
             let broker = Broker::with("", sync);
@@ -534,6 +535,8 @@ async fn jobs(sync: &str) {
             agents.beat();
             let reader = async_nats::connect(broker.address()).await.unwrap();
             let before = streams(&reader).await.0;
+            let pids = [controller.process.id(), broker.pid()];
+            let used_before = pids.map(usage);
             let course = course(callers.into_iter().enumerate().map(|(client, caller)| {
                 move |number| {
                     let caller = caller.clone();
@@ -545,7 +548,12 @@ async fn jobs(sync: &str) {
                     }
                 }
             }));
-            courses.push(course.await);
+            let course = course.await;
+            #[expect(clippy::cast_precision_loss, reason = "counts of some thousands")]
+            for ((used, before), after) in used.iter_mut().zip(used_before).zip(pids.map(usage)) {
+                used.push((after.cpu - before.cpu) * 1e6 / course.count as f64);
+            }
+            courses.push(course);
             stored.push(streams(&reader).await.0 - before);
             agents.is_over.store(true, Ordering::Relaxed);
         }
@@ -573,6 +581,14 @@ async fn jobs(sync: &str) {
         let stored = median(stored.iter().zip(&courses).map(each).collect());
         let limit = "2 without an audit".to_owned();
         line("messages stored per job", format!("{stored:.2}"), limit, stored / 2.0);
+        let [controller, broker] = used.map(median);
+        let measured = format!("{controller:.0} µs");
+        line(
+            "processor time a job: controller, of the broker's",
+            measured,
+            format!("{broker:.0} µs"),
+            controller / broker,
+        );
     }
 }
 
