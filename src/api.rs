@@ -227,7 +227,7 @@ impl Api {
         let mut file = None;
         let Some(body) = body.take() else { return Err(panicked().into()) };
         if request::takes_file(row) {
-            let form = upload::form(&parts.headers, body).await?;
+            let form = Box::pin(upload::form(&parts.headers, body)).await?;
             gathered.take_body(form.members, form.problems);
             file = Some((form.file, form.fault));
         } else if row.method.has_body() {
@@ -249,7 +249,7 @@ impl Api {
                 let (caller, trail) = (exchange.caller.clone(), exchange.trail.clone());
                 let controller = self.controller.clone();
                 let call = Call { controller, caller, trail, content, key };
-                let answer = ask_controller(exchange, row, op, call, given.params).await;
+                let answer = Box::pin(ask_controller(exchange, row, op, call, given.params)).await;
                 // Whoever read the file only knows that it could not.
                 answer.map_err(|failure| match fault.and_then(|fault| fault.take()) {
                     Some(error) => error.into(),
@@ -276,13 +276,13 @@ impl Api {
             Target::Named(target)
         } else {
             // Who does something about a job needs the permission that the job itself needed.
-            self.controller.permit(&target, &exchange.caller).await?;
+            Box::pin(self.controller.permit(&target, &exchange.caller)).await?;
             Target::HostsOf(target)
         };
         let (caller, trail) = (exchange.caller.clone(), exchange.trail.clone());
         let submit = Submit { row, target, params, options, caller, trail, key };
         if row.is_endless() {
-            return self.listen(submit).await;
+            return Box::pin(self.listen(submit)).await;
         }
         let Submitted { job, replayed } = self.submit(submit, is_recorded).await?;
         exchange.is_noted = is_recorded && !replayed;
@@ -339,10 +339,10 @@ impl Api {
         let controller = self.controller.clone();
         // Those that are on their way at once share a commit.
         let coming = controller.expect();
-        let submitted = tokio::spawn(async move {
+        let submitted = tokio::spawn(Box::pin(async move {
             let _coming = coming;
             controller.submit(submit).await
-        });
+        }));
         submitted.await.unwrap_or_else(|_| Err(panicked()))
     }
 

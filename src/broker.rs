@@ -210,11 +210,7 @@ impl Line {
             _ = is_lost.wait_for(|is_lost| *is_lost) => return Err(broken()),
         };
         answer.map_err(|error| match error.kind() {
-            RequestErrorKind::MaxPayloadExceeded => {
-                let message = "this is larger than a message of the broker may be; raise its \
-                               max_payload";
-                Error::new(Kind::TooLarge, message).because(error)
-            }
+            RequestErrorKind::MaxPayloadExceeded => too_large().because(error),
             RequestErrorKind::NoResponders if subject.starts_with("$JS") => {
                 Error::new(Kind::Unavailable, NO_JETSTREAM)
             }
@@ -240,8 +236,14 @@ impl Line {
 
     /// Waits until the server refuses the right to `subject`, and returns what it said.
     pub(crate) async fn refusal(&self, subject: &str) -> String {
-        let (mut denied, quoted) = (self.denied.clone(), format!("\"{subject}\""));
-        let text = denied.wait_for(|text| text.contains(&quoted)).await.map(|text| text.clone());
+        let quoted = format!("\"{subject}\"");
+        self.refusal_of(|text| text.contains(&quoted)).await
+    }
+
+    /// The same of any text that is about what `is_ours` says.
+    pub(crate) async fn refusal_of(&self, is_ours: impl Fn(&str) -> bool) -> String {
+        let mut denied = self.denied.clone();
+        let text = denied.wait_for(|text| is_ours(text)).await.map(|text| text.clone());
         match text {
             Ok(text) => text,
             // Nobody is left who could refuse.
@@ -255,6 +257,11 @@ pub(crate) const NO_JETSTREAM: &str =
 
 pub(crate) fn away() -> Error {
     Error::new(Kind::Unavailable, "there is no connection to the broker; retry")
+}
+
+pub(crate) fn too_large() -> Error {
+    let message = "this is larger than a message of the broker may be; raise its max_payload";
+    Error::new(Kind::TooLarge, message)
 }
 
 pub(crate) fn broken() -> Error {

@@ -218,10 +218,10 @@ impl Controller {
             let Some(message) = message else { break };
             let Ok(place) = room.clone().acquire_owned().await else { return };
             let (controller, line) = (self.clone(), line.clone());
-            tokio::spawn(async move {
+            tokio::spawn(Box::pin(async move {
                 controller.reply(&line, message).await;
                 drop(place);
-            });
+            }));
         }
         if is_last {
             let all = u32::try_from(AT_ONCE).unwrap_or(u32::MAX);

@@ -322,7 +322,7 @@ impl Controller {
         let stored;
         let record = match &open {
             Some(open) => &open.record,
-            None => match self.stored(&report.job).await {
+            None => match Box::pin(self.stored(&report.job)).await {
                 Ok((record, _)) => {
                     stored = record;
                     &stored
@@ -339,14 +339,15 @@ impl Controller {
             return Err(Error::new(Kind::Denied, message));
         }
         if report.amends {
-            return self.amend(host, record, id, report).await;
+            return Box::pin(self.amend(host, record, id, report)).await;
         }
         let is_confirmed = record.job.op == "job.confirm" && report.outcome.kind().is_none();
         let about = record.params.get("id").and_then(serde_json::Value::as_str);
         if let Some(about) = about.filter(|_| is_confirmed) {
             for _ in 0..2 {
                 let step = self.ending(host, record, id, report.clone(), Expect::Absent)?;
-                let Some(step) = self.marked(step, about, &record.job.caller).await? else { break };
+                let marked = Box::pin(self.marked(step, about, &record.job.caller)).await?;
+                let Some(step) = marked else { break };
                 match self.commit(step).await {
                     // Whether the one is stored already or the other has changed is not said.
                     Err(error) if error.kind() == Kind::Conflict => {}
@@ -358,7 +359,9 @@ impl Controller {
                 }
             }
         }
-        if record.sealed.is_some() && self.end_with_secrets(host, record, id, &report).await? {
+        if record.sealed.is_some()
+            && Box::pin(self.end_with_secrets(host, record, id, &report)).await?
+        {
             return Ok(());
         }
         let step = self.ending(host, record, id, report, Expect::Absent)?;

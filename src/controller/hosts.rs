@@ -384,7 +384,7 @@ impl Controller {
             }
             Target::HostsOf(job) => job,
         };
-        let record = self.record(job).await?;
+        let record = Box::pin(self.record(job)).await?;
         if !is_change(&record) {
             let message = format!("job {job} has changed nothing; only changes can be taken back");
             return Err(Error::new(Kind::InvalidInput, message));

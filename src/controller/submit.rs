@@ -121,13 +121,17 @@ impl Controller {
             (once_key(&caller, &trail, &key), Key { digest: self.keyed(&key.digest), ..key })
         });
         if let Some((name, key)) = &key
-            && let Some(done) = self.replay(name, key).await?
+            && let Some(done) = Box::pin(self.replay(name, key)).await?
         {
             return Ok((done, 0));
         }
         let hosts = self.resolve(&target, op.access()).await?;
         let (params, sealed) = self.seal(row, params, &hosts, beside.sealed.as_ref())?;
-        let objects = self.pin(row, &params).await?;
+        let objects = if rows::traits(row).objects.is_empty() {
+            BTreeMap::new()
+        } else {
+            Box::pin(self.pin(row, &params)).await?
+        };
         self.make_room(&hosts, is_stored)?;
         let patience = if is_stored { self.limits.patience } else { 2 * row.timeout };
         let target = match target {
@@ -167,8 +171,8 @@ impl Controller {
         }
         let made = Made { record, class, caller, trail, key, beside };
         match self.accept(&made).await {
-            Err(error) if error.kind() == Kind::Full && self.drop_oldest(size).await => {
-                self.accept(&made).await
+            Err(error) if error.kind() == Kind::Full && Box::pin(self.drop_oldest(size)).await => {
+                Box::pin(self.accept(&made)).await
             }
             result => result,
         }
@@ -240,7 +244,7 @@ impl Controller {
                 self.lanes().disappoint(id);
                 match &made.key {
                     Some((name, key)) if error.kind() == Kind::Conflict => {
-                        let done = self.replay(name, key).await?;
+                        let done = Box::pin(self.replay(name, key)).await?;
                         done.map(|done| (done, 0)).ok_or(error)
                     }
                     _ => Err(error),

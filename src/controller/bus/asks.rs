@@ -58,7 +58,7 @@ impl Controller {
             return tracing::warn!(%subject, %reply, "a host wants to be answered elsewhere than at its inbox");
         }
         let answer = if is_passed {
-            self.answer_passed(line, &payload).await
+            Box::pin(self.answer_passed(line, &payload)).await
         } else {
             self.answer_host(line, &subject, &payload).await
         };
@@ -82,17 +82,19 @@ impl Controller {
         let refused = |why: String| Error::new(Kind::InvalidInput, format!("cannot answer: {why}"));
         let host = speaker(subject).ok_or_else(|| refused("no host has such a name".to_owned()))?;
         let ask = serde_json::from_slice(payload).map_err(|error| refused(error.to_string()))?;
+        // What comes with each outcome is not to be as large as what is asked now and then.
         match ask {
-            Ask::Next(next) => self.answer_next(line, host, next).await,
+            Ask::Next(next) => Box::pin(self.answer_next(line, host, next)).await,
             Ask::Finish(reports) => {
                 self.heard_of(host, None);
                 self.report(host, reports).await.map(|()| Answer::Done)
             }
-            Ask::Tell(told) => self.answer_tell(line, host, told).await,
+            Ask::Tell(told) => Box::pin(self.answer_tell(line, host, told)).await,
             Ask::Fetch { job, object, offset } => match self.elsewhere(&job) {
-                None => self.fetch(host, &job, &object, offset, part(line)).await,
+                None => Box::pin(self.fetch(host, &job, &object, offset, part(line))).await,
                 Some(mark) => {
-                    let passed = self.pass(mark, host, Ask::Fetch { job, object, offset }).await?;
+                    let ask = Ask::Fetch { job, object, offset };
+                    let passed = Box::pin(self.pass(mark, host, ask)).await?;
                     passed.ok_or_else(|| {
                         Error::new(Kind::NotFound, "the controller that made the job is gone")
                     })
@@ -191,9 +193,13 @@ impl Controller {
                 Some(mark) => elsewhere.entry(mark).or_default().push(report),
             }
         }
+        if elsewhere.is_empty() {
+            return self.finish(host, here).await;
+        }
         let passed =
             elsewhere.into_iter().map(|(mark, reports)| self.pass_reports(mark, host, reports));
-        let (here, passed) = tokio::join!(self.finish(host, here), try_join_all(passed));
+        let both = async { tokio::join!(self.finish(host, here), try_join_all(passed)) };
+        let (here, passed) = Box::pin(both).await;
         here?;
         passed.map(drop)
     }

@@ -1,11 +1,11 @@
 //! Steps as messages, on their way to the server.
 
 use async_nats::HeaderMap;
-use futures_util::future::{join, join_all};
+use futures_util::future::join_all;
 
 use super::Shared;
-use super::jetstream::{Outgoing, is_marker, sequence};
-use crate::broker::Line;
+use super::jetstream::{Acks, Outgoing, is_marker, sequence};
+use crate::broker::{Line, broken};
 use crate::error::{Kind, Result};
 use crate::store::{Expect, Revision, Step, Write};
 
@@ -17,23 +17,38 @@ impl Shared {
     pub(super) async fn one_by_one(
         &self,
         line: &Line,
+        acks: &mut Acks,
         links: Vec<Outgoing>,
         steps: &[Step],
     ) -> (Result<()>, Vec<Result<Revision>>) {
-        let links = join_all(links.into_iter().map(|link| line.publish(link)));
         let is_single = |step: &Step| step.writes.len() < 2;
         let mut runs = steps.chunk_by(|a, b| is_single(a) && is_single(b));
         let first = runs.next().unwrap_or_default();
-        let first = join_all(first.iter().map(|step| self.step(line, step)));
-        let (linked, mut results) = join(links, first).await;
-        for run in runs {
+        let singles = if first.iter().all(is_single) { first } else { &[] };
+        let count = links.len();
+        let writes = singles.iter().flat_map(|step| &step.writes);
+        let messages = links.into_iter().chain(writes.map(|write| self.message(write, None)));
+        let mut sent = acks.publish(messages.collect()).await.into_iter();
+        let links: Vec<_> = sent.by_ref().take(count).collect();
+        let mut results = Vec::with_capacity(steps.len());
+        for step in singles {
+            let sent = if step.writes.is_empty() { Some(Ok(0)) } else { sent.next() };
+            results.push(self.again(line, step, sent.unwrap_or_else(|| Err(broken()))).await);
+        }
+        for run in std::iter::once(&first[singles.len()..]).chain(runs) {
             results.extend(join_all(run.iter().map(|step| self.step(line, step))).await);
         }
-        (linked.into_iter().try_for_each(|link| link.map(drop)), results)
+        (links.into_iter().try_for_each(|link| link.map(drop)), results)
     }
 
     async fn step(&self, line: &Line, step: &Step) -> Result<Revision> {
-        match self.send(line, &step.writes, &[]).await {
+        let sent = self.send(line, &step.writes, &[]).await;
+        self.again(line, step, sent).await
+    }
+
+    /// What becomes of a step that was sent, which may have met what a deletion has left.
+    async fn again(&self, line: &Line, step: &Step, sent: Result<Revision>) -> Result<Revision> {
+        match sent {
             Err(error) if error.kind() == Kind::Conflict => {
                 // A deleted key still has a marker, which the server takes for a value.
                 let mut markers = Vec::new();

@@ -15,9 +15,9 @@ use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
 use super::chains::Chains;
-use super::jetstream::Outgoing;
+use super::jetstream::{Acks, Outgoing};
 use super::{Shared, lock};
-use crate::broker::Line;
+use crate::broker::{Line, broken};
 use crate::error::{Error, Kind, Result};
 use crate::store::audit::{Chain, Note};
 use crate::store::queue::{Group, LAZY, Pending, mean_with};
@@ -79,6 +79,8 @@ impl Ways {
 pub(super) struct Writer {
     shared: Arc<Shared>,
     commands: mpsc::UnboundedReceiver<Command>,
+    /// On the connection that was written to last.
+    acks: Option<Acks>,
     chains: Chains,
     /// Whether `chains` is what the stream has.
     is_known: bool,
@@ -102,6 +104,7 @@ impl Writer {
         Self {
             shared,
             commands,
+            acks: None,
             chains,
             is_known: true,
             owed: Vec::new(),
@@ -259,6 +262,9 @@ impl Writer {
     async fn commit(&mut self, steps: &[Step]) -> Result<Vec<Result<Revision>>> {
         let line = self.shared.bus.line()?;
         self.find_chains(&line).await?;
+        if self.acks.as_ref().is_none_or(Acks::is_lost) {
+            self.acks = Some(Acks::on(&line).await?);
+        }
         let missed = self.shared.queue.lost();
         let owed = std::mem::take(&mut self.owed);
         let mut notes = owed.clone();
@@ -313,7 +319,11 @@ impl Writer {
                 }
             }
         }
-        let (linked, mut results) = self.shared.one_by_one(&line, links, steps).await;
+        let Some(acks) = &mut self.acks else {
+            self.owe(owed);
+            return Err(broken());
+        };
+        let (linked, mut results) = self.shared.one_by_one(&line, acks, links, steps).await;
         if has_choice && !is_batch {
             self.ways.took(false, count, started.elapsed());
         }
