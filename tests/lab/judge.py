@@ -1,8 +1,9 @@
-"""Drains and undrains the appliance, last and apart, asks for what never ends by itself or ends
-everything, and judges what schemathesis was answered."""
+"""Drains the appliance, undrains, revokes and accepts it again, last and apart, asks for what never
+ends by itself or ends everything, and judges what schemathesis was answered."""
 import json
 import os
 import sys
+import urllib.parse
 import urllib.request
 
 BASE = os.environ["OSAPI_BASE"]
@@ -25,17 +26,20 @@ def call(method, path, body=None):
 
 host = os.uname().nodename
 trouble = []
-for verb in ("drain", "undrain"):
+_, agent = call("GET", f"/api/agent/{host}")
+key = urllib.parse.quote(json.loads(agent).get("fingerprint", ""))
+for verb, query in (("drain", ""), ("undrain", ""), ("reject", ""), ("accept", f"?fingerprint={key}")):
     row = f"POST /api/agent/{{hostname}}/{verb}"
-    status, body = call("POST", f"/api/agent/{host}/{verb}")
+    status, body = call("POST", f"/api/agent/{host}/{verb}{query}")
     ledger["calls"] += 1
     if status == 200:
         ledger["ok"][row] = 1
     else:
         trouble.append(f"{row}: {status} {body!r}")
-    status, body = call("POST", f"/api/agent/{host}/{verb}")
+    status, body = call("POST", f"/api/agent/{host}/{verb}{query}")
     ledger["calls"] += 1
-    if status != 409:
+    # Whoever is accepted waits no more.
+    if status != (404 if verb == "accept" else 409):
         trouble.append(f"{row} again: {status} {body!r}")
 
 # Tomorrow, which this appliance will not see.
