@@ -26,6 +26,8 @@ const ACT: &str = "/api/node/_any/command/exec";
 /// How many of each kind are done before, and how many are kept back besides.
 const RAN: usize = 8;
 const KEPT_BACK: usize = 8;
+/// How many more come too late, at a time.
+const AT_ONCE: u64 = 60;
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -184,6 +186,18 @@ impl Bench {
         counts
     }
 
+    /// So many tasks that are to come too late, once those before them are over: a host is handed
+    /// no more at once.
+    fn late(&mut self, count: u64, before: &[String]) -> VecDeque<Sealed> {
+        self.until_delivered();
+        for job in before {
+            finished(&self.host, job);
+        }
+        let made = (0..count).map(|i| if i % 2 == 0 { self.act().0 } else { self.change("three") });
+        let made: Vec<_> = made.collect();
+        self.hostile.keep_back(&made).into()
+    }
+
     fn until_on_record(&self, event: &str, expected: u64) {
         let counts = until(event, || {
             std::thread::sleep(5 * hostile::PACE);
@@ -276,12 +290,9 @@ fn whoever_is_in_between_has_no_effect_and_is_on_record() {
         later.push((job, Some(word)));
         later.push((bench.change("two"), None));
     }
-    let late: Vec<_> = (0..most / 6)
-        .map(|i| if i % 2 == 0 { bench.act().0 } else { bench.change("three") })
-        .collect();
     let jobs: Vec<_> = later.iter().map(|(job, _)| job.clone()).collect();
     let good = bench.hostile.keep_back(&jobs);
-    let mut late: VecDeque<_> = bench.hostile.keep_back(&late).into();
+    let mut late = VecDeque::new();
     let strangers: Vec<_> = good
         .iter()
         .map(|good| {
@@ -299,6 +310,10 @@ fn whoever_is_in_between_has_no_effect_and_is_on_record() {
                 repeated += 1;
             }
             5 => {
+                if late.is_empty() {
+                    let count = AT_ONCE.min(most / 6 - expired.len() as u64);
+                    late = bench.late(count, &expired);
+                }
                 let sealed = late.pop_front().unwrap();
                 let past = bench.until(&sealed, now() - 1 - random.below(86_400_000));
                 expired.push(job_of(&past));
