@@ -56,7 +56,8 @@ impl Controller {
                            the host";
             return Err(Error::new(Kind::Denied, message));
         }
-        if self.is_believed(about) {
+        let is_believed = self.is_believed(about);
+        if is_believed {
             self.note_set_back(about);
         }
         let known = self.hosts().get(&about.machine_id).cloned();
@@ -72,11 +73,12 @@ impl Controller {
             return Ok(());
         }
         // The agent of this host itself is root's, who could fill the store without it.
-        let is_own = self.hosts().is_at_socket(&about.machine_id)
-            && host.is_trusted()
-            && self.is_believed(about);
-        let uptime = self.clock.uptime();
-        if before.is_some() && !is_own && !self.hosts().may_change(&about.machine_id, uptime) {
+        let may_change = {
+            let (mut hosts, id) = (self.hosts(), &about.machine_id);
+            let is_own = is_believed && host.is_trusted() && hosts.is_at_socket(id);
+            before.is_none() || is_own || hosts.may_change(id, self.clock.uptime())
+        };
+        if !may_change {
             // It says so again in a minute.
             return Ok(());
         }

@@ -180,15 +180,20 @@ pub(super) struct Acks {
 }
 
 impl Acks {
-    pub(super) async fn on(line: &Line) -> Result<Self> {
-        let inbox = line.client.new_inbox();
-        let answers = line.client.subscribe(format!("{inbox}.*")).await;
-        let answers = answers.map_err(|error| broken().because(error))?;
-        Ok(Self { line: line.clone(), inbox, answers, next: 0 })
-    }
-
-    pub(super) fn is_lost(&self) -> bool {
-        *self.line.lost().borrow()
+    /// Those in `kept`, or new ones on `line` where their connection is lost.
+    pub(super) async fn on<'a>(line: &Line, kept: &'a mut Option<Self>) -> Result<&'a mut Self> {
+        if kept.as_ref().is_some_and(|kept| *kept.line.lost().borrow()) {
+            *kept = None;
+        }
+        match kept {
+            Some(kept) => Ok(kept),
+            none => {
+                let inbox = line.client.new_inbox();
+                let answers = line.client.subscribe(format!("{inbox}.*")).await;
+                let answers = answers.map_err(|error| broken().because(error))?;
+                Ok(none.insert(Self { line: line.clone(), inbox, answers, next: 0 }))
+            }
+        }
     }
 
     /// Stores messages, all on their way at once; the sequence of each.

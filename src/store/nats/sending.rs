@@ -30,11 +30,11 @@ impl Shared {
         let messages = links.into_iter().chain(writes.map(|write| self.message(write, None)));
         let mut sent = acks.publish(messages.collect()).await.into_iter();
         let links: Vec<_> = sent.by_ref().take(count).collect();
-        let mut results = Vec::with_capacity(steps.len());
-        for step in singles {
+        let settled = singles.iter().map(|step| {
             let sent = if step.writes.is_empty() { Some(Ok(0)) } else { sent.next() };
-            results.push(self.again(line, step, sent.unwrap_or_else(|| Err(broken()))).await);
-        }
+            self.again(line, step, sent.unwrap_or_else(|| Err(broken())))
+        });
+        let mut results = join_all(settled).await;
         for run in std::iter::once(&first[singles.len()..]).chain(runs) {
             results.extend(join_all(run.iter().map(|step| self.step(line, step))).await);
         }

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::chains::Chains;
 use super::jetstream::{Acks, Outgoing};
 use super::{Shared, lock};
-use crate::broker::{Line, broken};
+use crate::broker::Line;
 use crate::error::{Error, Kind, Result};
 use crate::store::audit::{Chain, Note};
 use crate::store::queue::{Group, LAZY, Pending, mean_with};
@@ -262,9 +262,6 @@ impl Writer {
     async fn commit(&mut self, steps: &[Step]) -> Result<Vec<Result<Revision>>> {
         let line = self.shared.bus.line()?;
         self.find_chains(&line).await?;
-        if self.acks.as_ref().is_none_or(Acks::is_lost) {
-            self.acks = Some(Acks::on(&line).await?);
-        }
         let missed = self.shared.queue.lost();
         let owed = std::mem::take(&mut self.owed);
         let mut notes = owed.clone();
@@ -319,9 +316,12 @@ impl Writer {
                 }
             }
         }
-        let Some(acks) = &mut self.acks else {
-            self.owe(owed);
-            return Err(broken());
+        let acks = match Acks::on(&line, &mut self.acks).await {
+            Ok(acks) => acks,
+            Err(error) => {
+                self.owe(owed);
+                return Err(error);
+            }
         };
         let (linked, mut results) = self.shared.one_by_one(&line, acks, links, steps).await;
         if has_choice && !is_batch {
