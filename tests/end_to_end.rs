@@ -372,6 +372,10 @@ fn whatever_has_not_begun_can_be_called_off() {
     appliance.start_agent();
     let begun = appliance.dir().join("begun");
     until("as many run as there are workers", || (lines(&begun) == 5).then_some(()));
+    let status = |act: &str| ask(&appliance, "GET", &format!("/api/job/{act}"), None).json();
+    until("the first is known to have begun", || {
+        (status(&acts[0])["status"] == "processing").then_some(())
+    });
     let cancel = |act: &str| ask(&appliance, "POST", &format!("/api/job/{act}/cancel"), None);
     for act in &acts[5..7] {
         let cancelled = cancel(act);

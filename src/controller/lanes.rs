@@ -196,6 +196,10 @@ impl Lane {
     fn has(&self, id: Uuid) -> bool {
         self.held.get(&id).is_some_and(|held| held.since.is_some() && !held.is_lost)
     }
+
+    fn is_taken(&self, id: Uuid) -> bool {
+        self.held.get(&id).is_some_and(|held| held.is_taken)
+    }
 }
 
 impl Open {
@@ -431,7 +435,7 @@ impl Lanes {
 
     /// Whether the agent of `host` has taken `id`, and so has begun or will.
     pub(super) fn is_taken(&self, host: &str, id: Uuid) -> bool {
-        self.hosts.get(host).is_some_and(|lane| lane.held.get(&id).is_some_and(|it| it.is_taken))
+        self.hosts.get(host).is_some_and(|lane| lane.is_taken(id))
     }
 
     pub(super) fn is_missing(&self, id: Uuid, host: &str) -> bool {

@@ -157,8 +157,10 @@ fn what_waits_in_a_relay_is_taken_once_the_agent_has_it() {
     assert!(lanes.may_have("a", open.id) && !lanes.is_taken("a", open.id));
     lanes.beat("a", &held, &held, 1);
     assert!(!lanes.is_taken("a", open.id));
+    assert_eq!(lanes.may_let_go(open.id, false), ["a"]);
     lanes.beat("a", &held, &none, 2);
     assert!(lanes.is_taken("a", open.id));
+    assert!(lanes.may_let_go(open.id, false).is_empty());
     // Handed out again after the agent or the relay have ended, it may have begun.
     lanes.beat("a", &held, &held, 3);
     assert!(lanes.is_taken("a", open.id));
