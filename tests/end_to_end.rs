@@ -138,7 +138,8 @@ fn appliance() -> Appliance {
 fn holds(site: &Site) {
     let dir = site.dir().display();
     let script = format!(
-        "#!/bin/sh\necho begun >> {dir}/begun\nwhile [ ! -e {dir}/release ]; do sleep 0.02; done\n\
+        "#!/bin/sh\necho begun >> {dir}/begun\n\
+         while [ -d {dir} ] && [ ! -e {dir}/release ]; do sleep 0.02; done\n\
          echo ended >> {dir}/ended\n"
     );
     site.command("held", &script);
