@@ -40,7 +40,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use osapi::job::{Outcome, Report};
-use osapi::link::Told;
+use osapi::link::{Ask, Told};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -260,7 +260,7 @@ impl Agents {
                 };
                 let finish: Vec<_> = tasks.into_iter().map(done).collect();
                 if !finish.is_empty() {
-                    let payload = serde_json::to_vec(&json!({ "finish": finish })).unwrap().into();
+                    let payload = serde_json::to_vec(&Ask::Finish(finish)).unwrap().into();
                     let (subject, inbox) = (subject.clone(), inbox.clone());
                     client.publish_with_reply(subject, inbox, payload).await.unwrap();
                 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, ErrorBody, Kind, Result};
@@ -248,6 +248,7 @@ impl Progress {
 /// What an agent tells of one task. Stored under `job.<id>.<machine id>`, once; what says that a
 /// change was done gives way to what says that it was taken back since.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(try_from = "Written")]
 pub struct Report {
     pub job: String,
     /// When work on it began and ended, in milliseconds since 1970 by the host's clock.
@@ -262,6 +263,46 @@ pub struct Report {
     /// 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stood: Option<u64>,
+}
+
+/// A [`Report`] as it is read. A flattened outcome would be copied whole before it is understood.
+#[derive(Deserialize)]
+struct Written {
+    job: String,
+    begun: u64,
+    ended: u64,
+    status: Ended,
+    /// Null is a result as well.
+    #[serde(default, deserialize_with = "there")]
+    result: Option<Value>,
+    error: Option<ErrorBody>,
+    #[serde(default)]
+    amends: bool,
+    stood: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Ended {
+    Done,
+    Failed,
+}
+
+fn there<'de, D: Deserializer<'de>>(value: D) -> std::result::Result<Option<Value>, D::Error> {
+    Value::deserialize(value).map(Some)
+}
+
+impl TryFrom<Written> for Report {
+    type Error = &'static str;
+
+    fn try_from(written: Written) -> std::result::Result<Self, Self::Error> {
+        let Written { job, begun, ended, status, result, error, amends, stood } = written;
+        let outcome = match status {
+            Ended::Done => Outcome::Done { result: result.ok_or("missing field `result`")? },
+            Ended::Failed => Outcome::Failed { error: error.ok_or("missing field `error`")? },
+        };
+        Ok(Self { job, begun, ended, outcome, amends, stood })
+    }
 }
 
 impl Report {

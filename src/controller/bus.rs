@@ -278,8 +278,9 @@ impl Controller {
     }
 
     /// Refuses at once what no host could be told: what is in this memory only while there is no
-    /// connection to the broker, and what no message has room for.
-    pub(super) fn reach(&self, record: &Record, is_stored: bool) -> Result<()> {
+    /// connection to the broker, and what no message has room for. Encoded, `record` has `size`
+    /// bytes.
+    pub(super) fn reach(&self, record: &Record, size: usize, is_stored: bool) -> Result<()> {
         let Some(carrier) = self.carrier.get() else { return Ok(()) };
         let hosts = &record.job.hosts;
         let line = carrier.bus.line();
@@ -291,6 +292,8 @@ impl Controller {
             Err(error) if !is_stored && needs_bus() => Err(error),
             // The store has a connection of its own.
             Err(_) => Ok(()),
+            // All that a task has is in there as well, but for its host and its limits.
+            Ok(line) if 2 * (size + BESIDE) < Carrier::room(&line) => Ok(()),
             Ok(line) => {
                 let host = hosts.first().map_or("", String::as_str);
                 let task = record.seal(host, u64::MAX, Some(u64::MAX), true)?;

@@ -164,7 +164,7 @@ impl Controller {
             );
             return Err(Error::new(Kind::TooLarge, message));
         }
-        self.reach(&record, is_stored)?;
+        self.reach(&record, size, is_stored)?;
         self.count_submitted(row.id);
         if !is_stored {
             return Ok((self.take_in(record, class, &caller)?, 0));

@@ -131,8 +131,9 @@ impl Chain {
     }
 }
 
+/// Some notes, and how they follow on from the ones before.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Link {
+pub struct Link<N = Vec<Note>> {
     /// Counts the links of both chains.
     pub number: u64,
     #[serde(default, skip_serializing_if = "Chain::is_requests")]
@@ -146,7 +147,7 @@ pub struct Link {
     pub dropped: u64,
     /// When it was written, in milliseconds since 1970.
     pub at: u64,
-    pub notes: Vec<Note>,
+    pub notes: N,
 }
 
 /// A link and the very bytes that its hash is of.
@@ -188,12 +189,12 @@ impl Head {
 
     /// The place behind `stored`, a link of this chain.
     pub(crate) fn after(&self, link: &Link, stored: &[u8]) -> Self {
-        Self {
-            writer: self.writer.clone(),
-            number: link.number,
-            hash: hash(stored),
-            entries: link.entries.saturating_add(count(link)),
-        }
+        let count = count(&link.notes.iter().collect::<Vec<_>>());
+        self.before(link.number, link.entries.saturating_add(count), stored)
+    }
+
+    fn before(&self, number: u64, entries: u64, stored: &[u8]) -> Self {
+        Self { writer: self.writer.clone(), number, hash: hash(stored), entries }
     }
 }
 
@@ -252,7 +253,7 @@ impl Tail {
     }
 
     /// Goes on by one link and returns it as it is to be stored.
-    pub(crate) fn add(&mut self, number: u64, at: u64, notes: Vec<Note>) -> Result<Bytes> {
+    pub(crate) fn add(&mut self, number: u64, at: u64, notes: &[&Note]) -> Result<Bytes> {
         let link = Link {
             number,
             chain: self.chain,
@@ -263,7 +264,7 @@ impl Tail {
             notes,
         };
         let stored = encode(&link)?;
-        self.head = self.head.after(&link, &stored);
+        self.head = self.head.before(number, link.entries.saturating_add(count(notes)), &stored);
         self.bytes += stored.len() as u64;
         Ok(stored)
     }
@@ -279,8 +280,8 @@ impl Tail {
     }
 }
 
-fn count(link: &Link) -> u64 {
-    link.notes.iter().filter(|note| matches!(note, Note::Entry(_))).count() as u64
+fn count(notes: &[&Note]) -> u64 {
+    notes.iter().filter(|note| matches!(note, Note::Entry(_))).count() as u64
 }
 
 fn hash(stored: &[u8]) -> String {

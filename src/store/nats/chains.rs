@@ -207,13 +207,8 @@ impl Chains {
     }
 
     /// Goes on by a link of these notes in each chain that they belong to.
-    pub(super) fn add(
-        &mut self,
-        notes: Vec<Note>,
-        at: u64,
-        age: Duration,
-    ) -> Result<Vec<Outgoing>> {
-        let (idle, requests): (Vec<_>, _) = notes.into_iter().partition(Note::is_idle);
+    pub(super) fn add(&mut self, notes: &[&Note], at: u64, age: Duration) -> Result<Vec<Outgoing>> {
+        let (idle, requests): (Vec<&Note>, Vec<_>) = notes.iter().partition(|note| note.is_idle());
         let mut links = Vec::new();
         for (chain, notes) in [(Chain::Requests, requests), (Chain::Refusals, idle)] {
             if notes.is_empty() {
@@ -222,7 +217,7 @@ impl Chains {
             self.number += 1;
             let number = self.number;
             let place = self.place(chain);
-            let payload = place.tail.add(number, at, notes)?;
+            let payload = place.tail.add(number, at, &notes)?;
             place.sum += payload.len() as u64;
             let mut headers = HeaderMap::new();
             headers.insert("Nats-Expected-Last-Subject-Sequence", "0");

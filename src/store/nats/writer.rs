@@ -264,11 +264,9 @@ impl Writer {
         self.find_chains(&line).await?;
         let missed = self.shared.queue.lost();
         let owed = std::mem::take(&mut self.owed);
-        let mut notes = owed.clone();
-        if missed > 0 {
-            notes.push(Note::Event(json!({ "lost_notes": missed })));
-        }
-        notes.extend(steps.iter().flat_map(|step| step.notes.iter().cloned()));
+        let lost = (missed > 0).then(|| Note::Event(json!({ "lost_notes": missed })));
+        let of_steps = steps.iter().flat_map(|step| &step.notes);
+        let notes: Vec<_> = owed.iter().chain(&lost).chain(of_steps).collect();
         let (mut next, links) = match self.links(&line, &notes).await {
             Ok(links) => links,
             Err(error) => {
@@ -334,14 +332,14 @@ impl Writer {
             }
             Err(error) => {
                 self.is_known = false;
-                self.link_again(&line, error, notes, missed, &mut results).await;
+                self.link_again(&line, error, &notes, missed, &mut results).await;
             }
         }
         Ok(results)
     }
 
     /// The chains as they are with `notes`, and the links that make them so.
-    async fn links(&self, line: &Line, notes: &[Note]) -> Result<(Chains, Vec<Outgoing>)> {
+    async fn links(&self, line: &Line, notes: &[&Note]) -> Result<(Chains, Vec<Outgoing>)> {
         let (shared, mut next) = (&self.shared, self.chains.clone());
         let bounds = shared.bounds();
         let room = *lock(&shared.room);
@@ -350,11 +348,11 @@ impl Writer {
         let now = shared.time.load(Ordering::Relaxed);
         for chain in Chain::ALL {
             let is_of = |note: &Note| note.is_idle() == (chain == Chain::Refusals);
-            if notes.iter().any(is_of) {
+            if notes.iter().copied().any(is_of) {
                 next.retain(line, shared.stream(), chain, (&bounds, is_short), now).await?;
             }
         }
-        let links = next.add(notes.to_vec(), shared.clock.wall(), shared.bounds.audit_age)?;
+        let links = next.add(notes, shared.clock.wall(), shared.bounds.audit_age)?;
         Ok((next, links))
     }
 
@@ -365,7 +363,7 @@ impl Writer {
         &mut self,
         line: &Line,
         mut error: Error,
-        notes: Vec<Note>,
+        notes: &[&Note],
         lost: u64,
         results: &mut [Result<Revision>],
     ) {
@@ -375,7 +373,7 @@ impl Writer {
             }
             self.shared.has_twin.store(true, Ordering::Relaxed);
             tracing::warn!("another controller has the name of this one; give each its own");
-            let (next, links) = match self.links(line, &notes).await {
+            let (next, links) = match self.links(line, notes).await {
                 Ok(links) => links,
                 Err(cause) => {
                     error = cause;
@@ -395,7 +393,7 @@ impl Writer {
             is_owed = true;
         }
         if is_owed {
-            self.owe(notes);
+            self.owe(notes.iter().copied().cloned().collect());
         }
     }
 

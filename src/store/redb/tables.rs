@@ -127,7 +127,7 @@ impl<'txn> Tables<'txn> {
         &mut self,
         last: &State,
         steps: impl Iterator<Item = &'a Step>,
-        extra: Vec<Note>,
+        extra: &[Note],
         time: &Time,
         bounds: &Bounds,
     ) -> Result<Applied, redb::Error> {
@@ -139,19 +139,19 @@ impl<'txn> Tables<'txn> {
             bytes: 0,
         };
         self.sweep(&mut done)?;
-        let mut notes = extra;
+        let mut notes: Vec<&Note> = extra.iter().collect();
         for step in steps {
             let result = self.step(step, bounds, &mut done)?;
             if result.is_ok() {
                 done.steps += 1;
-                notes.extend_from_slice(&step.notes);
+                notes.extend(&step.notes);
             }
             done.results.push(result);
         }
-        let (idle, requests): (Vec<_>, _) = notes.into_iter().partition(Note::is_idle);
+        let (idle, requests): (Vec<_>, Vec<_>) = notes.into_iter().partition(|note| note.is_idle());
         let wall = time.wall();
-        self.link(Chain::Requests, requests, wall, bounds, &mut done)?;
-        self.link(Chain::Refusals, idle, wall, bounds, &mut done)?;
+        self.link(Chain::Requests, &requests, wall, bounds, &mut done)?;
+        self.link(Chain::Refusals, &idle, wall, bounds, &mut done)?;
         done.state.serial += 1;
         done.state.time = time.moment();
         self.store(&done.state)?;
@@ -276,7 +276,7 @@ impl<'txn> Tables<'txn> {
     fn link(
         &mut self,
         chain: Chain,
-        notes: Vec<Note>,
+        notes: &[&Note],
         wall: u64,
         bounds: &Bounds,
         done: &mut Applied,

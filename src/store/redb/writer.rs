@@ -264,7 +264,7 @@ impl Writer {
         let applied = Tables::open(&txn, time.now())?.apply(
             &self.state,
             steps(),
-            notes,
+            &notes,
             time,
             &self.shared.bounds(),
         )?;
