@@ -62,6 +62,12 @@ struct Ears {
     told: Subscriber,
 }
 
+/// How many bytes a task takes within a message, at most, with all that is around it: quotes within a
+/// text take two characters.
+fn carried(task: &str) -> usize {
+    task.len() + task.bytes().filter(|byte| matches!(byte, b'"' | b'\\')).count() + BESIDE
+}
+
 impl Carrier {
     /// How many bytes of tasks a message may have, which neither the broker nor a relay refuses.
     fn room(line: &Line) -> usize {
@@ -297,8 +303,7 @@ impl Controller {
             Ok(line) => {
                 let host = hosts.first().map_or("", String::as_str);
                 let task = record.seal(host, u64::MAX, Some(u64::MAX), true)?;
-                // Quotes within a text take two characters.
-                let size = task.len() + task.matches(['"', '\\']).count() + BESIDE;
+                let size = carried(&task);
                 let room = Carrier::room(&line);
                 if size <= room {
                     return Ok(());

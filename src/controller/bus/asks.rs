@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::super::desk::{PART, ROOM};
 use super::super::lanes::{Question, Which};
 use super::super::{Controller, ids};
-use super::{BESIDE, Carrier, Why};
+use super::{BESIDE, Carrier, Why, carried};
 use crate::broker::{self, Line};
 use crate::error::{Error, ErrorBody, Kind, Result};
 use crate::job::{decode, encode};
@@ -129,8 +129,7 @@ impl Controller {
         let question = Question { holds, waits, classes, most: most.min(ROOM), which };
         let mut room = Carrier::room(line);
         let (tasks, more) = self.offer(host, &question, |task| {
-            let size = encode(task).map_or(usize::MAX, |bytes| bytes.len());
-            let left = room.checked_sub(size);
+            let left = room.checked_sub(carried(&task.task.body));
             room = left.unwrap_or(room);
             left.is_some()
         })?;

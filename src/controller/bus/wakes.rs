@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use super::super::desk::ROOM;
 use super::super::lanes::{Question, Which};
 use super::super::{Controller, Shared, lock};
-use super::Carrier;
+use super::{Carrier, carried};
 use crate::broker::Line;
 use crate::error::Result;
 use crate::job::encode;
@@ -76,7 +76,7 @@ impl Controller {
     fn wake(&self, host: &str, whys: &mut BTreeSet<Why>, mut room: usize) -> Result<Wake> {
         let mut wake = Wake::default();
         let mut has_room = |task: &Handed| {
-            let left = encode(task).ok().and_then(|bytes| room.checked_sub(bytes.len() + 1));
+            let left = room.checked_sub(carried(&task.task.body));
             room = left.unwrap_or(room);
             left.is_some()
         };
