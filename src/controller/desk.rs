@@ -364,9 +364,14 @@ impl Controller {
         {
             return Ok(());
         }
-        let step = self.ending(host, record, id, report, Expect::Absent)?;
+        let (report, value) = self.bounded(report)?;
+        let step = self.ended(host, record, id, (&report, value), Expect::Absent);
         match self.commit(step).await {
-            Ok(_) => {}
+            Ok(revision) => {
+                if let Some(open) = &open {
+                    self.take_outcome(open, host, report, Some(revision));
+                }
+            }
             Err(error) if error.kind() == Kind::Conflict => self.count(OUTCOMES_REPEATED, host, 1),
             Err(error) => return Err(error),
         }
@@ -430,8 +435,20 @@ impl Controller {
         report: Report,
         expect: Expect,
     ) -> Result<Step> {
-        let at = self.clock.wall();
         let (report, value) = self.bounded(report)?;
+        Ok(self.ended(host, record, id, (&report, value), expect))
+    }
+
+    /// The same with a report that is not too large, and what is stored of it.
+    fn ended(
+        &self,
+        host: &str,
+        record: &Record,
+        id: Uuid,
+        (report, value): (&Report, bytes::Bytes),
+        expect: Expect,
+    ) -> Step {
+        let at = self.clock.wall();
         let kind = report.outcome.kind();
         let success = ops::find(&record.job.op).map_or(200, |row| row.status);
         let code = match kind {
@@ -445,7 +462,7 @@ impl Controller {
             step = step.delete(format!("parked.{id}"), Expect::Anything);
         }
         let step = step.put(format!("job.{id}.{host}"), value, expect);
-        Ok(step.note(audit::Note::End(end)).owed())
+        step.note(audit::Note::End(end)).owed()
     }
 
     /// An outcome that is too large to be kept is replaced by one that says so.

@@ -169,8 +169,10 @@ impl Controller {
         if let Some(machine_id) = entry.key.strip_prefix("host.") {
             self.apply_host(machine_id, entry);
         } else if let Some(id) = entry.key.strip_prefix("parked.") {
-            if let Ok(id) = Uuid::parse_str(id) {
-                self.lanes().parked(id);
+            let is_open = |id: &Uuid| self.lanes().parked(*id);
+            if !Uuid::parse_str(id).is_ok_and(|id| is_open(&id)) {
+                // It was over by then.
+                self.ride(Step::new().delete(&entry.key, Expect::Anything));
             }
         } else if let Some(id) = job_of(&entry.key) {
             match entry.key.get("job.".len() + 37..) {
@@ -182,16 +184,7 @@ impl Controller {
     }
 
     async fn apply_job(&self, id: Uuid, entry: &Entry) -> Result<()> {
-        let is_expected = self.lanes().is_expected(id);
-        if is_expected {
-            let open = {
-                let mut lanes = self.lanes();
-                lanes.admit(id, entry.revision);
-                lanes.get(id)
-            };
-            if let Some(open) = open {
-                self.call(&open.record.job.hosts, Why::New);
-            }
+        if self.lanes().was_foreseen(entry.revision) || self.admit(id, entry.revision, true) {
             return Ok(());
         }
         let record: Record = decode(&entry.value)?;
@@ -199,6 +192,7 @@ impl Controller {
         let was_rewritten = record.job.cancelled.is_some()
             || record.job.confirmed.is_some()
             || !record.job.retried.is_empty()
+            || !record.job.moved.is_empty()
             || record.has_lost_secrets()
             || record.job.is_settled;
         if is_open {
@@ -212,6 +206,23 @@ impl Controller {
             self.open(id, record, entry.revision);
         }
         Ok(())
+    }
+
+    /// Has a job handed out that was taken on here, as soon as it is known to be stored: here, or when
+    /// it `has_come_round`. False where it was, or is somebody else's.
+    pub(super) fn admit(&self, id: Uuid, revision: Revision, has_come_round: bool) -> bool {
+        let open = {
+            let mut lanes = self.lanes();
+            if !lanes.is_expected(id) || !(has_come_round || lanes.foresee(revision)) {
+                return false;
+            }
+            lanes.admit(id, revision);
+            lanes.get(id)
+        };
+        if let Some(open) = open {
+            self.call(&open.record.job.hosts, Why::New);
+        }
+        true
     }
 
     fn open(&self, id: Uuid, record: Record, revision: Revision) {
@@ -237,7 +248,12 @@ impl Controller {
     async fn load(&self, id: Uuid, is_parked: bool) -> Result<()> {
         let (record, revision) = match self.stored(&id.to_string()).await {
             Ok(found) => found,
-            Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+            Err(error) if error.kind() == Kind::NotFound => {
+                if is_parked {
+                    self.ride(Step::new().delete(format!("parked.{id}"), Expect::Anything));
+                }
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         let reports = self.reports(&id.to_string()).await?;
@@ -268,26 +284,45 @@ impl Controller {
     }
 
     async fn apply_report(&self, id: Uuid, host: &str, entry: &Entry) -> Result<()> {
+        if self.lanes().was_foreseen(entry.revision) {
+            return Ok(());
+        }
         let open = self.lanes().get(id);
         let Some(open) = open else {
             // Late: what read as expired or cancelled has an outcome after all.
             let is_known = self.index().get(id).is_some();
             return if is_known { self.reindex(id).await } else { Ok(()) };
         };
-        let report: Report = decode(&entry.value)?;
-        if self.lanes().is_missing(id, host) {
-            self.count_finished(&open.record.job.op, Status::of(report.outcome.kind()));
-        }
-        let has_room = {
+        self.take_outcome(&open, host, decode(&entry.value)?, None);
+        Ok(())
+    }
+
+    /// Takes note of what has come of a job on one host when it comes round, or as soon as it is
+    /// `stored` here.
+    pub(super) fn take_outcome(
+        &self,
+        open: &Open,
+        host: &str,
+        report: Report,
+        stored: Option<Revision>,
+    ) {
+        let status = Status::of(report.outcome.kind());
+        let (is_first, has_room) = {
             let mut lanes = self.lanes();
-            lanes.finish(id, host, report);
-            lanes.has_new(host, open.class)
+            let is_first = lanes.is_missing(open.id, host);
+            if stored.is_some_and(|revision| !is_first || !lanes.foresee(revision)) {
+                return;
+            }
+            lanes.finish(open.id, host, report);
+            (is_first, lanes.has_new(host, open.class))
         };
+        if is_first {
+            self.count_finished(&open.record.job.op, status);
+        }
         if has_room {
             self.call(&[host.to_owned()], Why::New);
         }
         self.note_ended();
-        Ok(())
     }
 
     /// Moves jobs that are over from the lanes' care to the index's.

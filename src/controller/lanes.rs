@@ -27,6 +27,8 @@ pub(super) use next::{Question, Which};
 
 /// How long a host, and whoever else hands work out, may take to say something of what is new.
 const GRACE: Duration = Duration::from_secs(2);
+/// How much that is known may have still to come round.
+const MOST_FORESEEN: usize = 65_536;
 /// One for each class.
 const LANES: usize = Class::ALL.len();
 
@@ -45,6 +47,8 @@ pub(super) struct Lanes {
     ended: Vec<Ended>,
     /// Whether other controllers take on and hand out jobs as well.
     pub(super) is_shared: bool,
+    /// What was taken note of when it was stored, and has still to come round.
+    foreseen: BTreeSet<Revision>,
     /// Jobs that nobody is handed, because it is being decided whether they go to another host
     /// than this one.
     withheld: BTreeMap<Uuid, String>,
@@ -305,6 +309,19 @@ impl Lanes {
         self.settle(id);
     }
 
+    /// Takes note that what comes round with `revision` is known by then; its job may be over as well.
+    /// False where too much has still to come round.
+    pub(super) fn foresee(&mut self, revision: Revision) -> bool {
+        self.foreseen.len() < MOST_FORESEEN && self.foreseen.insert(revision)
+    }
+
+    /// Whether what has come round with `revision` was known. Nothing older comes any more.
+    pub(super) fn was_foreseen(&mut self, revision: Revision) -> bool {
+        let later = self.foreseen.split_off(&revision);
+        self.foreseen = later;
+        self.foreseen.remove(&revision)
+    }
+
     /// No longer hands a task out whose outcome is durable, though it has not come round yet.
     pub(super) fn reported(&mut self, id: Uuid, host: &str) {
         let (Some(slot), Some(lane)) = (self.open.get(&id), self.hosts.get_mut(host)) else {
@@ -362,12 +379,12 @@ impl Lanes {
         slot.open.so_far.send_modify(|so_far| so_far.is_over = true);
     }
 
-    /// A restart finds it by name from now on.
-    pub(super) fn parked(&mut self, id: Uuid) {
-        if let Some(slot) = self.open.get_mut(&id) {
-            slot.is_parked = true;
-            self.holding.remove(&slot.revision);
-        }
+    /// A restart finds it by name from now on. False where it is not open.
+    pub(super) fn parked(&mut self, id: Uuid) -> bool {
+        let Some(slot) = self.open.get_mut(&id) else { return false };
+        slot.is_parked = true;
+        self.holding.remove(&slot.revision);
+        true
     }
 
     /// No restart finds it by name any more, because it is over.

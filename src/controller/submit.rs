@@ -237,7 +237,12 @@ impl Controller {
                     OSAPI_CALLER = caller,
                     "{caller} asked for {op}"
                 );
-                self.come_round(id).await;
+                if self.lanes().is_shared && made.class == Class::Change {
+                    // What others have stored before it comes first, and may still come round.
+                    self.come_round(id).await;
+                } else {
+                    self.admit(id, revision, false);
+                }
                 Ok((Submitted { job, replayed: false }, revision))
             }
             (Err(error), Some((id, _))) => {
@@ -283,7 +288,6 @@ impl Controller {
                 .put(name.as_str(), encode(&once)?, Expect::Absent)
                 .expires(self.limits.job_age);
         }
-        step = step.put(format!("job.{id}"), encode(record)?, Expect::Absent);
         if let Some((original, revision)) = &beside.repeats {
             let mut original = original.clone();
             let (at, by) = (self.clock.wall(), caller.name.clone());
@@ -292,6 +296,8 @@ impl Controller {
             let key = format!("job.{}", original.job.id);
             step = step.put(key, encode(&original)?, Expect::Revision(*revision));
         }
+        // Last, so that the revision of the step is its own.
+        step = step.put(format!("job.{id}"), encode(record)?, Expect::Absent);
         let ms = beside.code.map(|_| self.clock.wall().saturating_sub(trail.at));
         let note = audit::Entry {
             id: id.clone(),

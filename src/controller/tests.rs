@@ -24,6 +24,7 @@ mod cancel;
 mod course;
 mod enrolment;
 mod fleet;
+mod late;
 mod restart;
 
 use bench::{

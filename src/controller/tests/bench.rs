@@ -51,8 +51,15 @@ impl Bench {
 
     /// Another controller on the store of this one.
     pub(super) async fn beside(&self, other: &Shared) -> Shared {
+        let controller = self.on(other.store.clone(), other).await;
+        controller.lanes().is_shared = true;
+        controller
+    }
+
+    /// Another controller on a store, with the objects of `other`.
+    pub(super) async fn on(&self, store: Arc<dyn Store>, other: &Shared) -> Shared {
         let setup = Setup {
-            store: other.store.clone(),
+            store,
             objects: other.objects.clone(),
             clock: self.clock.clone(),
             name: "there".to_owned(),
@@ -61,9 +68,7 @@ impl Bench {
             key: [7; 32],
             trust: self.trust(),
         };
-        let controller = Controller::start(setup).await.unwrap();
-        controller.lanes().is_shared = true;
-        controller
+        Controller::start(setup).await.unwrap()
     }
 
     pub(super) async fn with_agent(&self) -> (Shared, Agent) {
