@@ -2,7 +2,7 @@
 
 use async_nats::{HeaderMap, Message, PublishErrorKind, Subscriber};
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -175,14 +175,16 @@ pub(super) struct Acks {
     line: Line,
     inbox: String,
     answers: Subscriber,
-    /// The number of the next message.
-    next: u64,
+    /// The greatest sequence of the groups before: what has none beyond it was said before.
+    newest: Revision,
+    /// There may be answers to come that nobody waits for.
+    is_spent: bool,
 }
 
 impl Acks {
     /// Those in `kept`, or new ones on `line` where their connection is lost.
     pub(super) async fn on<'a>(line: &Line, kept: &'a mut Option<Self>) -> Result<&'a mut Self> {
-        if kept.as_ref().is_some_and(|kept| *kept.line.lost().borrow()) {
+        if kept.as_ref().is_some_and(|kept| kept.is_spent || *kept.line.lost().borrow()) {
             *kept = None;
         }
         match kept {
@@ -191,7 +193,13 @@ impl Acks {
                 let inbox = line.client.new_inbox();
                 let answers = line.client.subscribe(format!("{inbox}.*")).await;
                 let answers = answers.map_err(|error| broken().because(error))?;
-                Ok(none.insert(Self { line: line.clone(), inbox, answers, next: 0 }))
+                Ok(none.insert(Self {
+                    line: line.clone(),
+                    inbox,
+                    answers,
+                    newest: 0,
+                    is_spent: false,
+                }))
             }
         }
     }
@@ -200,6 +208,11 @@ impl Acks {
     pub(super) async fn publish(&mut self, messages: Vec<Outgoing>) -> Vec<Result<Revision>> {
         let mut results: Vec<Option<Result<Revision>>> = messages.iter().map(|_| None).collect();
         let failed = self.publish_each(messages, &mut results).await.err();
+        let is_unknown = |error: &Error| error.kind() == Kind::Unavailable;
+        self.is_spent = failed.is_some()
+            || results.iter().flatten().any(|it| it.as_ref().is_err_and(is_unknown));
+        let newest = results.iter().flatten().filter_map(|it| it.as_ref().ok()).max();
+        self.newest = newest.copied().unwrap_or_default().max(self.newest);
         let failed = failed.unwrap_or_else(broken);
         let missing = |result: Option<_>| result.unwrap_or_else(|| Err(failed.body().into()));
         results.into_iter().map(missing).collect()
@@ -212,9 +225,9 @@ impl Acks {
         results: &mut [Option<Result<Revision>>],
     ) -> Result<()> {
         let subjects: Vec<_> = messages.iter().map(|message| message.subject.clone()).collect();
-        let (first, mut waiting) = (self.next, 0);
-        self.next += messages.len() as u64;
-        for ((number, message), result) in (first..).zip(messages).zip(&mut *results) {
+        let mut waiting = 0;
+        // The same numbers each time: the server remembers where they go.
+        for ((number, message), result) in messages.into_iter().enumerate().zip(&mut *results) {
             let Outgoing { subject, headers, payload } = message;
             let (client, reply) = (&self.line.client, format!("{}.{number}", self.inbox));
             let sent = client.publish_with_reply_and_headers(subject, reply, headers, payload);
@@ -232,31 +245,38 @@ impl Acks {
         let limit = tokio::time::sleep(LIMIT);
         tokio::pin!(limit);
         while waiting > 0 {
-            let answer = tokio::select! {
-                biased;
-                answer = self.answers.next() => answer.ok_or_else(broken)?,
-                text = &mut refusal => {
-                    let message = format!("the broker refuses us a right to store ({text})");
-                    return Err(Error::new(Kind::Denied, message));
-                }
-                _ = is_lost.wait_for(|is_lost| *is_lost) => return Err(broken()),
-                () = &mut limit => {
-                    let message = "the broker did not answer in time";
-                    return Err(Error::new(Kind::Unavailable, message));
-                }
+            let answer = match self.answers.next().now_or_never() {
+                Some(answer) => answer.ok_or_else(broken)?,
+                None => tokio::select! {
+                    biased;
+                    answer = self.answers.next() => answer.ok_or_else(broken)?,
+                    text = &mut refusal => {
+                        let message = format!("the broker refuses us a right to store ({text})");
+                        return Err(Error::new(Kind::Denied, message));
+                    }
+                    _ = is_lost.wait_for(|is_lost| *is_lost) => return Err(broken()),
+                    () = &mut limit => {
+                        let message = "the broker did not answer in time";
+                        return Err(Error::new(Kind::Unavailable, message));
+                    }
+                },
             };
-            // What is late belongs to messages that were given up.
-            let number = answer.subject.rsplit('.').next().and_then(|it| it.parse::<u64>().ok());
-            let place = number.and_then(|number| usize::try_from(number.checked_sub(first)?).ok());
-            let Some(place) = place.filter(|place| *place < results.len()) else { continue };
-            waiting -= 1;
-            results[place] = Some(match answer.status.map(|status| status.as_u16()) {
+            let place = answer.subject.rsplit('.').next().and_then(|it| it.parse::<usize>().ok());
+            let is_awaited = |place: &usize| results.get(*place).is_some_and(Option::is_none);
+            let Some(place) = place.filter(is_awaited) else { continue };
+            let result = match answer.status.map(|status| status.as_u16()) {
                 Some(503) => {
                     let message = format!("nobody answers at {}", subjects[place]);
                     Err(Error::new(Kind::Unavailable, message))
                 }
                 _ => acknowledged(&subjects[place], &answer),
-            });
+            };
+            // A cluster may say twice that it has stored something.
+            if result.as_ref().is_ok_and(|sequence| *sequence <= self.newest) {
+                continue;
+            }
+            waiting -= 1;
+            results[place] = Some(result);
         }
         Ok(())
     }

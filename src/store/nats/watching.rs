@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::{Message, Subscriber};
-use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt};
 use serde_json::{Value, json};
 
 use super::Shared;
@@ -131,12 +131,17 @@ impl Watcher {
                 }
                 continue;
             };
-            let mut is_lost = feed.line.lost();
-            let message = tokio::select! {
-                biased;
-                message = tokio::time::timeout(SILENCE, feed.messages.next()) => message,
-                _ = is_lost.wait_for(|is_lost| *is_lost) => Ok(None),
-                () = self.shared.closed() => return None,
+            let message = match feed.messages.next().now_or_never() {
+                Some(message) => Ok(message),
+                None => {
+                    let mut is_lost = feed.line.lost();
+                    tokio::select! {
+                        biased;
+                        message = tokio::time::timeout(SILENCE, feed.messages.next()) => message,
+                        _ = is_lost.wait_for(|is_lost| *is_lost) => Ok(None),
+                        () = self.shared.closed() => return None,
+                    }
+                }
             };
             match message {
                 Ok(Some(message)) => match self.take(&message).await {

@@ -26,6 +26,8 @@ use crate::store::{Revision, Step, Write};
 /// How many steps go together, and how many bytes.
 const GROUP: usize = 256;
 const GROUP_BYTES: usize = 8 << 20;
+/// How often in a row others are let go without anything new coming of it.
+const TURNS: u32 = 2;
 /// From this many messages on, sharing one batch is cheaper than a flush for each of them, where the
 /// server makes one.
 const BATCH_FROM: usize = 16;
@@ -67,6 +69,11 @@ impl Ways {
         }
         self.groups = self.groups.wrapping_add(1);
         (self.batch <= self.single) != self.groups.is_multiple_of(LOOK_AGAIN)
+    }
+
+    /// Whether messages go one by one because that is faster.
+    fn is_single_faster(&self) -> bool {
+        !self.single.is_zero() && self.single < self.batch
     }
 
     fn took(&mut self, is_batch: bool, count: usize, took: Duration) {
@@ -173,9 +180,18 @@ impl Writer {
         let shared = self.shared.clone();
         let mut group = Group::new(GROUP, GROUP_BYTES);
         group.add(first, &shared.queue);
+        let mut turns = 0;
         while !group.is_full() && closing.is_none() {
             let command = match self.commands.try_recv() {
                 Ok(command) => Some(command),
+                // Whoever is about to commit is let go first, but nobody is waited for, where the
+                // server has as much work with a message of a large group as of a small one.
+                Err(_) if self.ways.is_single_faster() && turns < TURNS => {
+                    turns += 1;
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                Err(_) if self.ways.is_single_faster() => None,
                 Err(_) => match group.patience(&shared.queue, self.mean) {
                     Some(until) => {
                         let next = tokio::time::timeout_at(until.into(), self.commands.recv());
@@ -185,7 +201,10 @@ impl Writer {
                 },
             };
             match command {
-                Some(Command::Commit(pending)) => group.add(pending, &shared.queue),
+                Some(Command::Commit(pending)) => {
+                    turns = 0;
+                    group.add(pending, &shared.queue);
+                }
                 Some(Command::Wake) => self.wake(),
                 Some(Command::Close(closed)) => *closing = Some(closed),
                 None => break,
@@ -264,9 +283,9 @@ impl Writer {
         self.find_chains(&line).await?;
         let missed = self.shared.queue.lost();
         let owed = std::mem::take(&mut self.owed);
-        let lost = (missed > 0).then(|| Note::Event(json!({ "lost_notes": missed })));
+        let said = (missed > 0).then(|| Note::Event(json!({ "lost_notes": missed })));
         let of_steps = steps.iter().flat_map(|step| &step.notes);
-        let notes: Vec<_> = owed.iter().chain(&lost).chain(of_steps).collect();
+        let notes: Vec<_> = owed.iter().chain(&said).chain(of_steps).collect();
         let (mut next, links) = match self.links(&line, &notes).await {
             Ok(links) => links,
             Err(error) => {
