@@ -33,17 +33,15 @@ use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use broker::Broker;
+use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
-use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper_util::rt::TokioIo;
 use osapi::job::{Outcome, Report};
 use osapi::link::{Ask, Told};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
@@ -298,43 +296,81 @@ impl Agents {
     }
 }
 
-/// Somebody who asks, on a connection that is kept.
-struct Caller(SendRequest<Full<Bytes>>);
+/// Somebody who asks, on a connection that is kept. It is as lean as the clients of N: what it takes
+/// itself is taken from both processors.
+struct Caller {
+    stream: UnixStream,
+    buffer: BytesMut,
+}
 
 impl Caller {
     async fn connect(controller: &Controller) -> Self {
         let deadline = Instant::now() + PATIENCE;
-        let stream = loop {
+        loop {
             match UnixStream::connect(controller.socket()).await {
-                Ok(stream) => break stream,
+                Ok(stream) => return Self { stream, buffer: BytesMut::new() },
                 Err(error) if Instant::now() > deadline => {
                     panic!("no controller: {error}\n{}", controller.log())
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
-        };
-        let (sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        Self(sender)
+        }
     }
 
     /// How long it took until all of the answer was there, and the answer.
     async fn ask(&mut self, method: &str, path: &str, body: Option<&Value>) -> (Duration, Bytes) {
         let begun = Instant::now();
         let body = body.map(Value::to_string).unwrap_or_default();
-        let request = hyper::Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "osapi")
-            .header("prefer", "wait=100")
-            .header("content-type", "application/json")
-            .body(Full::from(body));
-        self.0.ready().await.unwrap();
-        let answer = self.0.send_request(request.unwrap()).await.unwrap();
-        let status = answer.status();
-        let answer = answer.into_body().collect().await.unwrap().to_bytes();
-        assert!(status == 200, "{method} {path}: {status} {answer:?}");
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: osapi\r\nprefer: wait=100\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        self.stream.write_all(request.as_bytes()).await.unwrap();
+        let answer = self.answer().await;
         (begun.elapsed(), answer)
+    }
+
+    async fn answer(&mut self) -> Bytes {
+        let head = self.until(b"\r\n\r\n").await;
+        let head = std::str::from_utf8(&head).unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        if let Some(length) = length {
+            return self.take(length.parse().unwrap()).await.freeze();
+        }
+        let mut parts = BytesMut::new();
+        loop {
+            let size = self.until(b"\r\n").await;
+            let size = usize::from_str_radix(std::str::from_utf8(&size).unwrap().trim(), 16);
+            let size = size.unwrap();
+            parts.extend_from_slice(&self.take(size + 2).await[..size]);
+            if size == 0 {
+                return parts.freeze();
+            }
+        }
+    }
+
+    async fn until(&mut self, end: &[u8]) -> BytesMut {
+        loop {
+            if let Some(at) = self.buffer.windows(end.len()).position(|it| it == end) {
+                return self.buffer.split_to(at + end.len());
+            }
+            self.more().await;
+        }
+    }
+
+    async fn take(&mut self, length: usize) -> BytesMut {
+        while self.buffer.len() < length {
+            self.buffer.reserve(length - self.buffer.len());
+            self.more().await;
+        }
+        self.buffer.split_to(length)
+    }
+
+    async fn more(&mut self) {
+        let count = self.stream.read_buf(&mut self.buffer).await.unwrap();
+        assert!(count > 0, "hung up on");
     }
 }
 
