@@ -169,10 +169,12 @@ impl Controller {
         if let Some(machine_id) = entry.key.strip_prefix("host.") {
             self.apply_host(machine_id, entry);
         } else if let Some(id) = entry.key.strip_prefix("parked.") {
-            let is_open = |id: &Uuid| self.lanes().parked(*id);
-            if !Uuid::parse_str(id).is_ok_and(|id| is_open(&id)) {
-                // It was over by then.
-                self.ride(Step::new().delete(&entry.key, Expect::Anything));
+            if let Ok(id) = Uuid::parse_str(id) {
+                let is_open = self.lanes().parked(id);
+                if !is_open {
+                    // It may be over by now.
+                    self.load(id, true).await?;
+                }
             }
         } else if let Some(id) = job_of(&entry.key) {
             match entry.key.get("job.".len() + 37..) {

@@ -189,11 +189,10 @@ impl Head {
 
     /// The place behind `stored`, a link of this chain.
     pub(crate) fn after(&self, link: &Link, stored: &[u8]) -> Self {
-        let count = count(&link.notes.iter().collect::<Vec<_>>());
-        self.before(link.number, link.entries.saturating_add(count), stored)
+        self.at(link.number, link.entries.saturating_add(count(&link.notes)), stored)
     }
 
-    fn before(&self, number: u64, entries: u64, stored: &[u8]) -> Self {
+    fn at(&self, number: u64, entries: u64, stored: &[u8]) -> Self {
         Self { writer: self.writer.clone(), number, hash: hash(stored), entries }
     }
 }
@@ -264,7 +263,8 @@ impl Tail {
             notes,
         };
         let stored = encode(&link)?;
-        self.head = self.head.before(number, link.entries.saturating_add(count(notes)), &stored);
+        let entries = link.entries.saturating_add(count(notes.iter().copied()));
+        self.head = self.head.at(number, entries, &stored);
         self.bytes += stored.len() as u64;
         Ok(stored)
     }
@@ -280,8 +280,8 @@ impl Tail {
     }
 }
 
-fn count(notes: &[&Note]) -> u64 {
-    notes.iter().filter(|note| matches!(note, Note::Entry(_))).count() as u64
+fn count<'a>(notes: impl IntoIterator<Item = &'a Note>) -> u64 {
+    notes.into_iter().filter(|note| matches!(note, Note::Entry(_))).count() as u64
 }
 
 fn hash(stored: &[u8]) -> String {

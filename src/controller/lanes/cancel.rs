@@ -31,8 +31,8 @@ impl Lanes {
     }
 
     /// Hosts that may have taken `id`, have still to answer, and can be asked to let go of it: any
-    /// where it `waits` for its time, else those of which nobody knows whether they have begun. That
-    /// are also those for which it may still wait in a relay.
+    /// where it `waits` for its time, else those of which nobody knows whether they have begun, such
+    /// as those for which it may still wait in a relay.
     pub(in crate::controller) fn may_let_go(&self, id: Uuid, waits: bool) -> Vec<String> {
         let missing = self.open.get(&id).map(|slot| slot.missing.iter()).into_iter().flatten();
         let may = |lane: &Lane| lane.may_have(id) && (waits || !lane.has(id) || !lane.is_taken(id));

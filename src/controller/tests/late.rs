@@ -6,7 +6,8 @@ use futures_util::stream::BoxStream;
 use tokio::sync::watch;
 
 use super::*;
-use crate::store::{Coming, Entry, Event, Kept, Revision, Room, Step, Store};
+use crate::job::{Moved, encode};
+use crate::store::{Coming, Entry, Event, Expect, Kept, Revision, Room, Step, Store};
 
 /// A store of which nobody hears anything while it is held.
 struct Late {
@@ -126,4 +127,39 @@ async fn neither_is_one_that_repeats_another() {
     assert!(agent.next_of(&[Class::Change], 0).await.is_empty());
     assert_eq!(controller.lanes().stored(), 1, "only what was asked for last");
     assert_eq!(controller.figures().jobs["completed"], 2);
+}
+
+#[tokio::test]
+async fn nor_is_one_that_went_to_another_host() {
+    let bench = Bench::new();
+    let (late, controller, mut agent) = start(&bench).await;
+    late.is_held.send_replace(true);
+    let job = ask(&controller, CHANGE).await;
+    let (mut record, revision) = controller.stored(&job.id).await.unwrap();
+    record.job.moved.push(Moved { at: 1, from: "m2".to_owned() });
+    let (key, record) = (format!("job.{}", job.id), encode(&record).unwrap());
+    controller.commit(Step::new().put(key, record, Expect::Revision(revision))).await.unwrap();
+    assert_eq!(agent.next_of(&[Class::Change], 5_000).await[0].job, job.id);
+    agent.done(&job.id).await;
+
+    come_round(&late, &controller).await;
+    assert!(agent.next_of(&[Class::Change], 0).await.is_empty());
+    assert_eq!(controller.lanes().stored(), 1, "only what was asked for last");
+    assert_eq!(controller.figures().jobs["completed"], 1);
+}
+
+#[tokio::test]
+async fn a_restart_is_not_told_of_a_job_that_was_over_by_then() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let job = ask(&controller, CHANGE).await;
+    agent.next_of(&[Class::Change], 5_000).await;
+    agent.done(&job.id).await;
+    let parked = Step::new().put(format!("parked.{}", job.id), "1", Expect::Anything);
+    let revision = controller.commit(parked).await.unwrap();
+    controller.caught_up(revision).await;
+    // What rides along goes with the next commit.
+    ask(&controller, ACT).await;
+    assert_eq!(stored(&controller, "parked").await, 0);
+    assert_eq!(controller.figures().jobs["completed"], 1);
 }

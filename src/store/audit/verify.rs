@@ -112,7 +112,7 @@ impl Check {
         let before = std::mem::take(&mut walk.place);
         walk.place = Head { writer: before.writer.clone(), ..before.after(&link, stored) };
         walk.dropped = link.dropped;
-        self.verdict.entries += count(&link.notes.iter().collect::<Vec<_>>());
+        self.verdict.entries += count(&link.notes);
         let place = walk.place.clone();
         if !follows || !goes_on {
             let (number, before) = (link.number, before.number);
