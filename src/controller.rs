@@ -55,6 +55,7 @@ mod lanes;
 mod listen;
 mod notes;
 mod once;
+mod outcome;
 mod retention;
 mod rows;
 mod secrets;

@@ -20,6 +20,7 @@ use crate::store::Revision;
 mod beat;
 mod cancel;
 mod expiry;
+mod foreseen;
 mod next;
 mod over;
 
@@ -27,8 +28,6 @@ pub(super) use next::{Question, Which};
 
 /// How long a host, and whoever else hands work out, may take to say something of what is new.
 const GRACE: Duration = Duration::from_secs(2);
-/// How much that is known may have still to come round.
-const MOST_FORESEEN: usize = 65_536;
 /// One for each class.
 const LANES: usize = Class::ALL.len();
 
@@ -307,19 +306,6 @@ impl Lanes {
         let report = Arc::new(report);
         open.so_far.send_modify(|so_far| so_far.reports.push((host.to_owned(), report)));
         self.settle(id);
-    }
-
-    /// Takes note that what comes round with `revision` is known by then; its job may be over as well.
-    /// False where too much has still to come round.
-    pub(super) fn foresee(&mut self, revision: Revision) -> bool {
-        self.foreseen.len() < MOST_FORESEEN && self.foreseen.insert(revision)
-    }
-
-    /// Whether what has come round with `revision` was known. Nothing older comes any more.
-    pub(super) fn was_foreseen(&mut self, revision: Revision) -> bool {
-        let later = self.foreseen.split_off(&revision);
-        self.foreseen = later;
-        self.foreseen.remove(&revision)
     }
 
     /// No longer hands a task out whose outcome is durable, though it has not come round yet.

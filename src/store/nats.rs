@@ -36,6 +36,7 @@ mod objects;
 mod open;
 mod sending;
 mod watching;
+mod ways;
 mod writer;
 
 use chains::Chains;

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::chains::Chains;
 use super::jetstream::{Acks, Outgoing};
+use super::ways::Ways;
 use super::{Shared, lock};
 use crate::broker::Line;
 use crate::error::{Error, Kind, Result};
@@ -31,8 +32,6 @@ const TURNS: u32 = 2;
 /// From this many messages on, sharing one batch is cheaper than a flush for each of them, where the
 /// server makes one.
 const BATCH_FROM: usize = 16;
-/// After how many groups it is looked again whether it does.
-const LOOK_AGAIN: u32 = 500;
 /// How many messages a batch may have; the server takes up to 1,000.
 pub(super) const BATCH: usize = 900;
 /// How often it is looked whether what was wrong still is.
@@ -50,37 +49,6 @@ pub(super) enum Command {
     Wake,
     /// Ends, once all that waits is stored.
     Close(oneshot::Sender<()>),
-}
-
-/// What one of many messages takes to be stored, by itself and in a batch. Which is faster depends on
-/// how the server syncs, and nobody tells that.
-#[derive(Default)]
-struct Ways {
-    single: Duration,
-    batch: Duration,
-    groups: u32,
-}
-
-impl Ways {
-    /// Whether the next group is to go as a batch.
-    fn is_batch(&mut self) -> bool {
-        if self.batch.is_zero() || self.single.is_zero() {
-            return self.batch.is_zero();
-        }
-        self.groups = self.groups.wrapping_add(1);
-        (self.batch <= self.single) != self.groups.is_multiple_of(LOOK_AGAIN)
-    }
-
-    /// Whether messages go one by one because that is faster.
-    fn is_single_faster(&self) -> bool {
-        !self.single.is_zero() && self.single < self.batch
-    }
-
-    fn took(&mut self, is_batch: bool, count: usize, took: Duration) {
-        let each = took / u32::try_from(count.max(1)).unwrap_or(u32::MAX);
-        let way = if is_batch { &mut self.batch } else { &mut self.single };
-        *way = mean_with(*way, each);
-    }
 }
 
 pub(super) struct Writer {
@@ -351,7 +319,7 @@ impl Writer {
             }
             Err(error) => {
                 self.is_known = false;
-                self.link_again(&line, error, &notes, missed, &mut results).await;
+                self.link_again(&line, error, (&owed, &notes), missed, &mut results).await;
             }
         }
         Ok(results)
@@ -377,12 +345,12 @@ impl Writer {
 
     /// Sees to notes whose link was not taken. Where another writer of this name got ahead, they go
     /// behind its link; otherwise steps that stand without them do not count as done, and the notes
-    /// go with the next link.
+    /// go with the next link, those that were `owed` before in any case.
     async fn link_again(
         &mut self,
         line: &Line,
         mut error: Error,
-        notes: &[&Note],
+        (owed, notes): (&[Note], &[&Note]),
         lost: u64,
         results: &mut [Result<Revision>],
     ) {
@@ -411,9 +379,7 @@ impl Writer {
             *result = Err(Error::new(Kind::Unavailable, message.as_str()));
             is_owed = true;
         }
-        if is_owed {
-            self.owe(notes.iter().copied().cloned().collect());
-        }
+        self.owe(if is_owed { notes.iter().copied().cloned().collect() } else { owed.to_vec() });
     }
 
     fn owe(&mut self, notes: Vec<Note>) {
