@@ -233,7 +233,7 @@ impl Chains {
     pub(super) fn take_dropped(&mut self) -> Vec<Outgoing> {
         let gone = |subject| {
             let mut headers = HeaderMap::new();
-            headers.insert("KV-Operation", "DEL");
+            headers.insert("KV-Operation", "PURGE");
             headers.insert("Nats-TTL", GONE);
             Outgoing { subject, headers, payload: bytes::Bytes::new() }
         };

@@ -187,7 +187,7 @@ impl Contents for Chunks {
         let Some(head) = self.0.find(digest).await?.0 else { return Ok(()) };
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Last-Subject-Sequence", mark.to_string().as_str());
-        headers.insert("KV-Operation", "DEL");
+        headers.insert("KV-Operation", "PURGE");
         headers.insert("Nats-TTL", "60s");
         let marker = Outgoing { subject: self.0.head(digest), headers, payload: Bytes::new() };
         match self.0.bus.line()?.publish(marker).await {

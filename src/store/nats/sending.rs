@@ -100,7 +100,7 @@ impl Shared {
             headers.insert("Nats-Expected-Last-Subject-Sequence", sequence.as_str());
         }
         if write.value.is_none() {
-            headers.insert("KV-Operation", "DEL");
+            headers.insert("KV-Operation", "PURGE");
             headers.insert("Nats-TTL", MARKER);
         } else if let Some(lifetime) = write.lifetime {
             // The server counts in whole seconds and refuses less than one.
