@@ -175,6 +175,11 @@ impl Line {
         Ok(Self { client, is_lost, denied })
     }
 
+    /// Whether both are the same connection.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.is_lost.same_channel(&other.is_lost)
+    }
+
     /// Asks and returns what is answered, whatever that is.
     pub(crate) async fn ask(
         &self,

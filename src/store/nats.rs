@@ -30,7 +30,9 @@ use crate::broker::{Bus, Line, Settings};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 
+mod alone;
 mod chains;
+mod flight;
 mod jetstream;
 mod objects;
 mod open;
@@ -39,6 +41,7 @@ mod watching;
 mod ways;
 mod writer;
 
+use alone::Echo;
 use chains::Chains;
 use jetstream::{header, is_marker, sequence};
 pub use objects::NatsObjects;
@@ -84,6 +87,9 @@ struct Shared {
     /// The stream has lost what the server had acknowledged.
     is_taken_back: watch::Sender<bool>,
     is_closed: watch::Sender<bool>,
+    /// What we are called among those who write.
+    me: String,
+    echo: Mutex<Echo>,
 }
 
 impl NatsStore {
@@ -108,6 +114,8 @@ impl NatsStore {
             newest: AtomicU64::new(0),
             is_taken_back: watch::Sender::new(false),
             is_closed: watch::Sender::new(false),
+            me: uuid::Uuid::now_v7().simple().to_string(),
+            echo: Mutex::default(),
             bounds: bounds.clone(),
         });
         lock(&shared.room).audit = chains.bytes();
@@ -165,7 +173,8 @@ impl Shared {
     }
 
     fn key<'a>(&self, subject: &'a str) -> Option<&'a str> {
-        subject.strip_prefix(self.stream())?.strip_prefix(".kv.")
+        let key = subject.strip_prefix(self.stream())?.strip_prefix(".kv.")?;
+        (!key.starts_with('$')).then_some(key)
     }
 
     fn entry(&self, message: Message) -> Option<Entry> {

@@ -13,9 +13,12 @@ use crate::error::{Error, Kind, Result};
 /// How long lazy steps wait for company; a commit later they are durable, within a second.
 pub(super) const LAZY: Duration = Duration::from_millis(900);
 
+/// Where whoever waits for a step is told of it.
+pub(super) type Done = oneshot::Sender<Result<Revision>>;
+
 pub(super) struct Pending {
     pub(super) step: Step,
-    pub(super) done: oneshot::Sender<Result<Revision>>,
+    pub(super) done: Done,
 }
 
 /// What became of a step that was to wait.
@@ -52,11 +55,7 @@ impl Queue {
         }
     }
 
-    pub(super) fn admit(
-        &self,
-        mut step: Step,
-        done: oneshot::Sender<Result<Revision>>,
-    ) -> Result<Admitted> {
+    pub(super) fn admit(&self, mut step: Step, done: Done) -> Result<Admitted> {
         if !step.is_lazy {
             if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.most {
                 self.taken();

@@ -13,7 +13,8 @@ use osapi::broker::{Identity, Settings, Tls};
 use osapi::clock::Clock;
 use osapi::error::{Error, Kind, Result};
 use osapi::store::nats::{NatsObjects, NatsStore};
-use osapi::store::{Bounds, Event, Expect, Order, Step, Store};
+use osapi::store::{Bounds, Entry, Event, Expect, Order, Step, Store};
+use serde_json::Value;
 
 use super::recovery::{nothing_is_lost_or_half_done, pair};
 use super::{links, list, noted, put, refusal, request, suite, until_taken, value, verdict};
@@ -148,8 +149,20 @@ async fn a_full_stream_still_ends_what_it_accepted() {
         owed += 1;
     }
     assert!(value(&store, "job.1").await.is_some(), "reads go on");
-    for i in 0..count {
-        store.commit(Step::new().delete(format!("job.{i}"), Expect::Anything)).await.unwrap();
+    // Whoever has just come has not even room to say so.
+    let client = async_nats::connect(broker.address()).await.unwrap();
+    for i in 0.. {
+        let answer = client.request(format!("osapi.kv.tiny.{i}"), "".into()).await.unwrap();
+        if answer.payload.windows(5).any(|part| part == b"error") {
+            break;
+        }
+    }
+    let two = open(Settings { name: "two".to_owned(), ..settings(&broker) }).await.unwrap();
+    let delete = |i: usize| Step::new().delete(format!("job.{i}"), Expect::Anything);
+    two.commit(delete(0)).await.unwrap();
+    assert_eq!(value(&store, "job.0").await, None);
+    for i in 1..count {
+        store.commit(delete(i)).await.unwrap();
     }
     until_taken(&store, large("job.new".to_owned()).note(request(1)), &[Kind::Full]).await;
     assert!(!store.room().is_full);
@@ -225,6 +238,112 @@ async fn several_controllers_share_records_and_keep_chains_of_their_own() {
         let newest = store.audit(0, 3, Order::Descending).await.unwrap();
         assert_eq!(noted(&newest), ["19", "18", "17"]);
     }
+}
+
+/// How many records each of two controllers writes beside the other.
+const EACH: usize = 300;
+
+/// The next record that a watch tells of.
+async fn told(events: &mut (impl futures_util::Stream<Item = Event> + Unpin)) -> Entry {
+    loop {
+        match events.next().await {
+            Some(Event::Put(entry)) => return entry,
+            Some(_) => {}
+            None => panic!("the watch has ended"),
+        }
+    }
+}
+
+/// What the server is asked to send, by consumer.
+async fn asked_for(client: &async_nats::Client) -> Vec<String> {
+    let answer = client.request("$JS.API.CONSUMER.LIST.osapi", "".into()).await.unwrap();
+    let list: Value = serde_json::from_slice(&answer.payload).unwrap();
+    let consumers = list["consumers"].as_array().unwrap();
+    consumers.iter().map(|consumer| consumer["config"]["filter_subjects"][0].to_string()).collect()
+}
+
+/// Commits until the watch is told by its own writer, and the server is asked for others only.
+async fn until_alone(
+    store: &NatsStore,
+    events: &mut (impl futures_util::Stream<Item = Event> + Unpin),
+    client: &async_nats::Client,
+    name: &str,
+) {
+    for i in 0..1000 {
+        let key = format!("alone.{name}-{i}");
+        store.commit(put(key.as_str()).note(request(i))).await.unwrap();
+        assert_eq!(told(events).await.key, key);
+        if asked_for(client).await.iter().any(|filter| filter.contains("$writer")) {
+            return;
+        }
+    }
+    panic!("it is never alone: {:?}", asked_for(client).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_alone_is_told_by_itself_until_another_writes() {
+    if !broker::is_there("a controller alone on its stream") {
+        return;
+    }
+    let broker = Broker::start();
+    let client = async_nats::connect(broker.address()).await.unwrap();
+    let one = open(settings(&broker)).await.unwrap();
+    let mut events = one.watch("", 0).await.unwrap();
+    until_alone(&one, &mut events, &client, "one").await;
+    let listed = list(&one, "", "", 2000).await;
+    assert!(listed.iter().all(|entry| entry.key.starts_with("alone.")), "{listed:?}");
+
+    // Another, who says so, and whom it hears of though it writes nothing itself.
+    let two = Settings { name: "two".to_owned(), ..settings(&broker) };
+    let two = open(two).await.unwrap();
+    two.commit(put("two.first")).await.unwrap();
+    assert_eq!(told(&mut events).await.key, "two.first");
+    let all = [(&one, "one"), (&two, "two")].map(async |(store, name)| {
+        for i in 0..EACH {
+            store.commit(put(format!("{name}.{i}")).note(request(i))).await.unwrap();
+        }
+    });
+    let (_, seen) = tokio::join!(join_all(all), async {
+        let mut seen = Vec::new();
+        while seen.len() < 2 * EACH {
+            seen.push(told(&mut events).await);
+        }
+        seen
+    });
+    assert!(seen.is_sorted_by(|a, b| a.revision < b.revision), "told out of order");
+    let keys: BTreeSet<_> = seen.iter().map(|entry| &entry.key).collect();
+    assert_eq!(keys.len(), 2 * EACH, "told twice, or not at all");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_alone_finds_out_about_who_did_not_say_so() {
+    if !broker::is_there("a controller that only seems alone") {
+        return;
+    }
+    let broker = Broker::start();
+    let client = async_nats::connect(broker.address()).await.unwrap();
+    let one = open(settings(&broker)).await.unwrap();
+    let mut events = one.watch("", 0).await.unwrap();
+    until_alone(&one, &mut events, &client, "one").await;
+    client.request("osapi.kv.strange", "1".into()).await.unwrap();
+    let mut rest = Vec::new();
+    for i in 0..3 {
+        one.commit(put(format!("own.{i}")).note(request(i))).await.unwrap();
+    }
+    for _ in 0..4 {
+        rest.push(told(&mut events).await);
+    }
+    let keys: Vec<_> = rest.iter().map(|entry| entry.key.as_str()).collect();
+    assert_eq!(keys, ["strange", "own.0", "own.1", "own.2"]);
+    assert!(rest.is_sorted_by(|a, b| a.revision < b.revision));
+
+    // The next one writes nothing more.
+    one.close().await;
+    let quiet = open(settings(&broker)).await.unwrap();
+    let mut events = quiet.watch("", rest[3].revision).await.unwrap();
+    until_alone(&quiet, &mut events, &client, "quiet").await;
+    client.request("osapi.kv.stranger", "1".into()).await.unwrap();
+    assert_eq!(told(&mut events).await.key, "stranger");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -384,7 +503,7 @@ async fn a_stream_with_other_settings_is_named_and_left_alone() {
     }
     let after = client.request("$JS.API.STREAM.INFO.osapi", "".into()).await.unwrap();
     let config = |message: &async_nats::Message| {
-        serde_json::from_slice::<serde_json::Value>(&message.payload).unwrap()["config"].clone()
+        serde_json::from_slice::<Value>(&message.payload).unwrap()["config"].clone()
     };
     assert_eq!(config(&before), config(&after));
     let elsewhere = Settings { namespace: "elsewhere".to_owned(), ..settings(&broker) };

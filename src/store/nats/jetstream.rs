@@ -204,37 +204,42 @@ impl Acks {
         }
     }
 
-    /// Stores messages, all on their way at once; the sequence of each.
-    pub(super) async fn publish(&mut self, messages: Vec<Outgoing>) -> Vec<Result<Revision>> {
-        let mut results: Vec<Option<Result<Revision>>> = messages.iter().map(|_| None).collect();
-        let failed = self.publish_each(messages, &mut results).await.err();
-        let is_unknown = |error: &Error| error.kind() == Kind::Unavailable;
-        self.is_spent = failed.is_some()
-            || results.iter().flatten().any(|it| it.as_ref().is_err_and(is_unknown));
-        let newest = results.iter().flatten().filter_map(|it| it.as_ref().ok()).max();
-        self.newest = newest.copied().unwrap_or_default().max(self.newest);
+    /// Stores messages, all on their way at once, and says of each, as soon as that is known, which
+    /// sequence it has.
+    pub(super) async fn publish(
+        &mut self,
+        messages: Vec<Outgoing>,
+        mut settle: impl FnMut(usize, Result<Revision>),
+    ) {
+        let mut sending = Sending { is_open: vec![true; messages.len()], newest: self.newest };
+        let failed = self.publish_each(messages, &mut sending, &mut settle).await.err();
         let failed = failed.unwrap_or_else(broken);
-        let missing = |result: Option<_>| result.unwrap_or_else(|| Err(failed.body().into()));
-        results.into_iter().map(missing).collect()
+        for (place, _) in sending.is_open.iter().enumerate().filter(|(_, is_open)| **is_open) {
+            self.is_spent = true;
+            settle(place, Err(failed.body().into()));
+        }
+        self.newest = sending.newest;
     }
 
-    /// Fails where the rest of `results` stays unknown.
+    /// Fails where it stays open what became of the rest.
     async fn publish_each(
         &mut self,
         messages: Vec<Outgoing>,
-        results: &mut [Option<Result<Revision>>],
+        sending: &mut Sending,
+        settle: &mut impl FnMut(usize, Result<Revision>),
     ) -> Result<()> {
         let subjects: Vec<_> = messages.iter().map(|message| message.subject.clone()).collect();
         let mut waiting = 0;
         // The same numbers each time: the server remembers where they go.
-        for ((number, message), result) in messages.into_iter().enumerate().zip(&mut *results) {
+        for (number, message) in messages.into_iter().enumerate() {
             let Outgoing { subject, headers, payload } = message;
             let (client, reply) = (&self.line.client, format!("{}.{number}", self.inbox));
             let sent = client.publish_with_reply_and_headers(subject, reply, headers, payload);
             match sent.await {
                 Ok(()) => waiting += 1,
                 Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
-                    *result = Some(Err(too_large()));
+                    sending.is_open[number] = false;
+                    settle(number, Err(too_large()));
                 }
                 Err(error) => return Err(broken().because(error)),
             }
@@ -262,7 +267,7 @@ impl Acks {
                 },
             };
             let place = answer.subject.rsplit('.').next().and_then(|it| it.parse::<usize>().ok());
-            let is_awaited = |place: &usize| results.get(*place).is_some_and(Option::is_none);
+            let is_awaited = |place: &usize| sending.is_open.get(*place) == Some(&true);
             let Some(place) = place.filter(is_awaited) else { continue };
             let result = match answer.status.map(|status| status.as_u16()) {
                 Some(503) => {
@@ -271,15 +276,26 @@ impl Acks {
                 }
                 _ => acknowledged(&subjects[place], &answer),
             };
-            // A cluster may say twice that it has stored something.
-            if result.as_ref().is_ok_and(|sequence| *sequence <= self.newest) {
-                continue;
+            match &result {
+                // A cluster may say twice that it has stored something.
+                Ok(sequence) if *sequence <= self.newest => continue,
+                Ok(sequence) => sending.newest = sending.newest.max(*sequence),
+                Err(error) => self.is_spent |= error.kind() == Kind::Unavailable,
             }
             waiting -= 1;
-            results[place] = Some(result);
+            sending.is_open[place] = false;
+            settle(place, result);
         }
         Ok(())
     }
+}
+
+/// Messages on their way.
+struct Sending {
+    /// Of which it is not known yet what became of them.
+    is_open: Vec<bool>,
+    /// The greatest sequence so far.
+    newest: Revision,
 }
 
 /// The sequence of a message that was stored under `subject`, where `answer` says so.

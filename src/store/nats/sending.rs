@@ -3,8 +3,9 @@
 use async_nats::HeaderMap;
 use futures_util::future::join_all;
 
-use super::Shared;
+use super::flight::Flight;
 use super::jetstream::{Acks, Outgoing, is_marker, sequence};
+use super::{Shared, lock};
 use crate::broker::{Line, broken};
 use crate::error::{Kind, Result};
 use crate::store::{Expect, Revision, Step, Write};
@@ -13,32 +14,69 @@ use crate::store::{Expect, Revision, Step, Write};
 const MARKER: &str = "3600s";
 
 impl Shared {
-    /// All on their way at once, the links ahead, but for steps of several records.
+    /// All on their way at once, the links ahead, but for steps of several records. A step is told of
+    /// as soon as it stands, which it does not before the links do; `linked` is called when these do,
+    /// and otherwise the error says why.
     pub(super) async fn one_by_one(
         &self,
         line: &Line,
         acks: &mut Acks,
         links: Vec<Outgoing>,
-        steps: &[Step],
-    ) -> (Result<()>, Vec<Result<Revision>>) {
+        (steps, flight): (&[Step], &mut Flight),
+        linked: impl FnOnce(),
+    ) -> Result<()> {
         let is_single = |step: &Step| step.writes.len() < 2;
-        let mut runs = steps.chunk_by(|a, b| is_single(a) && is_single(b));
-        let first = runs.next().unwrap_or_default();
-        let singles = if first.iter().all(is_single) { first } else { &[] };
+        let first = steps.iter().take_while(|step| is_single(step)).count();
         let count = links.len();
-        let writes = singles.iter().flat_map(|step| &step.writes);
+        let places: Vec<_> = (0..first).filter(|place| !steps[*place].writes.is_empty()).collect();
+        let writes = places.iter().flat_map(|place| &steps[*place].writes);
         let messages = links.into_iter().chain(writes.map(|write| self.message(write, None)));
-        let mut sent = acks.publish(messages.collect()).await.into_iter();
-        let links: Vec<_> = sent.by_ref().take(count).collect();
-        let settled = singles.iter().map(|step| {
-            let sent = if step.writes.is_empty() { Some(Ok(0)) } else { sent.next() };
-            self.again(line, step, sent.unwrap_or_else(|| Err(broken())))
-        });
-        let mut results = join_all(settled).await;
-        for run in std::iter::once(&first[singles.len()..]).chain(runs) {
-            results.extend(join_all(run.iter().map(|step| self.step(line, step))).await);
+        let (mut open, mut refused, mut linked) = (count, None, Some(linked));
+        let settle = |number: usize, result: Result<Revision>| {
+            let place = number.checked_sub(count).map(|number| places[number]);
+            if let Ok(revision) = result {
+                let write = place.and_then(|place| steps[place].writes.first());
+                lock(&self.echo).stored(revision, write);
+            }
+            match (place, result) {
+                (None, Ok(_)) => {
+                    open -= 1;
+                    linked.take_if(|_| open == 0).into_iter().for_each(|linked| linked());
+                }
+                (None, Err(error)) => refused = Some(error),
+                (Some(place), Ok(revision)) if open == 0 => flight.stands(place, revision),
+                (Some(place), result) => flight.results[place] = Some(result),
+            }
+        };
+        acks.publish(messages.collect(), settle).await;
+        for (step, result) in steps.iter().zip(&mut flight.results).take(first) {
+            if step.writes.is_empty() {
+                *result = Some(Ok(0));
+            }
         }
-        (links.into_iter().try_for_each(|link| link.map(drop)), results)
+        let again = flight.results[..first].iter_mut().enumerate();
+        let again = again.filter(|(_, result)| matches!(result, Some(Err(_))));
+        join_all(again.map(async |(place, result)| {
+            let sent = result.take().unwrap_or_else(|| Err(broken()));
+            *result = Some(self.again(line, &steps[place], sent).await);
+        }))
+        .await;
+        let mut place = first;
+        for run in steps[first..].chunk_by(|a, b| is_single(a) && is_single(b)) {
+            let results = join_all(run.iter().map(|step| self.step(line, step))).await;
+            for result in results {
+                flight.results[place] = Some(result);
+                place += 1;
+            }
+        }
+        match (refused, linked) {
+            (Some(error), _) => Err(error),
+            (None, Some(linked)) => {
+                linked();
+                Ok(())
+            }
+            (None, None) => Ok(()),
+        }
     }
 
     async fn step(&self, line: &Line, step: &Step) -> Result<Revision> {
@@ -77,14 +115,16 @@ impl Shared {
         let marker = |write: &Write| markers.iter().find(|m| m.0 == write.key).map(|m| m.1);
         let mut messages: Vec<_> =
             writes.iter().map(|write| self.message(write, marker(write))).collect();
-        match (messages.len(), messages.pop()) {
-            (_, None) => Ok(0),
-            (1, Some(single)) => line.publish(single).await,
+        let last = match (messages.len(), messages.pop()) {
+            (_, None) => return Ok(0),
+            (1, Some(single)) => line.publish(single).await?,
             (_, Some(last)) => {
                 messages.push(last);
-                line.batch(messages).await
+                line.batch(messages).await?
             }
-        }
+        };
+        lock(&self.echo).stored_all(last, writes.iter().map(Some));
+        Ok(last)
     }
 
     /// `marker` is the sequence of what a deletion has left, where that is known to be there.

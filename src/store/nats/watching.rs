@@ -1,23 +1,26 @@
 //! Watches: each has a consumer of its own at the server, and reads on from the revision that it has
-//! seen whenever that was lost.
+//! seen whenever that was lost. While nobody else writes the consumer is for those who begin to, and
+//! for nothing else ([`super::alone`]).
 //!
 //! The stream keeps one message for each subject, so that whatever has a greater sequence is all
 //! there is to tell, from the beginning or from any place after it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::{Message, Subscriber};
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
 use serde_json::{Value, json};
 
-use super::Shared;
+use super::alone::{COMPANY, Heard};
 use super::jetstream::{header, is_marker};
+use super::{Shared, lock};
 use crate::broker::{self, Line};
 use crate::error::Result;
-use crate::store::{Entry, Event, Revision};
+use crate::store::{Entry, Event, Revision, is_under};
 
 /// How often the server says that there is nothing to say.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -38,6 +41,14 @@ struct Watcher {
     /// A new watcher has nothing to delete.
     is_new: bool,
     ready: Option<Event>,
+    /// What the writer tells. It is listened to before the server has told all that is older.
+    heard: Option<Heard>,
+    /// Whether it is told by the writer alone.
+    is_alone: bool,
+    /// Others who write.
+    others: HashSet<String>,
+    /// Not before this it is told by the writer alone again.
+    not_before: Instant,
 }
 
 /// A consumer at the server.
@@ -72,6 +83,10 @@ pub(super) async fn watch(
         goal: Some(info["state"]["last_seq"].as_u64().unwrap_or_default()),
         is_new: since == 0,
         ready: None,
+        heard: None,
+        is_alone: false,
+        others: HashSet::new(),
+        not_before: Instant::now(),
     };
     watcher.listen(line).await?;
     Ok(stream::unfold(watcher, async |mut watcher| Some((watcher.next().await?, watcher))).boxed())
@@ -84,13 +99,19 @@ impl Watcher {
         let inbox = line.client.new_inbox();
         let subscribed = line.client.subscribe(inbox.clone()).await;
         let messages = subscribed.map_err(|error| broker::away().because(error))?;
+        let (pattern, writers) = (self.shared.pattern(&self.prefix), self.shared.writers("*"));
+        let filters = match (self.is_alone, self.prefix.as_str()) {
+            (true, _) => vec![writers],
+            (false, "") => vec![pattern],
+            (false, _) => vec![pattern, writers],
+        };
         let body = json!({
             "stream_name": stream,
             "config": {
                 "deliver_subject": inbox,
                 "deliver_policy": "by_start_sequence",
                 "opt_start_seq": self.seen + 1,
-                "filter_subject": self.shared.pattern(&self.prefix),
+                "filter_subjects": filters,
                 "ack_policy": "none",
                 "replay_policy": "instant",
                 "max_deliver": 1,
@@ -106,7 +127,12 @@ impl Watcher {
         if made["num_pending"].as_u64() == Some(0) && self.goal.is_some() {
             self.ready = self.current();
         }
+        // Whoever begins to write after this is in what the consumer sends.
+        self.others = self.shared.others(&line).await?;
         self.feed = Some(Feed { line, messages, sent: 0 });
+        if self.is_alone && !self.others.is_empty() {
+            self.ask_again();
+        }
         Ok(())
     }
 
@@ -135,8 +161,16 @@ impl Watcher {
                 Some(message) => Ok(message),
                 None => {
                     let mut is_lost = feed.line.lost();
+                    let heard = self.heard.as_mut().filter(|_| self.is_alone);
                     tokio::select! {
                         biased;
+                        told = next_of(heard) => {
+                            match told {
+                                Some(event) => self.ready = self.hear(event),
+                                None => self.ask_again(),
+                            }
+                            continue;
+                        }
                         message = tokio::time::timeout(SILENCE, feed.messages.next()) => message,
                         _ = is_lost.wait_for(|is_lost| *is_lost) => Ok(None),
                         () = self.shared.closed() => return None,
@@ -147,12 +181,49 @@ impl Watcher {
                 Ok(Some(message)) => match self.take(&message).await {
                     Some(Some(event)) => return Some(event),
                     Some(None) => {}
-                    None => self.feed = None,
+                    None => self.ask_again(),
                 },
                 // Lost, or silent for too long.
-                _ => self.feed = None,
+                _ => self.ask_again(),
             }
         }
+    }
+
+    /// Has the server tell all that comes behind what was seen.
+    fn ask_again(&mut self) {
+        (self.feed, self.heard, self.is_alone) = (None, None, false);
+        self.not_before = Instant::now() + COMPANY;
+    }
+
+    /// What the writer tells, if it is new.
+    fn hear(&mut self, event: Event) -> Option<Event> {
+        let (key, revision) = match &event {
+            Event::Put(entry) => (&entry.key, entry.revision),
+            Event::Delete { key, revision } => (key, *revision),
+            Event::Current => return None,
+        };
+        if revision <= self.seen {
+            return None;
+        }
+        self.see(revision);
+        is_under(key, &self.prefix).then_some(event)
+    }
+
+    fn see(&mut self, revision: Revision) {
+        self.seen = revision;
+        self.shared.newest.fetch_max(revision, Ordering::Relaxed);
+    }
+
+    /// Goes on with what the writer tells, once the server has told all that came before.
+    fn is_to_be_alone(&mut self) -> bool {
+        if self.goal.is_some() || !self.others.is_empty() || self.not_before > Instant::now() {
+            self.heard = None;
+            return false;
+        }
+        if self.heard.is_none() {
+            self.heard = lock(&self.shared.echo).listen();
+        }
+        self.heard.as_ref().is_some_and(|heard| self.seen >= heard.from)
     }
 
     /// The event that a message is, if it is one; `None` where something is missing before it.
@@ -162,6 +233,10 @@ impl Watcher {
             let stalled = header(message, "Nats-Consumer-Stalled").map(str::to_owned);
             if let Some(reply) = message.reply.as_ref().map(ToString::to_string).or(stalled) {
                 feed.line.client.publish(reply, bytes::Bytes::new()).await.ok()?;
+            }
+            let end = header(message, "Nats-Last-Stream").and_then(|end| end.parse().ok());
+            if self.is_alone && end.is_some_and(|end| !lock(&self.shared.echo).agrees(end)) {
+                return None;
             }
             let last = header(message, "Nats-Last-Consumer").and_then(|last| last.parse().ok());
             let is_idle = last == Some(feed.sent);
@@ -173,11 +248,25 @@ impl Watcher {
         if position.sent != feed.sent + 1 {
             return None;
         }
-        (feed.sent, self.seen) = (position.sent, position.stream);
-        self.shared.newest.fetch_max(position.stream, Ordering::Relaxed);
+        feed.sent = position.sent;
+        if let Some(other) = self.shared.other(&message.subject) {
+            if is_marker(message) {
+                self.others.remove(other);
+            } else if self.others.insert(other.to_owned()) && self.is_alone {
+                self.ask_again();
+                return Some(None);
+            }
+        }
+        if self.is_alone {
+            return Some(None);
+        }
+        self.see(position.stream);
         let event = self.event(message, position.stream);
         if position.left == 0 || self.goal.is_some_and(|goal| position.stream >= goal) {
             self.ready = self.current();
+        }
+        if position.left == 0 && self.is_to_be_alone() {
+            (self.feed, self.is_alone) = (None, true);
         }
         Some(event)
     }
@@ -188,6 +277,14 @@ impl Watcher {
             return (!self.is_new).then_some(Event::Delete { key, revision });
         }
         Some(Event::Put(Entry { key, value: message.payload.clone(), revision }))
+    }
+}
+
+/// What the writer tells next, where it is listened to; nothing where that may not be all.
+async fn next_of(heard: Option<&mut Heard>) -> Option<Event> {
+    match heard {
+        Some(heard) => heard.events.recv().await,
+        None => std::future::pending().await,
     }
 }
 

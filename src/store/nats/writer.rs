@@ -14,7 +14,9 @@ use futures_util::future::join_all;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
+use super::alone::Shown;
 use super::chains::Chains;
+use super::flight::Flight;
 use super::jetstream::{Acks, Outgoing};
 use super::ways::Ways;
 use super::{Shared, lock};
@@ -22,7 +24,7 @@ use crate::broker::Line;
 use crate::error::{Error, Kind, Result};
 use crate::store::audit::{Chain, Note};
 use crate::store::queue::{Group, LAZY, Pending, mean_with};
-use crate::store::{Revision, Step, Write};
+use crate::store::{Step, Write};
 
 /// How many steps go together, and how many bytes.
 const GROUP: usize = 256;
@@ -56,6 +58,7 @@ pub(super) struct Writer {
     commands: mpsc::UnboundedReceiver<Command>,
     /// On the connection that was written to last.
     acks: Option<Acks>,
+    shown: Shown,
     chains: Chains,
     /// Whether `chains` is what the stream has.
     is_known: bool,
@@ -80,6 +83,7 @@ impl Writer {
             shared,
             commands,
             acks: None,
+            shown: Shown::default(),
             chains,
             is_known: true,
             owed: Vec::new(),
@@ -111,6 +115,7 @@ impl Writer {
         while self.shared.queue.has_lazy() {
             self.round(Vec::new()).await;
         }
+        self.shared.leave(&self.shown).await;
         if let Some(closed) = closing {
             // Whoever asked may have stopped waiting.
             let _ = closed.send(());
@@ -191,29 +196,25 @@ impl Writer {
             return;
         }
         let started = Instant::now();
-        let (steps, done): (Vec<Step>, Vec<_>) =
-            group.into_iter().map(|pending| (pending.step, pending.done)).unzip();
-        match self.commit(&steps).await {
-            Ok(results) => {
-                let failure = results.iter().filter_map(|result| result.as_ref().err());
-                let failure = failure.map(Error::kind).find(|kind| is_failure(*kind));
-                self.settle(&steps, &results, started.elapsed());
+        let (steps, mut flight) = Flight::of(group);
+        lock(&self.shared.echo).begin();
+        match self.commit(&steps, &mut flight).await {
+            Ok(()) => {
+                let failure = flight.failure(is_failure);
+                self.settle(&steps, &flight, started.elapsed());
+                lock(&self.shared.echo).settle(failure.is_none());
                 if let Some(kind) = failure {
                     self.is_ill(kind);
                 }
-                for (done, result) in done.into_iter().zip(results) {
-                    // Whoever asked may have stopped waiting; the step counts all the same.
-                    let _ = done.send(result);
-                }
+                flight.land();
             }
             Err(error) => {
                 if is_failure(error.kind()) {
                     tracing::warn!(error = ?error, "a commit failed");
                     self.is_ill(error.kind());
                 }
-                let group = steps.into_iter().zip(done);
-                let group = group.map(|(step, done)| Pending { step, done }).collect();
-                self.shared.queue.refuse(group, &error);
+                lock(&self.shared.echo).settle(false);
+                self.shared.queue.refuse(flight.back(steps), &error);
             }
         }
     }
@@ -245,10 +246,15 @@ impl Writer {
         admitted
     }
 
-    /// What became of each step, or why nothing became of any unless the error is `Unavailable`.
-    async fn commit(&mut self, steps: &[Step]) -> Result<Vec<Result<Revision>>> {
+    /// Has the steps stored, or says why nothing became of any unless the error is `Unavailable`.
+    async fn commit(&mut self, steps: &[Step], flight: &mut Flight) -> Result<()> {
         let line = self.shared.bus.line()?;
         self.find_chains(&line).await?;
+        match self.shared.show(&line, &mut self.shown).await {
+            // What makes room, or was promised, may still fit, and others find out all the same.
+            Err(error) if error.kind() == Kind::Full && steps.iter().any(Step::is_urgent) => {}
+            shown => shown?,
+        }
         let missed = self.shared.queue.lost();
         let owed = std::mem::take(&mut self.owed);
         let said = (missed > 0).then(|| Note::Event(json!({ "lost_notes": missed })));
@@ -272,23 +278,14 @@ impl Writer {
         };
         let started = Instant::now();
         if is_batch && count + links.len() <= BATCH {
-            let writes = steps.iter().flat_map(|step| &step.writes);
-            let writes = writes.map(|write| self.shared.message(write, None));
-            let links = links.iter().map(Outgoing::copy);
-            match line.batch(links.chain(writes).collect()).await {
-                Ok(last) => {
+            match self.as_batch(&line, &links, (steps, flight)).await {
+                Ok(()) => {
                     if has_choice {
                         self.ways.took(true, count, started.elapsed());
                     }
                     self.adopt(next, missed);
                     self.bury(&line, gone).await;
-                    // A batch is stored without anything in between.
-                    let mut revision = last - count as u64;
-                    let results = steps.iter().map(|step| {
-                        revision += step.writes.len() as u64;
-                        Ok(revision)
-                    });
-                    return Ok(results.collect());
+                    return Ok(());
                 }
                 // One of them does not fit; each must answer for itself.
                 Err(error) if error.kind() == Kind::Conflict => {}
@@ -301,28 +298,50 @@ impl Writer {
                 }
             }
         }
-        let acks = match Acks::on(&line, &mut self.acks).await {
-            Ok(acks) => acks,
+        let mut acks = self.acks.take();
+        let linked = match Acks::on(&line, &mut acks).await {
+            Ok(on) => {
+                let (shared, adopt) = (self.shared.clone(), || self.adopt(next, missed));
+                shared.one_by_one(&line, on, links, (steps, flight), adopt).await
+            }
             Err(error) => {
                 self.owe(owed);
                 return Err(error);
             }
         };
-        let (linked, mut results) = self.shared.one_by_one(&line, acks, links, steps).await;
+        self.acks = acks;
         if has_choice && !is_batch {
             self.ways.took(false, count, started.elapsed());
         }
         match linked {
-            Ok(()) => {
-                self.adopt(next, missed);
-                self.bury(&line, gone).await;
-            }
+            Ok(()) => self.bury(&line, gone).await,
             Err(error) => {
                 self.is_known = false;
-                self.link_again(&line, error, (&owed, &notes), missed, &mut results).await;
+                let notes = notes.into_iter().cloned().collect();
+                self.link_again(&line, error, (owed, notes), missed, flight).await;
             }
         }
-        Ok(results)
+        Ok(())
+    }
+
+    async fn as_batch(
+        &self,
+        line: &Line,
+        links: &[Outgoing],
+        (steps, flight): (&[Step], &mut Flight),
+    ) -> Result<()> {
+        let writes = || steps.iter().flat_map(|step| &step.writes);
+        let messages = writes().map(|write| self.shared.message(write, None));
+        let last = line.batch(links.iter().map(Outgoing::copy).chain(messages).collect()).await?;
+        // A batch is stored without anything in between.
+        let records: Vec<_> = links.iter().map(|_| None).chain(writes().map(Some)).collect();
+        let mut revision = last - writes().count() as u64;
+        lock(&self.shared.echo).stored_all(last, records.into_iter());
+        for (step, result) in steps.iter().zip(&mut flight.results) {
+            revision += step.writes.len() as u64;
+            *result = Some(Ok(revision));
+        }
+        Ok(())
     }
 
     /// The chains as they are with `notes`, and the links that make them so.
@@ -350,17 +369,18 @@ impl Writer {
         &mut self,
         line: &Line,
         mut error: Error,
-        (owed, notes): (&[Note], &[&Note]),
+        (owed, notes): (Vec<Note>, Vec<Note>),
         lost: u64,
-        results: &mut [Result<Revision>],
+        flight: &mut Flight,
     ) {
+        let all: Vec<_> = notes.iter().collect();
         for _ in 0..TRIES {
             if error.kind() != Kind::Conflict || self.find_chains(line).await.is_err() {
                 break;
             }
             self.shared.has_twin.store(true, Ordering::Relaxed);
             tracing::warn!("another controller has the name of this one; give each its own");
-            let (next, links) = match self.links(line, notes).await {
+            let (next, links) = match self.links(line, &all).await {
                 Ok(links) => links,
                 Err(cause) => {
                     error = cause;
@@ -374,12 +394,8 @@ impl Writer {
             }
         }
         let message = format!("the note of this could not be stored ({error}); it may be done");
-        let mut is_owed = false;
-        for result in results.iter_mut().filter(|result| result.is_ok()) {
-            *result = Err(Error::new(Kind::Unavailable, message.as_str()));
-            is_owed = true;
-        }
-        self.owe(if is_owed { notes.iter().copied().cloned().collect() } else { owed.to_vec() });
+        let is_owed = flight.fell(&message);
+        self.owe(if is_owed { notes } else { owed });
     }
 
     fn owe(&mut self, notes: Vec<Note>) {
@@ -417,26 +433,28 @@ impl Writer {
     /// start.
     async fn bury(&self, line: &Line, gone: Vec<Outgoing>) {
         for page in gone.chunks(BATCH) {
-            if let Err(error) = line.batch(page.iter().map(Outgoing::copy).collect()).await {
-                return tracing::warn!(%error, "old links of the audit log are still there");
+            match line.batch(page.iter().map(Outgoing::copy).collect()).await {
+                Ok(last) => lock(&self.shared.echo).stored_all(last, page.iter().map(|_| None)),
+                Err(error) => {
+                    return tracing::warn!(%error, "old links of the audit log are still there");
+                }
             }
         }
     }
 
-    fn settle(&mut self, steps: &[Step], results: &[Result<Revision>], took: Duration) {
+    fn settle(&mut self, steps: &[Step], flight: &Flight, took: Duration) {
         self.mean = mean_with(self.mean, took);
-        let stored = || steps.iter().zip(results).filter(|(_, result)| result.is_ok());
-        let bytes: u64 = stored().flat_map(|(step, _)| &step.writes).map(cost).sum();
+        let bytes: u64 = flight.stored(steps).flat_map(|step| &step.writes).map(cost).sum();
         {
             let mut room = lock(&self.shared.room);
             room.records += bytes;
             room.figures.commits += 1;
             room.figures.commit_seconds += took.as_secs_f64();
-            room.figures.steps += stored().count() as u64;
+            room.figures.steps += flight.stored(steps).count() as u64;
             room.figures.bytes += bytes;
         }
         self.shared.measure.notify_one();
-        if stored().any(|(step, _)| !step.is_urgent()) {
+        if flight.stored(steps).any(|step| !step.is_urgent()) {
             self.is_well();
         }
     }
