@@ -1,5 +1,6 @@
 //! The promises in `osapi::store`: one suite for every backend, then what is each one's own.
 
+mod alone;
 mod audit;
 mod nats;
 mod objects;

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -13,7 +13,7 @@ use osapi::broker::{Identity, Settings, Tls};
 use osapi::clock::Clock;
 use osapi::error::{Error, Kind, Result};
 use osapi::store::nats::{NatsObjects, NatsStore};
-use osapi::store::{Bounds, Entry, Event, Expect, Order, Step, Store};
+use osapi::store::{Bounds, Event, Expect, Order, Step, Store};
 use serde_json::Value;
 
 use super::recovery::{nothing_is_lost_or_half_done, pair};
@@ -21,7 +21,10 @@ use super::{links, list, noted, put, refusal, request, suite, until_taken, value
 use crate::broker::{self, Broker};
 use crate::say::say;
 
-fn settings(broker: &Broker) -> Settings {
+/// How long the server may take to forget what was dropped.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) fn settings(broker: &Broker) -> Settings {
     Settings {
         servers: vec![broker.address()],
         namespace: "osapi".to_owned(),
@@ -31,7 +34,7 @@ fn settings(broker: &Broker) -> Settings {
     }
 }
 
-async fn open(settings: Settings) -> Result<NatsStore> {
+pub(super) async fn open(settings: Settings) -> Result<NatsStore> {
     NatsStore::open(settings, Clock::default(), Bounds::default()).await
 }
 
@@ -205,6 +208,19 @@ async fn retention_leaves_chains_that_verify() {
     store.commit(Step::new().note(request(600))).await.unwrap();
     let whole = verdict(&store).await;
     assert!(whole.is_whole(), "{whole:?}");
+    // Of what was dropped nothing is left once that was told, no marker of the server's either.
+    let client = async_nats::connect(broker.address()).await.unwrap();
+    let (kept, begun) = (links(&store).await.len(), Instant::now());
+    loop {
+        let query = r#"{ "subjects_filter": "osapi.audit.>" }"#;
+        let answer = client.request("$JS.API.STREAM.INFO.osapi", query.into()).await.unwrap();
+        let info: Value = serde_json::from_slice(&answer.payload).unwrap();
+        let there = info["state"]["subjects"].as_object().unwrap().len();
+        if there == kept {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{there} messages for {kept} links");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -238,112 +254,6 @@ async fn several_controllers_share_records_and_keep_chains_of_their_own() {
         let newest = store.audit(0, 3, Order::Descending).await.unwrap();
         assert_eq!(noted(&newest), ["19", "18", "17"]);
     }
-}
-
-/// How many records each of two controllers writes beside the other.
-const EACH: usize = 300;
-
-/// The next record that a watch tells of.
-async fn told(events: &mut (impl futures_util::Stream<Item = Event> + Unpin)) -> Entry {
-    loop {
-        match events.next().await {
-            Some(Event::Put(entry)) => return entry,
-            Some(_) => {}
-            None => panic!("the watch has ended"),
-        }
-    }
-}
-
-/// What the server is asked to send, by consumer.
-async fn asked_for(client: &async_nats::Client) -> Vec<String> {
-    let answer = client.request("$JS.API.CONSUMER.LIST.osapi", "".into()).await.unwrap();
-    let list: Value = serde_json::from_slice(&answer.payload).unwrap();
-    let consumers = list["consumers"].as_array().unwrap();
-    consumers.iter().map(|consumer| consumer["config"]["filter_subjects"][0].to_string()).collect()
-}
-
-/// Commits until the watch is told by its own writer, and the server is asked for others only.
-async fn until_alone(
-    store: &NatsStore,
-    events: &mut (impl futures_util::Stream<Item = Event> + Unpin),
-    client: &async_nats::Client,
-    name: &str,
-) {
-    for i in 0..1000 {
-        let key = format!("alone.{name}-{i}");
-        store.commit(put(key.as_str()).note(request(i))).await.unwrap();
-        assert_eq!(told(events).await.key, key);
-        if asked_for(client).await.iter().any(|filter| filter.contains("$writer")) {
-            return;
-        }
-    }
-    panic!("it is never alone: {:?}", asked_for(client).await);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_controller_alone_is_told_by_itself_until_another_writes() {
-    if !broker::is_there("a controller alone on its stream") {
-        return;
-    }
-    let broker = Broker::start();
-    let client = async_nats::connect(broker.address()).await.unwrap();
-    let one = open(settings(&broker)).await.unwrap();
-    let mut events = one.watch("", 0).await.unwrap();
-    until_alone(&one, &mut events, &client, "one").await;
-    let listed = list(&one, "", "", 2000).await;
-    assert!(listed.iter().all(|entry| entry.key.starts_with("alone.")), "{listed:?}");
-
-    // Another, who says so, and whom it hears of though it writes nothing itself.
-    let two = Settings { name: "two".to_owned(), ..settings(&broker) };
-    let two = open(two).await.unwrap();
-    two.commit(put("two.first")).await.unwrap();
-    assert_eq!(told(&mut events).await.key, "two.first");
-    let all = [(&one, "one"), (&two, "two")].map(async |(store, name)| {
-        for i in 0..EACH {
-            store.commit(put(format!("{name}.{i}")).note(request(i))).await.unwrap();
-        }
-    });
-    let (_, seen) = tokio::join!(join_all(all), async {
-        let mut seen = Vec::new();
-        while seen.len() < 2 * EACH {
-            seen.push(told(&mut events).await);
-        }
-        seen
-    });
-    assert!(seen.is_sorted_by(|a, b| a.revision < b.revision), "told out of order");
-    let keys: BTreeSet<_> = seen.iter().map(|entry| &entry.key).collect();
-    assert_eq!(keys.len(), 2 * EACH, "told twice, or not at all");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_controller_alone_finds_out_about_who_did_not_say_so() {
-    if !broker::is_there("a controller that only seems alone") {
-        return;
-    }
-    let broker = Broker::start();
-    let client = async_nats::connect(broker.address()).await.unwrap();
-    let one = open(settings(&broker)).await.unwrap();
-    let mut events = one.watch("", 0).await.unwrap();
-    until_alone(&one, &mut events, &client, "one").await;
-    client.request("osapi.kv.strange", "1".into()).await.unwrap();
-    let mut rest = Vec::new();
-    for i in 0..3 {
-        one.commit(put(format!("own.{i}")).note(request(i))).await.unwrap();
-    }
-    for _ in 0..4 {
-        rest.push(told(&mut events).await);
-    }
-    let keys: Vec<_> = rest.iter().map(|entry| entry.key.as_str()).collect();
-    assert_eq!(keys, ["strange", "own.0", "own.1", "own.2"]);
-    assert!(rest.is_sorted_by(|a, b| a.revision < b.revision));
-
-    // The next one writes nothing more.
-    one.close().await;
-    let quiet = open(settings(&broker)).await.unwrap();
-    let mut events = quiet.watch("", rest[3].revision).await.unwrap();
-    until_alone(&quiet, &mut events, &client, "quiet").await;
-    client.request("osapi.kv.stranger", "1".into()).await.unwrap();
-    assert_eq!(told(&mut events).await.key, "stranger");
 }
 
 #[tokio::test(flavor = "multi_thread")]

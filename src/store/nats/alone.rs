@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use async_nats::HeaderMap;
 use tokio::sync::mpsc;
 
-use super::jetstream::{Outgoing, is_marker, sequence};
+use super::jetstream::{Outgoing, header, is_marker, sequence};
 use super::{Shared, lock};
 use crate::broker::Line;
 use crate::error::Result;
@@ -158,11 +158,8 @@ impl Shared {
         let Some((line, _)) = shown.0.as_ref().filter(|(line, _)| !*line.lost().borrow()) else {
             return;
         };
-        let mut headers = HeaderMap::new();
-        headers.insert("KV-Operation", "PURGE");
-        headers.insert("Nats-TTL", "60s");
-        let (subject, payload) = (self.writers(&self.me), bytes::Bytes::new());
-        if let Err(error) = line.publish(Outgoing { subject, headers, payload }).await {
+        let gone = Outgoing::deletion(self.writers(&self.me), "60s");
+        if let Err(error) = line.publish(gone).await {
             tracing::debug!(%error, "others will miss us for a while");
         }
     }
@@ -176,7 +173,7 @@ impl Shared {
             let Some(last) = messages.last().and_then(sequence) else { break };
             from = last + 1;
             let there = messages.iter().filter(|message| !is_marker(message));
-            let names = there.filter_map(|message| super::header(message, "Nats-Subject"));
+            let names = there.filter_map(|message| header(message, "Nats-Subject"));
             others.extend(names.filter_map(|name| self.other(name)).map(str::to_owned));
             if !more {
                 break;

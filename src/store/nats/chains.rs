@@ -231,13 +231,8 @@ impl Chains {
 
     /// What takes the place of the links that were dropped.
     pub(super) fn take_dropped(&mut self) -> Vec<Outgoing> {
-        let gone = |subject| {
-            let mut headers = HeaderMap::new();
-            headers.insert("KV-Operation", "PURGE");
-            headers.insert("Nats-TTL", GONE);
-            Outgoing { subject, headers, payload: bytes::Bytes::new() }
-        };
-        std::mem::take(&mut self.dropped).into_iter().map(gone).collect()
+        let dropped = std::mem::take(&mut self.dropped).into_iter();
+        dropped.map(|subject| Outgoing::deletion(subject, GONE)).collect()
     }
 
     fn subject(&self, chain: Chain, number: &str) -> String {

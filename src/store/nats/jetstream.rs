@@ -29,6 +29,17 @@ pub(super) struct Outgoing {
     pub(super) payload: Bytes,
 }
 
+impl Outgoing {
+    /// What takes the place of a deleted message, and says so for `lifetime`. It says PURGE since the
+    /// server would put a marker of its own in the place of one that says DEL, once that ends.
+    pub(super) fn deletion(subject: String, lifetime: &str) -> Self {
+        let mut headers = HeaderMap::new();
+        headers.insert("KV-Operation", "PURGE");
+        headers.insert("Nats-TTL", lifetime);
+        Self { subject, headers, payload: Bytes::new() }
+    }
+}
+
 impl Line {
     /// Asks the broker's own interface.
     pub(super) async fn api(&self, call: &str, body: &Value) -> Result<Result<Value, Refusal>> {

@@ -185,11 +185,9 @@ impl Contents for Chunks {
 
     async fn remove(&self, digest: &str, mark: u64) -> Result<()> {
         let Some(head) = self.0.find(digest).await?.0 else { return Ok(()) };
-        let mut headers = HeaderMap::new();
-        headers.insert("Nats-Expected-Last-Subject-Sequence", mark.to_string().as_str());
-        headers.insert("KV-Operation", "PURGE");
-        headers.insert("Nats-TTL", "60s");
-        let marker = Outgoing { subject: self.0.head(digest), headers, payload: Bytes::new() };
+        let mut marker = Outgoing::deletion(self.0.head(digest), "60s");
+        let mark = mark.to_string();
+        marker.headers.insert("Nats-Expected-Last-Subject-Sequence", mark.as_str());
         match self.0.bus.line()?.publish(marker).await {
             Err(error) if error.kind() == Kind::Conflict => return Ok(()),
             removed => removed?,

@@ -134,21 +134,21 @@ impl Shared {
             Expect::Absent => Some(marker.unwrap_or(0)),
             Expect::Revision(revision) => Some(revision),
         };
-        let mut headers = HeaderMap::new();
+        let (subject, headers) = (self.subject(&write.key), HeaderMap::new());
+        let mut message = match write.value.clone() {
+            Some(payload) => Outgoing { subject, headers, payload },
+            None => Outgoing::deletion(subject, MARKER),
+        };
         if let Some(sequence) = expected {
             let sequence = sequence.to_string();
-            headers.insert("Nats-Expected-Last-Subject-Sequence", sequence.as_str());
+            message.headers.insert("Nats-Expected-Last-Subject-Sequence", sequence.as_str());
         }
-        if write.value.is_none() {
-            headers.insert("KV-Operation", "PURGE");
-            headers.insert("Nats-TTL", MARKER);
-        } else if let Some(lifetime) = write.lifetime {
+        if let Some(lifetime) = write.lifetime.filter(|_| write.value.is_some()) {
             // The server counts in whole seconds and refuses less than one.
             let seconds = lifetime.as_millis().div_ceil(1000).max(1);
-            headers.insert("Nats-TTL", format!("{seconds}s").as_str());
+            message.headers.insert("Nats-TTL", format!("{seconds}s").as_str());
         }
-        let subject = self.subject(&write.key);
-        Outgoing { subject, headers, payload: write.value.clone().unwrap_or_default() }
+        message
     }
 }
 
