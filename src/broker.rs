@@ -32,20 +32,21 @@ const INCOMING: usize = 16_384;
 
 pub(crate) struct Bus {
     pub(crate) settings: Settings,
-    line: watch::Sender<Option<Line>>,
+    line: watch::Sender<Option<Arc<Line>>>,
 }
 
 /// A connection.
-#[derive(Clone)]
 pub(crate) struct Line {
     pub(crate) client: Client,
+    /// What a message may have, in bytes, as the server says when it is connected to.
+    pub(crate) room: usize,
     is_lost: watch::Receiver<bool>,
     /// What the server has last refused for want of a right.
     denied: watch::Receiver<String>,
 }
 
 impl Bus {
-    pub(crate) fn new(settings: Settings, line: Line) -> Arc<Self> {
+    pub(crate) fn new(settings: Settings, line: Arc<Line>) -> Arc<Self> {
         Arc::new(Self { settings, line: watch::Sender::new(Some(line)) })
     }
 
@@ -60,15 +61,15 @@ impl Bus {
     pub(crate) async fn keep<F: Future<Output = Result<()>>>(
         self: Arc<Self>,
         name: String,
-        check: impl Fn(Line) -> F,
+        check: impl Fn(Arc<Line>) -> F,
     ) {
         let settings = Settings { name, ..self.settings.clone() };
         loop {
             let line = self.line.borrow().clone();
             let again = if line.is_some() { " again" } else { "" };
-            if let Some(mut line) = line {
+            if let Some(line) = line {
                 // Where nobody can tell any more, it is lost as well.
-                drop(line.is_lost.wait_for(|is_lost| *is_lost).await);
+                drop(line.lost().wait_for(|is_lost| *is_lost).await);
                 self.line.send_replace(None);
                 tracing::warn!("the connection to the broker is lost");
             }
@@ -97,18 +98,18 @@ impl Bus {
     }
 
     /// The connection there is.
-    pub(crate) fn line(&self) -> Result<Line> {
+    pub(crate) fn line(&self) -> Result<Arc<Line>> {
         self.line.borrow().clone().ok_or_else(away)
     }
 
     /// The connection there is, or the next one.
-    pub(crate) async fn next_line(&self) -> Option<Line> {
+    pub(crate) async fn next_line(&self) -> Option<Arc<Line>> {
         self.line.subscribe().wait_for(Option::is_some).await.ok()?.clone()
     }
 }
 
 impl Line {
-    pub(crate) async fn open(settings: &Settings) -> Result<Self> {
+    pub(crate) async fn open(settings: &Settings) -> Result<Arc<Self>> {
         let proof = Arc::new(settings.identity.proof().await?);
         let (lost, is_lost) = watch::channel(false);
         let (deny, denied) = watch::channel(String::new());
@@ -172,7 +173,8 @@ impl Line {
             Error::new(kind, format!("cannot use the broker at {servers}: {why} ({error})"))
                 .because(error)
         })?;
-        Ok(Self { client, is_lost, denied })
+        let room = client.server_info().max_payload;
+        Ok(Arc::new(Self { client, room, is_lost, denied }))
     }
 
     /// Whether both are the same connection.

@@ -75,7 +75,7 @@ pub use hosts::{ALL, ANY, ONLY, WHICH};
 pub use listen::Heard;
 pub use notes::Trail;
 pub use status::Status;
-pub use submit::{Key, Submit, Submitted, Target};
+pub use submit::{Key, Submit, Submitted, Taken, Target};
 pub use wait::{HostResult, Results};
 
 pub static DOMAINS: &[&Domain<Local>] = &[

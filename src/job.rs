@@ -340,8 +340,10 @@ impl From<Outcome> for Result<Value> {
 }
 
 pub fn encode(value: &impl Serialize) -> Result<Bytes> {
-    serde_json::to_vec(value)
-        .map(Into::into)
+    // Most is smaller than that, and need not be moved while it grows.
+    let mut bytes = Vec::with_capacity(1024);
+    serde_json::to_writer(&mut bytes, value)
+        .map(|()| bytes.into())
         .map_err(|error| Error::new(Kind::Internal, "cannot encode").because(error))
 }
 

@@ -71,7 +71,7 @@ fn carried(task: &str) -> usize {
 impl Carrier {
     /// How many bytes of tasks a message may have, which neither the broker nor a relay refuses.
     fn room(line: &Line) -> usize {
-        line.client.server_info().max_payload.min(MAX_FRAME).saturating_sub(AROUND)
+        line.room.min(MAX_FRAME).saturating_sub(AROUND)
     }
 
     async fn listen(&self, line: &Line, mark: u16) -> Result<Ears> {
@@ -130,7 +130,7 @@ impl Controller {
     }
 
     /// Hears what comes, on one connection after the other.
-    async fn hear(self: Shared, mut line: Line, mut ears: Ears) {
+    async fn hear(self: Shared, mut line: Arc<Line>, mut ears: Ears) {
         let Some(carrier) = self.carrier.get() else { return };
         let room = [(); 2].map(|()| Arc::new(Semaphore::new(AT_ONCE)));
         let (is_ending, never) = (&carrier.is_ending, watch::Sender::new(false));
@@ -203,7 +203,7 @@ impl Controller {
     /// Answers each question in a task of its own; those that have come when it is to end as well.
     async fn answer_all(
         self: &Arc<Self>,
-        line: &Line,
+        line: &Arc<Line>,
         mut asks: Subscriber,
         room: &Arc<Semaphore>,
         is_ending: &watch::Sender<bool>,

@@ -63,7 +63,7 @@ pub(super) struct Ended {
 /// A job that some host has still to answer, or whose caller may still ask.
 pub(super) struct Open {
     pub(super) id: Uuid,
-    pub(super) record: Record,
+    pub(super) record: Arc<Record>,
     pub(super) class: Class,
     /// Whether it is in the store.
     pub(super) is_stored: bool,
@@ -206,7 +206,13 @@ impl Lane {
 }
 
 impl Open {
-    pub(super) fn new(id: Uuid, record: Record, class: Class, is_stored: bool) -> Arc<Self> {
+    pub(super) fn new(
+        id: Uuid,
+        record: impl Into<Arc<Record>>,
+        class: Class,
+        is_stored: bool,
+    ) -> Arc<Self> {
+        let record = record.into();
         let so_far = SoFar { cancelled: record.job.cancelled.clone(), ..SoFar::default() };
         let (so_far, may_go) = (watch::Sender::new(so_far), AtomicBool::new(true));
         Arc::new(Self { id, record, class, is_stored, so_far, may_go })

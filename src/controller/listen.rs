@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::lanes::SoFar;
 use super::status::Status;
+use super::submit::Taken;
 use super::{Controller, Shared, Submit, Submitted, lock};
 use crate::error::{Error, ErrorBody, Kind, Result};
 use crate::job::{Job, Outcome};
@@ -49,7 +50,7 @@ struct Listener {
 /// What a host tells without an end. It stops when this is dropped.
 pub struct Heard {
     controller: Shared,
-    job: Arc<Job>,
+    job: Taken,
     id: Uuid,
     pieces: mpsc::Receiver<Vec<Piece>>,
     so_far: watch::Receiver<SoFar>,

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -61,9 +63,21 @@ pub struct Key {
 
 #[derive(Clone)]
 pub struct Submitted {
-    pub job: Arc<Job>,
+    pub job: Taken,
     /// It was submitted before, with the same key.
     pub replayed: bool,
+}
+
+/// A job that was taken on.
+#[derive(Clone)]
+pub struct Taken(Arc<Record>);
+
+impl Deref for Taken {
+    type Target = Job;
+
+    fn deref(&self) -> &Job {
+        &self.0.job
+    }
 }
 
 /// What is stored under `once.<SHA-256 of caller, method, path and key>`.
@@ -139,8 +153,7 @@ impl Controller {
             Target::HostsOf(_) => "_all".to_owned(),
         };
         let job = Job {
-            // As long as the one that it will have.
-            id: Uuid::nil().to_string(),
+            id: String::new(),
             op: row.id.to_owned(),
             caller: caller.name.clone(),
             target,
@@ -154,8 +167,31 @@ impl Controller {
             is_settled: false,
         };
         let once = key.as_ref().map(|(name, _)| name.clone());
-        let record = Record { job, params, options, objects, sealed, once };
-        let size = encode(&record)?.len();
+        let record = Arc::new(Record { job, params, options, objects, sealed, once });
+        let mut made = Made { record, size: 0, class, caller, trail, key, beside };
+        let done = if is_stored {
+            match self.accept(&mut made).await {
+                Err(error)
+                    if error.kind() == Kind::Full
+                        && Box::pin(self.drop_oldest(made.size)).await =>
+                {
+                    Box::pin(self.accept(&mut made)).await
+                }
+                result => result,
+            }
+        } else {
+            self.take_in(made).map(|submitted| (submitted, 0))
+        }?;
+        if !done.0.replayed {
+            self.count_submitted(row.id);
+        }
+        Ok(done)
+    }
+
+    /// A job as it is kept, unless that is more than may be kept or than a host could be told.
+    fn encoded(&self, record: &Record, is_stored: bool) -> Result<Bytes> {
+        let encoded = encode(record)?;
+        let size = encoded.len();
         if size > self.limits.record {
             let message = format!(
                 "the job would be {size} bytes, more than the {} that are kept; upload what is \
@@ -164,72 +200,63 @@ impl Controller {
             );
             return Err(Error::new(Kind::TooLarge, message));
         }
-        self.reach(&record, size, is_stored)?;
-        self.count_submitted(row.id);
-        if !is_stored {
-            return Ok((self.take_in(record, class, &caller)?, 0));
-        }
-        let made = Made { record, class, caller, trail, key, beside };
-        match self.accept(&made).await {
-            Err(error) if error.kind() == Kind::Full && Box::pin(self.drop_oldest(size)).await => {
-                Box::pin(self.accept(&made)).await
-            }
-            result => result,
-        }
+        self.reach(record, size, is_stored)?;
+        Ok(encoded)
     }
 
     /// Keeps what only looks in memory, where its host finds it at once.
-    fn take_in(&self, mut record: Record, class: Class, caller: &Caller) -> Result<Submitted> {
+    fn take_in(&self, made: Made) -> Result<Submitted> {
+        let Made { mut record, class, caller, .. } = made;
         let id = super::lock(&self.ids).next(self.clock.wall(), self.mark);
-        record.job.id = id.to_string();
+        Arc::make_mut(&mut record).job.id = id.to_string();
+        self.encoded(&record, false)?;
         if class == Class::Follow {
             // Before its host can say the first word.
-            self.expect_listener(id, &record.job, caller)?;
+            self.expect_listener(id, &record.job, &caller)?;
         }
-        let job = Arc::new(record.job.clone());
-        let open = Open::new(id, record, class, false);
+        let open = Open::new(id, record.clone(), class, false);
         {
             let mut lanes = self.lanes();
             lanes.expect(open.clone());
             lanes.admit(id, 1);
         }
-        for (host, error) in self.absent(&job, class) {
+        let job = &record.job;
+        for (host, error) in self.absent(job, class) {
             self.answer_for(&open, &host, job.created, error);
         }
         self.call(&job.hosts, Why::New);
-        Ok(Submitted { job, replayed: false })
+        Ok(Submitted { job: Taken(record), replayed: false })
     }
 
     /// The one commit that makes a job durable.
-    async fn accept(&self, made: &Made) -> Result<(Submitted, Revision)> {
+    async fn accept(&self, made: &mut Made) -> Result<(Submitted, Revision)> {
         let mut begun = None;
         // Whoever gets the smaller id is first in the writer's queue as well: the id is made in
         // the same breath in which the commit is sent off.
         let sent = poll_fn(|context| {
             let mut ids = super::lock(&self.ids);
             let id = ids.next(self.clock.wall(), ids::STORED);
-            let mut record = made.record.clone();
-            record.job.id = id.to_string();
-            let step = match self.step(made, &record) {
+            Arc::make_mut(&mut made.record).job.id = id.to_string();
+            let step = match self.step(made) {
                 Ok(step) => step,
                 Err(error) => return Poll::Ready(Poll::Ready(Err(error))),
             };
-            let job = Arc::new(record.job.clone());
-            self.lanes().expect(Open::new(id, record, made.class, true));
+            self.lanes().expect(Open::new(id, made.record.clone(), made.class, true));
             let mut commit = self.commit(step);
             let sent = commit.as_mut().poll(context);
-            begun = Some((id, job, commit));
+            begun = Some((id, commit));
             Poll::Ready(sent)
         })
         .await;
         let result = match (sent, &mut begun) {
             (Poll::Ready(result), _) => result,
-            (Poll::Pending, Some((_, _, commit))) => commit.as_mut().await,
+            (Poll::Pending, Some((_, commit))) => commit.as_mut().await,
             (Poll::Pending, None) => Err(Error::new(Kind::Internal, "the commit was not sent")),
         };
-        let begun = begun.map(|(id, job, _)| (id, job));
+        let begun = begun.map(|(id, _)| id);
         match (result, begun) {
-            (Ok(revision), Some((id, job))) => {
+            (Ok(revision), Some(id)) => {
+                let job = Taken(made.record.clone());
                 let (op, caller) = (&job.op, &made.caller.name);
                 tracing::info!(
                     OSAPI_JOB_ID = job.id,
@@ -245,7 +272,7 @@ impl Controller {
                 }
                 Ok((Submitted { job, replayed: false }, revision))
             }
-            (Err(error), Some((id, _))) => {
+            (Err(error), Some(id)) => {
                 self.lanes().disappoint(id);
                 match &made.key {
                     Some((name, key)) if error.kind() == Kind::Conflict => {
@@ -277,9 +304,11 @@ impl Controller {
         let _ = tokio::time::timeout(COME_ROUND, seen.wait_for(|seen| *seen >= revision)).await;
     }
 
-    fn step(&self, made: &Made, record: &Record) -> Result<Step> {
+    fn step(&self, made: &mut Made) -> Result<Step> {
+        let encoded = self.encoded(&made.record, true)?;
+        made.size = encoded.len();
+        let Made { record, caller, trail, key, beside, .. } = &*made;
         let id = &record.job.id;
-        let Made { caller, trail, key, beside, .. } = made;
         let mut step = Step::new();
         if let Some((name, key)) = key {
             let once = Once { job: id.clone(), digest: key.digest.clone(), answer: None };
@@ -297,7 +326,7 @@ impl Controller {
             step = step.put(key, encode(&original)?, Expect::Revision(*revision));
         }
         // Last, so that the revision of the step is its own.
-        step = step.put(format!("job.{id}"), encode(record)?, Expect::Absent);
+        step = step.put(format!("job.{id}"), encoded, Expect::Absent);
         let ms = beside.code.map(|_| self.clock.wall().saturating_sub(trail.at));
         let note = audit::Entry {
             id: id.clone(),
@@ -325,7 +354,7 @@ impl Controller {
         let (record, revision) = self.stored(&once.job).await.map_err(gone)?;
         // Another controller may have taken it on.
         self.caught_up(revision).await;
-        Ok(Some(Submitted { job: Arc::new(record.job), replayed: true }))
+        Ok(Some(Submitted { job: Taken(Arc::new(record)), replayed: true }))
     }
 
     /// Refuses what would make a queue longer than is bearable.
@@ -376,7 +405,9 @@ impl Controller {
 
 /// A job that is ready to be stored, but for its id.
 struct Made {
-    record: Record,
+    record: Arc<Record>,
+    /// How many bytes it takes, once it has an id.
+    size: usize,
     class: Class,
     caller: Arc<Caller>,
     trail: Trail,

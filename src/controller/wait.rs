@@ -182,7 +182,7 @@ impl Controller {
     pub(super) async fn record(&self, id: &str) -> Result<Record> {
         if let Some(uuid) = Uuid::parse_str(id).ok().filter(|id| ids::mark_of(*id) != ids::STORED) {
             let open = self.lanes().get(uuid).ok_or_else(|| no_job(id))?;
-            return Ok(open.record.clone());
+            return Ok(Record::clone(&open.record));
         }
         Ok(self.stored(id).await?.0)
     }

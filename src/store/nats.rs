@@ -255,7 +255,7 @@ impl Shared {
 impl Store for NatsStore {
     async fn commit(&self, step: Step) -> Result<Revision> {
         let Shared { bus, queue, .. } = &*self.0.shared;
-        let most = bus.line()?.client.server_info().max_payload;
+        let most = bus.line()?.room;
         step.check(most.saturating_sub(AROUND))?;
         if step.writes.len() > BATCH {
             let message = format!("a step may write {BATCH} records");
@@ -345,7 +345,8 @@ impl Store for NatsStore {
 
     async fn audit(&self, after: u64, limit: usize, order: Order) -> Result<Vec<Stored>> {
         let shared = &self.0.shared;
-        chains::read(&shared.bus.line()?, shared.stream(), after, limit, order).await
+        let line = shared.bus.line()?;
+        chains::read(&line, shared.stream(), after, limit, order).await
     }
 
     fn keep(&self) -> Result<Kept> {
@@ -387,7 +388,7 @@ impl Store for NatsStore {
                  changes what passes; set controller.nats.tls.cacert, or use a tls:// address"
             )
         });
-        let refused = line.as_ref().ok().and_then(Line::refused).map(|text| {
+        let refused = line.as_ref().ok().and_then(|line| line.refused()).map(|text| {
             format!(
                 "the broker refused a right ({text}); compare with `osapi nats permissions --role \
                  controller`"

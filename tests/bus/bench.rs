@@ -8,7 +8,7 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use osapi::broker::Settings;
 use osapi::clock::Clock;
 use osapi::controller::{
-    Call, Controller, Key, Limits, Reply, Setup, Shared, Submit, Target, Trail,
+    Call, Controller, Key, Limits, Reply, Setup, Shared, Submit, Taken, Target, Trail,
 };
 use osapi::error::{ErrorBody, Kind, Result};
 use osapi::job::{Job, Options, Outcome, Report, Task};
@@ -90,7 +90,7 @@ fn trail() -> Trail {
     Trail { id: uuid::Uuid::now_v7().to_string(), at: 1, method, path, ..Trail::default() }
 }
 
-pub(super) async fn ask(controller: &Shared, op: &str, host: &str) -> Arc<Job> {
+pub(super) async fn ask(controller: &Shared, op: &str, host: &str) -> Taken {
     controller.submit(submit(op, host)).await.unwrap().job
 }
 

@@ -212,7 +212,8 @@ impl Controller {
     /// As many together as there is room for in a message.
     async fn pass_reports(&self, mark: u16, host: &str, reports: Vec<Told>) -> Result<()> {
         let Some(carrier) = self.carrier.get() else { return Ok(()) };
-        let most = Carrier::room(&carrier.bus.line()?);
+        let line = carrier.bus.line()?;
+        let most = Carrier::room(&line);
         let (mut group, mut size) = (Vec::new(), 0);
         for report in reports {
             let more = encode(&report)?.len() + BESIDE;

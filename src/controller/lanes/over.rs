@@ -90,7 +90,7 @@ impl Lanes {
         let (hosts, moved) = (job.hosts.clone(), job.moved.clone());
         let job = Job { hosts, moved, ..old.record.job.clone() };
         let open = Arc::new(Open {
-            record: Record { job, ..old.record.clone() },
+            record: Arc::new(Record { job, ..Record::clone(&old.record) }),
             so_far: old.so_far.clone(),
             may_go: AtomicBool::new(old.may_go()),
             ..*old

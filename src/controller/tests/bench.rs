@@ -218,7 +218,7 @@ pub(super) fn submit(op: &str, target: &str) -> Submit {
     }
 }
 
-pub(super) async fn ask(controller: &Shared, op: &str) -> Arc<Job> {
+pub(super) async fn ask(controller: &Shared, op: &str) -> Taken {
     controller.submit(submit(op, "_any")).await.unwrap().job
 }
 

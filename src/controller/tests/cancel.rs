@@ -34,7 +34,7 @@ async fn a_job_is_called_off_unless_its_host_has_it() {
 }
 
 /// A reboot in ten days, taken by the agent.
-async fn reboot_later(controller: &Shared, agent: &mut Agent) -> Arc<Job> {
+async fn reboot_later(controller: &Shared, agent: &mut Agent) -> Taken {
     let params = json!({ "delay": 600_000 });
     let reboot = Submit { params, ..submit("node.power.reboot", "web") };
     let job = controller.submit(reboot).await.unwrap().job;

@@ -9,6 +9,7 @@
 //! and so nothing is told out of order or left out.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
@@ -124,11 +125,11 @@ fn event(Write { key, value, .. }: &Write, revision: Revision) -> Event {
 
 /// Where and when a writer has shown that it is there.
 #[derive(Default)]
-pub(super) struct Shown(Option<(Line, Instant)>);
+pub(super) struct Shown(Option<(Arc<Line>, Instant)>);
 
 impl Shown {
-    fn is_on(&self, line: &Line) -> bool {
-        let is_good = |(on, at): &(Line, Instant)| on.is(line) && at.elapsed() < SHOW;
+    pub(super) fn is_on(&self, line: &Line) -> bool {
+        let is_good = |(on, at): &(Arc<Line>, Instant)| on.is(line) && at.elapsed() < SHOW;
         self.0.as_ref().is_some_and(is_good)
     }
 }
@@ -140,7 +141,7 @@ impl Shared {
     }
 
     /// Sees to it that others know of us before we write on `line`.
-    pub(super) async fn show(&self, line: &Line, shown: &mut Shown) -> Result<()> {
+    pub(super) async fn show(&self, line: &Arc<Line>, shown: &mut Shown) -> Result<()> {
         if shown.is_on(line) {
             return Ok(());
         }

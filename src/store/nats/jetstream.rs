@@ -1,5 +1,7 @@
 //! What is asked of JetStream over a connection to the broker.
 
+use std::sync::Arc;
+
 use async_nats::{HeaderMap, Message, PublishErrorKind, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
@@ -183,7 +185,7 @@ impl Line {
 /// Where the server acknowledges on one connection what is stored one by one: one place for all,
 /// which is much less work, on both sides, than one for each.
 pub(super) struct Acks {
-    line: Line,
+    line: Arc<Line>,
     inbox: String,
     answers: Subscriber,
     /// The greatest sequence of the groups before: what has none beyond it was said before.
@@ -194,7 +196,10 @@ pub(super) struct Acks {
 
 impl Acks {
     /// Those in `kept`, or new ones on `line` where their connection is lost.
-    pub(super) async fn on<'a>(line: &Line, kept: &'a mut Option<Self>) -> Result<&'a mut Self> {
+    pub(super) async fn on<'a>(
+        line: &Arc<Line>,
+        kept: &'a mut Option<Self>,
+    ) -> Result<&'a mut Self> {
         if kept.as_ref().is_some_and(|kept| kept.is_spent || *kept.line.lost().borrow()) {
             *kept = None;
         }

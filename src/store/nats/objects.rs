@@ -45,7 +45,8 @@ impl NatsObjects {
     pub async fn open(store: &NatsStore) -> Result<Self> {
         let shared = &store.0.shared;
         let needed = open::contents(&shared.bus.settings, &shared.bounds);
-        needed.ensure(&shared.bus.line()?).await?;
+        let line = shared.bus.line()?;
+        needed.ensure(&line).await?;
         let chunks = Chunks(Arc::new(Place { bus: shared.bus.clone(), stream: needed.name }));
         let (clock, bound) = (shared.clock.clone(), shared.bounds.objects);
         Self::with(chunks, Arc::new(store.clone()), clock, bound).await

@@ -53,7 +53,7 @@ struct Watcher {
 
 /// A consumer at the server.
 struct Feed {
-    line: Line,
+    line: Arc<Line>,
     messages: Subscriber,
     /// How many messages it has sent.
     sent: u64,
@@ -94,7 +94,7 @@ pub(super) async fn watch(
 
 impl Watcher {
     /// Has the server send what comes after what was seen.
-    async fn listen(&mut self, line: Line) -> Result<()> {
+    async fn listen(&mut self, line: Arc<Line>) -> Result<()> {
         let stream = self.shared.stream();
         let inbox = line.client.new_inbox();
         let subscribed = line.client.subscribe(inbox.clone()).await;
