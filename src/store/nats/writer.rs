@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::error::Elapsed;
 
 use super::alone::Shown;
 use super::chains::Chains;
-use super::flight::Flight;
+use super::flight::{Answers, Flight};
 use super::jetstream::{Acks, Outgoing};
 use super::ways::Ways;
 use super::{Shared, lock};
@@ -29,6 +30,10 @@ use crate::store::{Step, Write};
 /// How many steps go together, and how many bytes.
 const GROUP: usize = 256;
 const GROUP_BYTES: usize = 8 << 20;
+/// How many go together where the server has as much work with a message of a large group as of a
+/// small one: so many that their link counts for little, and so few that others are on their way
+/// while those of a group are seen to.
+const GROUP_OF_SINGLE: usize = 96;
 /// How often in a row others are let go without anything new coming of it.
 const TURNS: u32 = 2;
 /// From this many messages on, sharing one batch is cheaper than a flush for each of them, where the
@@ -56,6 +61,8 @@ pub(super) enum Command {
 pub(super) struct Writer {
     shared: Arc<Shared>,
     commands: mpsc::UnboundedReceiver<Command>,
+    /// What is still to be told of the group before.
+    answers: Answers,
     /// On the connection that was written to last.
     acks: Option<Acks>,
     shown: Shown,
@@ -82,6 +89,7 @@ impl Writer {
         Self {
             shared,
             commands,
+            answers: Answers::default(),
             acks: None,
             shown: Shown::default(),
             chains,
@@ -98,10 +106,7 @@ impl Writer {
     pub(super) async fn run(mut self) {
         let mut closing = None;
         while closing.is_none() {
-            let until = [self.due, self.look].into_iter().flatten().min();
-            let until = until.map_or(self.retain, |until| until.min(self.retain));
-            let command = tokio::time::timeout_at(until.into(), self.commands.recv()).await;
-            match command {
+            match self.next().await {
                 Ok(Some(Command::Wake)) => self.wake(),
                 Ok(Some(Command::Commit(first))) => {
                     let group = self.gather(first, &mut closing).await;
@@ -115,11 +120,23 @@ impl Writer {
         while self.shared.queue.has_lazy() {
             self.round(Vec::new()).await;
         }
+        self.answers.tell();
         self.shared.leave(&self.shown).await;
         if let Some(closed) = closing {
             // Whoever asked may have stopped waiting.
             let _ = closed.send(());
         }
+    }
+
+    /// What is to be done next; an error where it is time for something.
+    async fn next(&mut self) -> Result<Option<Command>, Elapsed> {
+        if let Ok(command) = self.commands.try_recv() {
+            return Ok(Some(command));
+        }
+        self.answers.tell();
+        let until = [self.due, self.look].into_iter().flatten().min();
+        let until = until.map_or(self.retain, |until| until.min(self.retain));
+        tokio::time::timeout_at(until.into(), self.commands.recv()).await
     }
 
     fn wake(&mut self) {
@@ -151,22 +168,24 @@ impl Writer {
         closing: &mut Option<oneshot::Sender<()>>,
     ) -> Vec<Pending> {
         let shared = self.shared.clone();
-        let mut group = Group::new(GROUP, GROUP_BYTES);
+        let is_single_faster = self.ways.is_single_faster();
+        let most = if is_single_faster { GROUP_OF_SINGLE } else { GROUP };
+        let mut group = Group::new(most, GROUP_BYTES);
         group.add(first, &shared.queue);
         let mut turns = 0;
         while !group.is_full() && closing.is_none() {
             let command = match self.commands.try_recv() {
                 Ok(command) => Some(command),
-                // Whoever is about to commit is let go first, but nobody is waited for, where the
-                // server has as much work with a message of a large group as of a small one.
-                Err(_) if self.ways.is_single_faster() && turns < TURNS => {
+                // Whoever is about to commit is let go first, but nobody is waited for.
+                Err(_) if is_single_faster && turns < TURNS => {
                     turns += 1;
                     tokio::task::yield_now().await;
                     continue;
                 }
-                Err(_) if self.ways.is_single_faster() => None,
+                Err(_) if is_single_faster => None,
                 Err(_) => match group.patience(&shared.queue, self.mean) {
                     Some(until) => {
+                        self.answers.tell();
                         let next = tokio::time::timeout_at(until.into(), self.commands.recv());
                         next.await.ok().flatten()
                     }
@@ -196,7 +215,7 @@ impl Writer {
             return;
         }
         let started = Instant::now();
-        let (steps, mut flight) = Flight::of(group);
+        let (steps, mut flight) = Flight::of(group, std::mem::take(&mut self.answers));
         lock(&self.shared.echo).begin();
         match self.commit(&steps, &mut flight).await {
             Ok(()) => {
@@ -206,7 +225,7 @@ impl Writer {
                 if let Some(kind) = failure {
                     self.is_ill(kind);
                 }
-                flight.land();
+                self.answers = flight.land();
             }
             Err(error) => {
                 if is_failure(error.kind()) {
@@ -249,6 +268,10 @@ impl Writer {
     /// Has the steps stored, or says why nothing became of any unless the error is `Unavailable`.
     async fn commit(&mut self, steps: &[Step], flight: &mut Flight) -> Result<()> {
         let line = self.shared.bus.line()?;
+        if !self.is_known || !self.shown.is_on(&line) {
+            // The server is asked.
+            flight.answers.tell();
+        }
         self.find_chains(&line).await?;
         match self.shared.show(&line, &mut self.shown).await {
             // What makes room, or was promised, may still fit, and others find out all the same.
@@ -278,6 +301,7 @@ impl Writer {
         };
         let started = Instant::now();
         if is_batch && count + links.len() <= BATCH {
+            flight.answers.tell();
             match self.as_batch(&line, &links, (steps, flight)).await {
                 Ok(()) => {
                     if has_choice {
@@ -314,8 +338,13 @@ impl Writer {
             self.ways.took(false, count, started.elapsed());
         }
         match linked {
-            Ok(()) => self.bury(&line, gone).await,
+            Ok(()) if gone.is_empty() => {}
+            Ok(()) => {
+                flight.answers.tell();
+                self.bury(&line, gone).await;
+            }
             Err(error) => {
+                flight.answers.tell();
                 self.is_known = false;
                 let notes = notes.into_iter().cloned().collect();
                 self.link_again(&line, error, (owed, notes), missed, flight).await;
