@@ -37,7 +37,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use osapi::job::{Outcome, Report};
-use osapi::link::{Ask, Told};
+use osapi::link::{Ask, Stream, Told};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -297,9 +297,10 @@ impl Agents {
 }
 
 /// Somebody who asks, on a connection that is kept. It is as lean as the clients of N: what it takes
-/// itself is taken from both processors.
+/// itself is taken from both processors, and so is what it makes the controller do. So it is woken
+/// by what there is to read only, as those of N are.
 struct Caller {
-    stream: UnixStream,
+    stream: Stream,
     buffer: BytesMut,
 }
 
@@ -308,7 +309,10 @@ impl Caller {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match UnixStream::connect(controller.socket()).await {
-                Ok(stream) => return Self { stream, buffer: BytesMut::new() },
+                Ok(stream) => {
+                    let stream = Stream::new(stream).unwrap();
+                    return Self { stream, buffer: BytesMut::new() };
+                }
                 Err(error) if Instant::now() > deadline => {
                     panic!("no controller: {error}\n{}", controller.log())
                 }
