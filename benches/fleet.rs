@@ -54,7 +54,7 @@ const FLEETS: [(usize, usize, &str); 3] = [
 /// How many ask for jobs on four hosts at a time.
 const CLIENTS: [usize; 2] = [1, 128];
 /// How often, in turn with the lean path, and for how long each.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 9;
 const ROUND: Duration = Duration::from_millis(1500);
 /// The syncs of the broker: each message by itself, and every two minutes, which is its default.
 const SYNCS: [&str; 2] = ["sync_interval: always", "sync_interval: 2m"];
