@@ -128,7 +128,7 @@ fn event(Write { key, value, .. }: &Write, revision: Revision) -> Event {
 pub(super) struct Shown(Option<(Arc<Line>, Instant)>);
 
 impl Shown {
-    pub(super) fn is_on(&self, line: &Line) -> bool {
+    fn is_on(&self, line: &Line) -> bool {
         let is_good = |(on, at): &(Arc<Line>, Instant)| on.is(line) && at.elapsed() < SHOW;
         self.0.as_ref().is_some_and(is_good)
     }

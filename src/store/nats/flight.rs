@@ -1,27 +1,58 @@
 //! What has become of steps that are on their way together, and who is still to be told.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+
+use super::lock;
 use crate::error::{Error, Kind, Result};
 use crate::store::queue::{Done, Pending};
 use crate::store::{Revision, Step};
 
-/// What callers are to be told. They are at the latest when this is dropped.
+/// What callers are to be told. They are whenever the writer has to wait, and no sooner.
 ///
 /// Whoever is told goes on at once, and has the processor before what was sent in the meantime gets
 /// to the connection. So the next group is sent first: the server has something to do while we see
 /// to those of the group before.
+#[derive(Clone, Default)]
+pub(super) struct Answers(Arc<Held>);
+
 #[derive(Default)]
-pub(super) struct Answers(Vec<(Done, Result<Revision>)>);
+struct Held(Mutex<Vec<(Done, Result<Revision>)>>);
 
 impl Answers {
-    pub(super) fn tell(&mut self) {
-        for (done, result) in self.0.drain(..) {
+    fn add(&self, done: Done, result: Result<Revision>) {
+        lock(&self.0.0).push((done, result));
+    }
+
+    pub(super) fn tell(&self) {
+        self.0.tell();
+    }
+
+    /// Does `work`, and tells whenever that has to wait.
+    pub(super) async fn tell_while<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        poll_fn(|context| {
+            let polled = work.as_mut().poll(context);
+            if polled.is_pending() {
+                self.tell();
+            }
+            polled
+        })
+        .await
+    }
+}
+
+impl Held {
+    fn tell(&self) {
+        for (done, result) in std::mem::take(&mut *lock(&self.0)) {
             // Whoever asked may have stopped waiting; the step counts all the same.
             let _ = done.send(result);
         }
     }
 }
 
-impl Drop for Answers {
+impl Drop for Held {
     fn drop(&mut self) {
         self.tell();
     }
@@ -30,8 +61,7 @@ impl Drop for Answers {
 pub(super) struct Flight {
     done: Vec<Option<Done>>,
     pub(super) results: Vec<Option<Result<Revision>>>,
-    /// Also of the group before.
-    pub(super) answers: Answers,
+    answers: Answers,
 }
 
 impl Flight {
@@ -45,7 +75,7 @@ impl Flight {
     /// A step is stored, and so is its note.
     pub(super) fn stands(&mut self, place: usize, revision: Revision) {
         if let Some(done) = self.done[place].take() {
-            self.answers.0.push((done, Ok(revision)));
+            self.answers.add(done, Ok(revision));
         }
         self.results[place] = Some(Ok(revision));
     }
@@ -76,12 +106,12 @@ impl Flight {
         failures.map(Error::kind).find(|kind| is_so(*kind))
     }
 
-    /// What everybody is to be told who was not yet.
-    pub(super) fn land(self) -> Answers {
-        let Self { done, results, mut answers } = self;
-        let rest = done.into_iter().zip(results);
-        answers.0.extend(rest.filter_map(|(done, result)| done.zip(result)));
-        answers
+    /// Everybody is to be told who was not yet.
+    pub(super) fn land(self) {
+        let rest = self.done.into_iter().zip(self.results);
+        for (done, result) in rest.filter_map(|(done, result)| done.zip(result)) {
+            self.answers.add(done, result);
+        }
     }
 
     /// The group as it was, nobody of which was told anything.
@@ -93,31 +123,33 @@ impl Flight {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use tokio::sync::oneshot::{self, Receiver, error::TryRecvError};
 
     use super::*;
 
-    type Told = Receiver<Result<Revision>>;
-
-    fn flight(answers: Answers) -> (Flight, Told) {
+    fn flight(answers: &Answers) -> (Flight, Receiver<Result<Revision>>) {
         let (done, told) = oneshot::channel();
         let group = vec![Pending { step: Step::new(), done }];
-        (Flight::of(group, answers).1, told)
+        (Flight::of(group, answers.clone()).1, told)
     }
 
     #[test]
-    fn callers_are_told_when_the_next_group_is_sent_and_whatever_becomes_of_it() {
-        let (mut first, mut told) = flight(Answers::default());
+    fn callers_are_told_when_the_writer_has_to_wait_and_at_the_latest_when_it_ends() {
+        let answers = Answers::default();
+        let (mut first, mut told) = flight(&answers);
         first.stands(0, 7);
-        let (mut second, mut later) = flight(first.land());
+        first.land();
+        assert!(answers.tell_while(async {}).now_or_never().is_some());
         assert_eq!(told.try_recv().unwrap_err(), TryRecvError::Empty);
-        second.answers.tell();
+        let waiting = answers.tell_while(std::future::pending::<()>());
+        assert!(waiting.now_or_never().is_none());
         assert_eq!(told.try_recv().unwrap().unwrap(), 7);
+
+        let (mut second, mut told) = flight(&answers);
         second.results[0] = Some(Err(Error::new(Kind::Conflict, "changed")));
-        let (third, _) = flight(second.land());
-        assert_eq!(later.try_recv().unwrap_err(), TryRecvError::Empty);
-        // It could not be sent.
-        assert_eq!(third.back(vec![Step::new()]).len(), 1);
-        assert_eq!(later.try_recv().unwrap().unwrap_err().kind(), Kind::Conflict);
+        second.land();
+        drop(answers);
+        assert_eq!(told.try_recv().unwrap().unwrap_err().kind(), Kind::Conflict);
     }
 }

@@ -221,18 +221,18 @@ impl Acks {
     }
 
     /// Stores messages, all on their way at once, and says of each, as soon as that is known, which
-    /// sequence it has; and nothing whenever nothing more is known for now.
+    /// sequence it has.
     pub(super) async fn publish(
         &mut self,
         messages: Vec<Outgoing>,
-        mut say: impl FnMut(Option<(usize, Result<Revision>)>),
+        mut settle: impl FnMut(usize, Result<Revision>),
     ) {
         let mut sending = Sending { is_open: vec![true; messages.len()], newest: self.newest };
-        let failed = self.publish_each(messages, &mut sending, &mut say).await.err();
+        let failed = self.publish_each(messages, &mut sending, &mut settle).await.err();
         let failed = failed.unwrap_or_else(broken);
         for (place, _) in sending.is_open.iter().enumerate().filter(|(_, is_open)| **is_open) {
             self.is_spent = true;
-            say(Some((place, Err(failed.body().into()))));
+            settle(place, Err(failed.body().into()));
         }
         self.newest = sending.newest;
     }
@@ -242,7 +242,7 @@ impl Acks {
         &mut self,
         messages: Vec<Outgoing>,
         sending: &mut Sending,
-        say: &mut impl FnMut(Option<(usize, Result<Revision>)>),
+        settle: &mut impl FnMut(usize, Result<Revision>),
     ) -> Result<()> {
         let subjects: Vec<_> = messages.iter().map(|message| message.subject.clone()).collect();
         let mut waiting = 0;
@@ -255,7 +255,7 @@ impl Acks {
                 Ok(()) => waiting += 1,
                 Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
                     sending.is_open[number] = false;
-                    say(Some((number, Err(too_large()))));
+                    settle(number, Err(too_large()));
                 }
                 Err(error) => return Err(broken().because(error)),
             }
@@ -268,23 +268,19 @@ impl Acks {
         while waiting > 0 {
             let answer = match self.answers.next().now_or_never() {
                 Some(answer) => answer.ok_or_else(broken)?,
-                None => {
-                    say(None);
-                    tokio::select! {
-                        biased;
-                        answer = self.answers.next() => answer.ok_or_else(broken)?,
-                        text = &mut refusal => {
-                            let message =
-                                format!("the broker refuses us a right to store ({text})");
-                            return Err(Error::new(Kind::Denied, message));
-                        }
-                        _ = is_lost.wait_for(|is_lost| *is_lost) => return Err(broken()),
-                        () = &mut limit => {
-                            let message = "the broker did not answer in time";
-                            return Err(Error::new(Kind::Unavailable, message));
-                        }
+                None => tokio::select! {
+                    biased;
+                    answer = self.answers.next() => answer.ok_or_else(broken)?,
+                    text = &mut refusal => {
+                        let message = format!("the broker refuses us a right to store ({text})");
+                        return Err(Error::new(Kind::Denied, message));
                     }
-                }
+                    _ = is_lost.wait_for(|is_lost| *is_lost) => return Err(broken()),
+                    () = &mut limit => {
+                        let message = "the broker did not answer in time";
+                        return Err(Error::new(Kind::Unavailable, message));
+                    }
+                },
             };
             let place = answer.subject.rsplit('.').next().and_then(|it| it.parse::<usize>().ok());
             let is_awaited = |place: &usize| sending.is_open.get(*place) == Some(&true);
@@ -304,7 +300,7 @@ impl Acks {
             }
             waiting -= 1;
             sending.is_open[place] = false;
-            say(Some((place, result)));
+            settle(place, result);
         }
         Ok(())
     }

@@ -31,10 +31,7 @@ impl Shared {
         let writes = places.iter().flat_map(|place| &steps[*place].writes);
         let messages = links.into_iter().chain(writes.map(|write| self.message(write, None)));
         let (mut open, mut refused, mut linked) = (count, None, Some(linked));
-        let hear = |news| {
-            let Some((number, result)): Option<(usize, Result<Revision>)> = news else {
-                return flight.answers.tell();
-            };
+        let settle = |number: usize, result: Result<Revision>| {
             let place = number.checked_sub(count).map(|number| places[number]);
             if let Ok(revision) = result {
                 let write = place.and_then(|place| steps[place].writes.first());
@@ -50,19 +47,15 @@ impl Shared {
                 (Some(place), result) => flight.results[place] = Some(result),
             }
         };
-        acks.publish(messages.collect(), hear).await;
+        acks.publish(messages.collect(), settle).await;
         for (step, result) in steps.iter().zip(&mut flight.results).take(first) {
             if step.writes.is_empty() {
                 *result = Some(Ok(0));
             }
         }
         let again = flight.results[..first].iter_mut().enumerate();
-        let again: Vec<_> = again.filter(|(_, result)| matches!(result, Some(Err(_)))).collect();
-        if first < steps.len() || !again.is_empty() {
-            // The server is asked.
-            flight.answers.tell();
-        }
-        join_all(again.into_iter().map(async |(place, result)| {
+        let again = again.filter(|(_, result)| matches!(result, Some(Err(_))));
+        join_all(again.map(async |(place, result)| {
             let sent = result.take().unwrap_or_else(|| Err(broken()));
             *result = Some(self.again(line, &steps[place], sent).await);
         }))

@@ -215,9 +215,10 @@ impl Writer {
             return;
         }
         let started = Instant::now();
-        let (steps, mut flight) = Flight::of(group, std::mem::take(&mut self.answers));
+        let answers = self.answers.clone();
+        let (steps, mut flight) = Flight::of(group, answers.clone());
         lock(&self.shared.echo).begin();
-        match self.commit(&steps, &mut flight).await {
+        match answers.tell_while(self.commit(&steps, &mut flight)).await {
             Ok(()) => {
                 let failure = flight.failure(is_failure);
                 self.settle(&steps, &flight, started.elapsed());
@@ -225,7 +226,7 @@ impl Writer {
                 if let Some(kind) = failure {
                     self.is_ill(kind);
                 }
-                self.answers = flight.land();
+                flight.land();
             }
             Err(error) => {
                 if is_failure(error.kind()) {
@@ -268,10 +269,6 @@ impl Writer {
     /// Has the steps stored, or says why nothing became of any unless the error is `Unavailable`.
     async fn commit(&mut self, steps: &[Step], flight: &mut Flight) -> Result<()> {
         let line = self.shared.bus.line()?;
-        if !self.is_known || !self.shown.is_on(&line) {
-            // The server is asked.
-            flight.answers.tell();
-        }
         self.find_chains(&line).await?;
         match self.shared.show(&line, &mut self.shown).await {
             // What makes room, or was promised, may still fit, and others find out all the same.
@@ -301,7 +298,6 @@ impl Writer {
         };
         let started = Instant::now();
         if is_batch && count + links.len() <= BATCH {
-            flight.answers.tell();
             match self.as_batch(&line, &links, (steps, flight)).await {
                 Ok(()) => {
                     if has_choice {
@@ -338,13 +334,8 @@ impl Writer {
             self.ways.took(false, count, started.elapsed());
         }
         match linked {
-            Ok(()) if gone.is_empty() => {}
-            Ok(()) => {
-                flight.answers.tell();
-                self.bury(&line, gone).await;
-            }
+            Ok(()) => self.bury(&line, gone).await,
             Err(error) => {
-                flight.answers.tell();
                 self.is_known = false;
                 let notes = notes.into_iter().cloned().collect();
                 self.link_again(&line, error, (owed, notes), missed, flight).await;
