@@ -260,11 +260,8 @@ pub(super) fn extras(row: &str) -> impl Iterator<Item = &'static Extra> {
 
 /// What the command line says where nothing was given and the API wants something: (operation,
 /// field, value).
-const DEFAULTS: &[(&str, &str, &str)] = &[
-    ("file.deploy.execute", "content_type", "raw"),
-    ("file.upload", "content_type", "raw"),
-    ("job.retry", "target_hostname", "_any"),
-];
+const DEFAULTS: &[(&str, &str, &str)] =
+    &[("file.deploy.execute", "content_type", "raw"), ("file.upload", "content_type", "raw")];
 
 pub(super) fn default_of(row: &str, field: &str) -> Option<&'static str> {
     let found = DEFAULTS.iter().find(|(r, f, _)| *r == row && *f == field);

@@ -142,7 +142,8 @@ pub struct About {
 pub struct Retry {
     /// The job's id, as the answer to the call that made it has it.
     pub id: JobId,
-    /// Another target: `_any`, `_all`, a host name, a machine id, or a label as `key:value`.
+    /// Another target: `_any`, `_all`, a host name, a machine id, or a label as `key:value`; where
+    /// it is left out, the one that the job had.
     #[serde(default, deserialize_with = "present")]
     #[schemars(length(min = 1))]
     pub target_hostname: Option<String>,

@@ -84,7 +84,10 @@ pub(super) fn target() -> Arg {
         .long("target")
         .short('T')
         .value_name("HOST")
-        .help("The host: a name, a machine id, a label as key:value, _any or _all [this host]")
+        .help(
+            "The host: a name, a machine id, a label as key:value, _any or _all [_all to look, and \
+             to change the only one there is]",
+        )
         .display_order(801)
 }
 
