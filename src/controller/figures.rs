@@ -21,7 +21,7 @@ pub struct Figures {
     /// Steps handed to the store since the start.
     pub steps: u64,
     pub store: Room,
-    /// How many agents are known, and how many of them are there.
+    /// How many agents are believed, and how many of them are there.
     pub agents: usize,
     pub agents_ready: usize,
     /// How many of them are given nothing new, there or not.
@@ -49,9 +49,10 @@ impl Controller {
         let (uptime, heard_until) = (self.clock.uptime(), self.heard_until());
         let (agents, agents_ready, agents_drained) = {
             let hosts = self.hosts();
-            let ready = hosts.known().filter(|(id, _)| hosts.is_there(id, heard_until)).count();
-            let drained = hosts.known().filter(|(_, host)| host.state == State::Drained).count();
-            (hosts.known().count(), ready, drained)
+            let ours = || hosts.known().filter(|(_, host)| host.is_trusted());
+            let ready = ours().filter(|(id, _)| hosts.is_there(id, heard_until)).count();
+            let drained = ours().filter(|(_, host)| host.state == State::Drained).count();
+            (ours().count(), ready, drained)
         };
         let counted = super::lock(&self.counted);
         Figures {

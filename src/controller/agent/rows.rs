@@ -172,10 +172,11 @@ impl Controller {
 }
 
 impl Hosts {
-    /// Whether an agent is there and has said what its host is like.
+    /// Whether an agent that is believed is there and has said what its host is like.
     pub(in crate::controller) fn is_ready(&self, machine_id: &str, uptime: u64) -> bool {
+        let is_trusted = self.get(machine_id).is_some_and(|(host, _)| host.is_trusted());
         let has_facts = self.presence(machine_id).is_some_and(|heard| heard.description.has_facts);
-        has_facts && self.is_there(machine_id, uptime)
+        is_trusted && has_facts && self.is_there(machine_id, uptime)
     }
 }
 
