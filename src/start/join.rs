@@ -59,6 +59,7 @@ pub(super) fn join(globals: &Globals, asked: &Join) -> Result<()> {
         None => site.kept(Holder::Controller, &config)?,
     };
     let own = site.kept(Holder::Agent, &config)?;
+    let host = agent_name(&config);
     let controllers = site.with_key(&controller)?;
     let authority = match &asked.cacert {
         Some(path) => Some(authority(path)?),
@@ -77,7 +78,6 @@ pub(super) fn join(globals: &Globals, asked: &Join) -> Result<()> {
     site.configure(&settings(asked, &url, &name, authority.is_some()))?;
     site.change_over(asked.role)?;
 
-    let host = hostname();
     let accept = format!("osapi agent accept {host} --fingerprint {}", own.fingerprint());
     if globals.json {
         return say(&json!({
@@ -120,9 +120,21 @@ fn next(asked: &Join, url: &str, accept: &str, controller: &PublicKey) -> String
     text
 }
 
-/// Encrypted, unless something else was said.
-fn address(url: &str) -> String {
-    if url.contains("://") { url.to_owned() } else { format!("tls://{url}") }
+/// Encrypted, unless something else was said; of several addresses, each.
+fn address(urls: &str) -> String {
+    let each = urls
+        .split(',')
+        .map(str::trim)
+        .map(|url| if url.contains("://") { url.to_owned() } else { format!("tls://{url}") });
+    each.collect::<Vec<_>>().join(",")
+}
+
+/// What the agent says that this host is called.
+fn agent_name(config: &Config) -> String {
+    match config.agent.hostname.as_str() {
+        "" => hostname(),
+        named => named.to_owned(),
+    }
 }
 
 /// What the controller is called at the broker.
@@ -341,11 +353,13 @@ impl Site {
     /// Has the units go by the new settings. Whoever the broker does not know yet tries until it does.
     fn change_over(&self, role: Role) -> Result<()> {
         if role == Role::Host {
+            // Each of the sockets would have a controller again.
             self.systemctl(&[
                 "disable",
                 "--now",
                 "--",
                 "osapi.socket",
+                "osapi-tls.socket",
                 "osapi-controller.service",
             ])?;
             self.systemctl(&[

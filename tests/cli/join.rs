@@ -193,8 +193,10 @@ fn a_host_joins_with_the_key_of_its_controllers() {
         assert!(stderr.contains(why), "{stderr}");
         assert!(!site.path("etc/osapi/relay.nk").exists() && site.read("calls").is_empty());
     }
+    std::fs::write(site.path("etc/osapi/osapi.yaml"), "agent: { hostname: shop-7 }\n").unwrap();
     let (status, user, more) = join(&key, &authority);
     assert_eq!(status, Some(0), "{more}");
+    assert!(more.contains("sudo osapi agent accept shop-7 --fingerprint SHA256:"), "{more}");
     assert!(user.contains(&format!("osapi.wake.{MACHINE_ID}")), "{user}");
     assert!(!user.contains("$JS"), "{user}");
     assert!(!more.contains("agent join"), "{more}");
@@ -206,13 +208,22 @@ fn a_host_joins_with_the_key_of_its_controllers() {
     assert_eq!(set["controller"]["nats"]["url"], Value::Null);
     assert_eq!(
         site.read("calls"),
-        "disable --now -- osapi.socket osapi-controller.service\n\
+        "disable --now -- osapi.socket osapi-tls.socket osapi-controller.service\n\
          enable --now -- osapi-relay.socket osapi-relay.service\n\
          restart -- osapi-relay.service\nrestart -- osapi-agent.service\n"
     );
     let (status, _, why) = site.run(&["controller", "join", "broker:4222"]);
     assert_eq!(status, Some(15));
     assert!(why.contains("agent.nats.url"), "{why}");
+}
+
+#[test]
+fn each_of_several_addresses_is_encrypted() {
+    let site = Site::new();
+    let (status, _, more) = site.run(&["controller", "join", "a:4222, b:4222,nats://c:4222"]);
+    assert_eq!(status, Some(0), "{more}");
+    let url = &site.settings()["controller"]["nats"]["url"];
+    assert_eq!(url, "tls://a:4222,tls://b:4222,nats://c:4222");
 }
 
 #[test]
