@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use super::client::Problem;
 use super::run::{Session, put};
-use super::survey::{Answer, LIMIT, asked_by};
+use super::survey::{Answer, LIMIT, asked_by, shown_of};
 use super::table::{Cell, Colour, Page, Table};
 use super::text::{age, flat, moment};
-use super::{doctor, files, terminal};
+use super::{doctor, terminal};
 use crate::error::Kind;
 
 /// How many lines of a list are shown.
@@ -29,13 +29,16 @@ struct Answers {
 }
 
 pub(super) async fn show(session: &Session<'_>) -> Result<u8, Problem> {
-    let (health, agents, services, jobs, drift) = tokio::join!(
-        session.hear("/api/health/status", LIMIT),
-        session.hear("/api/agent", LIMIT),
-        session.hear("/api/node/_any/service", HOST_LIMIT),
-        session.changes(LIMIT),
-        session.hear("/api/node/_any/drift", HOST_LIMIT),
-    );
+    let of_host = async {
+        let agents = session.hear("/api/agent", LIMIT).await;
+        let (services, drift) = tokio::join!(
+            session.hear_of_host(&agents, "service", HOST_LIMIT),
+            session.hear_of_host(&agents, "drift", HOST_LIMIT),
+        );
+        (agents, services, drift)
+    };
+    let (health, (agents, services, drift), jobs) =
+        tokio::join!(session.hear("/api/health/status", LIMIT), of_host, session.changes(LIMIT),);
     let alive = match health {
         Answer::Missing(_) => session.hear("/api/health", LIMIT).await,
         _ => Answer::Told(Value::Null),
@@ -74,12 +77,9 @@ fn show_relay(session: &Session<'_>, relay: &str) -> Result<u8, Problem> {
 /// Everything there is to tell, as one document.
 fn overview(answers: &Answers, alive: &Answer) -> Value {
     let Answers { health, agents, services, jobs, drift } = answers;
-    let own = own_machine_id();
+    let agent = shown_of(agents).unwrap_or(&Value::Null);
     let agents = agents.told().and_then(|told| told["agents"].as_array());
-    let of_here = |agent: &&Value| own.is_some() && agent["machine_id"].as_str() == own.as_deref();
     let away = agents.and_then(|all| unreachable(all));
-    let agent = agents.and_then(|all| all.iter().find(of_here).or_else(|| all.first()));
-    let agent = agent.unwrap_or(&Value::Null);
     let told = health.told().unwrap_or(&Value::Null);
     let mut problems = Vec::new();
     let components = told["components"].as_object().into_iter().flatten();
@@ -142,14 +142,16 @@ fn overview(answers: &Answers, alive: &Answer) -> Value {
     })
 }
 
-/// Which hosts are away, where there are several and some of them are.
+/// Which hosts are away, where there are several and some of them are. One that waits to be
+/// accepted, or was rejected, is not missed.
 fn unreachable(agents: &[Value]) -> Option<String> {
-    let is_away = |agent: &&Value| agent["status"] == "NotReady";
+    let agents: Vec<_> = agents.iter().filter(|agent| agent["state"] != "Pending").collect();
+    let is_away = |agent: &&&Value| agent["status"] == "NotReady";
     let away: Vec<_> = agents.iter().filter(is_away).collect();
     if away.is_empty() || agents.len() < 2 {
         return None;
     }
-    let name = |agent: &&Value| flat(agent["hostname"].as_str().unwrap_or_default());
+    let name = |agent: &&&Value| flat(agent["hostname"].as_str().unwrap_or_default());
     let names: Vec<_> = away.iter().take(SHOWN).map(name).collect();
     let more = if away.len() > SHOWN { ", …" } else { "" };
     Some(format!(
@@ -194,10 +196,6 @@ fn or_else(value: &Value, other: impl FnOnce() -> String) -> Value {
 
 fn own_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
-fn own_machine_id() -> Option<String> {
-    Some(files::small("/etc/machine-id".as_ref())?.trim().to_owned())
 }
 
 /// The document for people.
@@ -415,7 +413,9 @@ mod tests {
     fn hosts_that_are_away_are_named() {
         let mut answers = well();
         let agent = |name: &str, status: &str| json!({ "hostname": name, "status": status });
-        let agents = [agent("a", "Ready"), agent("b", "NotReady"), agent("c", "Ready")];
+        let mut rejected = agent("x", "NotReady");
+        rejected["state"] = "Pending".into();
+        let agents = [agent("a", "Ready"), agent("b", "NotReady"), agent("c", "Ready"), rejected];
         answers.agents = told(json!({ "agents": agents }));
         let text = shown(&answers).1;
         assert!(text.contains("1 of 3 hosts are unreachable: b\n"), "{text}");

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
+use super::files;
 use super::run::Session;
 use super::text::{encoded, flat};
 use crate::error::Kind;
@@ -36,6 +37,17 @@ impl Answer {
     }
 }
 
+/// The host that is looked at, of `agents`: the one that this runs on, or else, asked from elsewhere,
+/// the first.
+pub(super) fn shown_of(agents: &Answer) -> Option<&Value> {
+    let all = agents.told()?["agents"].as_array()?;
+    let own = files::small("/etc/machine-id".as_ref());
+    let own = own.as_deref().map(str::trim);
+    all.iter()
+        .find(|agent| own.is_some() && agent["machine_id"].as_str() == own)
+        .or_else(|| all.first())
+}
+
 impl Session<'_> {
     /// Asks for something that is told of as far as it can be had. Of a host's answer it is the
     /// row of that host.
@@ -60,6 +72,18 @@ impl Session<'_> {
                 _ => Answer::Missing(flat(&problem.error.to_string())),
             },
         }
+    }
+
+    /// The same of a path below that of the host which is looked at, `agents` being all of them.
+    pub(super) async fn hear_of_host(
+        &self,
+        agents: &Answer,
+        path: &str,
+        limit: Duration,
+    ) -> Answer {
+        let id = shown_of(agents).and_then(|agent| agent["machine_id"].as_str());
+        let host = id.filter(|id| !id.is_empty()).unwrap_or("_any");
+        self.hear(&format!("/api/node/{}/{path}", encoded(host)), limit).await
     }
 
     /// The jobs that change something: all that are `unfinished`, and the `latest` ones as they

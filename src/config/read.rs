@@ -25,6 +25,8 @@ pub struct Loaded {
     pub config: Config,
     /// The files it was read from, in order.
     pub files: Vec<PathBuf>,
+    /// Those of them that hold a secret.
+    pub secret: BTreeSet<PathBuf>,
     /// Keys that were set and do nothing.
     pub inert: BTreeSet<Inert>,
 }
@@ -70,6 +72,7 @@ fn text(path: &Path) -> Result<String> {
     });
     text.map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => cannot(Kind::NotFound, &error),
+        std::io::ErrorKind::PermissionDenied => cannot(Kind::Denied, &error),
         _ => cannot(Kind::Unavailable, &error),
     })
 }
@@ -126,6 +129,7 @@ fn shape(schema: &Value) -> Shape<'_> {
 struct Reader {
     schema: Value,
     files: Vec<PathBuf>,
+    secret: BTreeSet<PathBuf>,
     inert: BTreeSet<Inert>,
     /// Where each key was set last.
     places: BTreeMap<String, String>,
@@ -150,7 +154,7 @@ impl Reader {
                 format!("cannot use the configuration:\n  {}", self.problems.join("\n  "));
             return Err(Error::new(Kind::InvalidInput, message));
         }
-        Ok(Loaded { config, files: self.files, inert: self.inert })
+        Ok(Loaded { config, files: self.files, secret: self.secret, inert: self.inert })
     }
 
     fn problem(&mut self, place: &str, key: &str, what: &str) {
@@ -239,6 +243,9 @@ impl Reader {
             }
             (Shape::Value, data) if text_of(data).is_some() => {
                 let text = text_of(data).unwrap_or_default();
+                if schema["writeOnly"] == true && !text.is_empty() {
+                    self.secret.insert(file.into());
+                }
                 self.scalar(&place, key, schema, &text)
             }
             (Shape::Section(_) | Shape::Map(_), _) => {

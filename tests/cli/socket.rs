@@ -387,6 +387,7 @@ fn healthy(asked: &Asked) -> (u16, Value) {
         "/api/health/ready" => json!({ "status": "ready" }),
         "/api/health/status" => json!({ "status": "ok", "components": {}, "version": "1" }),
         "/api/agent" => json!({ "agents": [{ "hostname": "web-1", "state": "Ready" }] }),
+        "/api/agent/pending" => json!({ "agents": [], "total": 0 }),
         "/api/version" => json!({ "version": env!("CARGO_PKG_VERSION") }),
         "/api/node/_any/service" => rows(&json!([{ "hostname": "web-1", "services": [] }])),
         "/api/node/_any/drift" => rows(&json!([{ "hostname": "web-1", "drift": [] }])),

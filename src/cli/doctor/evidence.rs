@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{FutureExt as _, join_all};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
@@ -20,6 +20,7 @@ use super::units::{RELAYED, UNITS, are_relayed};
 use super::{Check, Finding, skipped};
 use crate::clock::Clock;
 use crate::config::{self, Loaded};
+use crate::error::Error;
 
 /// For what looks at much: the whole audit log, every file that OSAPI has put in place.
 const LONG_LIMIT: Duration = Duration::from_secs(10);
@@ -36,6 +37,8 @@ const LOCAL: [&str; 10] =
 pub(super) enum Need {
     /// What this path of the API answers.
     Asks(&'static str),
+    /// What this path answers, below that of the host which is looked at.
+    Hosts(&'static str),
     /// What this program says, with its arguments, none of which has a blank.
     Says(&'static str),
     /// Who listens where the command line asks.
@@ -58,7 +61,7 @@ pub(super) struct Evidence {
     pub(super) root_uid: u32,
     /// Milliseconds since 1970.
     pub(super) now: u64,
-    pub(super) config: Result<Loaded, String>,
+    pub(super) config: Result<Loaded, Error>,
     /// Where the command line asks.
     pub(super) socket: PathBuf,
     pub(super) agent_state: PathBuf,
@@ -78,7 +81,11 @@ impl Evidence {
     ) -> Self {
         let root = Path::new("/");
         let needs: BTreeSet<Need> = checks.flat_map(|check| check.needs).copied().collect();
-        let meet = |need: Need| async move { (need, need.meet(session, reach, root).await) };
+        let agents = session.hear("/api/agent", LIMIT).shared();
+        let meet = |need: Need| {
+            let met = need.meet(session, reach, root, agents.clone());
+            async move { (need, met.await) }
+        };
         let mut found: BTreeMap<_, _> =
             join_all(needs.into_iter().map(meet)).await.into_iter().collect();
         if let Some(Answer::Missing(_)) = found.get(&Self::ALIVE) {
@@ -91,7 +98,7 @@ impl Evidence {
             }
         }
         let file = session.globals.file.as_deref();
-        let config = config::load(file, std::env::vars()).map_err(|error| error.to_string());
+        let config = config::load(file, std::env::vars());
         let states = &reach.states;
         let agent_state = states.iter().find(|state| state.exists()).or_else(|| states.last());
         let agent_state = agent_state.cloned().unwrap_or_default();
@@ -228,14 +235,21 @@ impl Need {
     fn is_of_api(self) -> bool {
         match self {
             Self::Asks(_) => self != Evidence::ALIVE,
-            Self::Changes | Self::Audit => true,
+            Self::Hosts(_) | Self::Changes | Self::Audit => true,
             Self::Says(_) | Self::Listener | Self::Room => false,
         }
     }
 
-    async fn meet(self, session: &Session<'_>, reach: &Reach, root: &Path) -> Answer {
+    async fn meet(
+        self,
+        session: &Session<'_>,
+        reach: &Reach,
+        root: &Path,
+        agents: impl Future<Output = Answer>,
+    ) -> Answer {
         match self {
-            Self::Asks(uri) if uri.contains("/node/") => session.hear(uri, LONG_LIMIT).await,
+            Self::Asks("/api/agent") => agents.await,
+            Self::Hosts(path) => session.hear_of_host(&agents.await, path, LONG_LIMIT).await,
             Self::Asks(uri) => session.hear(uri, LIMIT).await,
             Self::Says(line) => said(root, line).await,
             Self::Changes => session.changes(LIMIT).await,

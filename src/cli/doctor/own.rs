@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::super::survey::Answer;
 use super::super::text::{age, moment};
-use super::evidence::Need::{Asks, Changes, Listener, Says};
+use super::evidence::Need::{Asks, Changes, Hosts, Listener, Says};
 use super::evidence::{Evidence, Need};
 use super::units::{self, RELAYED, RESTART_AGENT, UNITS};
 use super::{Check, Finding, fail, ok, skipped, warn};
@@ -13,8 +13,9 @@ const LIVE: Need = Evidence::ALIVE;
 const READY: Need = Asks("/api/health/ready");
 pub(super) const HEALTH: Need = Asks("/api/health/status");
 const AGENTS: Need = Asks("/api/agent");
+const WAITING: Need = Asks("/api/agent/pending");
 const VERSION: Need = Asks("/api/version");
-const DRIFT: Need = Asks("/api/node/_any/drift");
+const DRIFT: Need = Hosts("drift");
 
 const JOBS: &str =
     "systemctl list-units --all --plain --no-legend --no-pager -- osapi-job-*.service";
@@ -106,6 +107,12 @@ pub(super) static CHECKS: &[Check] = &[
         title: "Every host is given work",
         needs: &[AGENTS],
         judge: scheduling,
+    },
+    Check {
+        id: "agent.waiting",
+        title: "No host waits to be accepted",
+        needs: &[WAITING],
+        judge: waiting,
     },
     Check {
         id: "jobs.left",
@@ -268,7 +275,8 @@ fn conditions(e: &Evidence) -> Result<Finding, Finding> {
 
 fn scheduling(e: &Evidence) -> Result<Finding, Finding> {
     let agents = items(&e.told(AGENTS)?["agents"]);
-    let idle = agents.iter().filter(|agent| text(agent, "state") != "Ready");
+    let is_drained = |agent: &&Value| ["Draining", "Cordoned"].contains(&text(agent, "state"));
+    let idle = agents.iter().filter(is_drained);
     let idle: Vec<_> = idle.map(|agent| text(agent, "hostname")).collect();
     match idle.first() {
         None => ok("every one is"),
@@ -277,6 +285,20 @@ fn scheduling(e: &Evidence) -> Result<Finding, Finding> {
             warn(what, format!("osapi agent undrain {first}"))
         }
     }
+}
+
+fn waiting(e: &Evidence) -> Result<Finding, Finding> {
+    let waiting = items(&e.told(WAITING)?["agents"]);
+    let Some(first) = waiting.first() else { return ok("none does") };
+    let names: Vec<_> = waiting.iter().map(|agent| text(agent, "hostname")).collect();
+    warn(
+        format!("{}: nothing is done there", names.join(", ")),
+        format!(
+            "osapi agent accept {} --fingerprint {}    # as `osapi agent key fingerprint` says there",
+            text(first, "machine_id"),
+            text(first, "fingerprint")
+        ),
+    )
 }
 
 fn old_jobs(e: &Evidence) -> Result<Finding, Finding> {

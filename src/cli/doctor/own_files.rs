@@ -9,6 +9,7 @@ use super::evidence::Need::Changes;
 use super::own::share;
 use super::units::RELAYED;
 use super::{Check, Finding, fail, ok, skipped, warn};
+use crate::error::Kind;
 
 const PROGRAM: &str = "/usr/bin/osapi";
 /// How long it may take until the controller has been told what was taken back, in seconds.
@@ -60,7 +61,8 @@ pub(super) static CHECKS: &[Check] = &[
         judge: |e| match &e.config {
             Ok(loaded) if loaded.files.is_empty() => ok("there is none, and none is needed"),
             Ok(loaded) => ok(format!("{} files", loaded.files.len())),
-            Err(error) => fail(error, "osapi config validate"),
+            Err(error) if error.kind() == Kind::Denied => Err(skipped(error.to_string())),
+            Err(error) => fail(error.to_string(), "osapi config validate"),
         },
     },
     Check {
@@ -90,6 +92,21 @@ pub(super) static CHECKS: &[Check] = &[
                 }
             }
             ok(format!("{} files", files.len()))
+        },
+    },
+    Check {
+        id: "config.secrets",
+        title: "Not everybody can read the secrets in the configuration",
+        needs: &[],
+        judge: |e| {
+            let files = &e.config()?.secret;
+            for file in files {
+                let found = guarded(e, file, 0o007, "chmod o=")?;
+                if found.status != super::Status::Ok {
+                    return Ok(found);
+                }
+            }
+            ok(format!("{} files with some", files.len()))
         },
     },
     Check {

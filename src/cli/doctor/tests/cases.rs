@@ -9,6 +9,7 @@ use super::super::units::UNITS;
 use super::{AGENT, CERT, Host, JOB, KEY, NOW};
 use crate::cli::survey::Answer;
 use crate::config::{Inert, Tls};
+use crate::error::{Error, Kind};
 
 /// What is wrong, what the check says then, and a word of it.
 pub(super) type Case = (&'static str, Status, &'static str, fn(&mut Host));
@@ -62,6 +63,10 @@ pub(super) const CASES: &[Case] = &[
     ("agent.scheduling", Warn, "drained: web-1", |h| {
         let agent = json!({ "hostname": "web-1", "state": "Cordoned" });
         h.tell("/api/agent", json!({ "agents": [agent] }));
+    }),
+    ("agent.waiting", Warn, "web-2", |h| {
+        let agent = json!({ "hostname": "web-2", "machine_id": "m2", "fingerprint": "SHA256:00" });
+        h.tell("/api/agent/pending", json!({ "agents": [agent] }));
     }),
     ("unit.controller", Fail, "is failed", |h| {
         h.unit("osapi-controller.service", "ActiveState=active", "ActiveState=failed");
@@ -123,7 +128,7 @@ pub(super) const CASES: &[Case] = &[
     }),
     ("drift", Warn, "sysctl vm.swappiness", |h| {
         let drift = json!({ "cell": { "sysctl": "vm.swappiness" }, "job": JOB });
-        h.tell("/api/node/_any/drift", json!({ "drift": [drift] }));
+        h.find(Need::Hosts("drift"), json!({ "drift": [drift] }));
     }),
     ("audit.whole", Fail, "link 3 was edited", |h| {
         h.find(Need::Audit, json!({ "faults": ["link 3 was edited"], "compared": true }));
@@ -142,12 +147,17 @@ pub(super) const CASES: &[Case] = &[
     ("socket.open", Fail, "is no socket", |h| h.put("/run/osapi/osapi.sock", "")),
     ("socket.open", Warn, "has 0600", |h| h.mode("/run/osapi/osapi.sock", 0o600)),
     ("socket.place", Fail, "has 0777", |h| h.mode("/run/osapi", 0o777)),
-    ("config.valid", Fail, "line 3", |h| h.evidence.config = Err("line 3: no such key".into())),
+    ("config.valid", Fail, "line 3", |h| {
+        h.evidence.config = Err(Error::new(Kind::InvalidInput, "line 3: no such key"));
+    }),
     ("config.inert", Warn, "controller.nats", |h| {
         let inert = Inert { key: "controller.nats".into(), why: "there is no broker" };
         h.config().inert.insert(inert);
     }),
     ("config.guarded", Fail, "osapi.yaml has 0666", |h| h.mode("/etc/osapi/osapi.yaml", 0o666)),
+    ("config.secrets", Fail, "osapi.yaml has 0644", |h| {
+        h.config().secret.insert("/etc/osapi/osapi.yaml".into());
+    }),
     ("config.guarded", Fail, "/etc/osapi has 0777", |h| h.mode("/etc/osapi", 0o777)),
     ("program.guarded", Fail, "has 0775", |h| h.mode("/usr/bin/osapi", 0o775)),
     ("state.controller", Fail, "has 0755", |h| h.mode("/var/lib/osapi/controller", 0o755)),
