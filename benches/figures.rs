@@ -196,6 +196,7 @@ impl Desk for Table {
                     sealed: None,
                     called_off: false,
                     left_ms: 60_000,
+                    begin_by: None,
                     until: None,
                 };
                 let body = serde_json::to_string(&task).unwrap();

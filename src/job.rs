@@ -139,6 +139,17 @@ pub struct Task {
     /// have been handed out long ago.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<u64>,
+    /// The last moment to begin on the boot's clock of the host that has it, in milliseconds, and
+    /// on no wire: what is waited for before it begins may take long.
+    #[serde(skip)]
+    pub begin_by: Option<u64>,
+}
+
+impl Task {
+    /// For how long it may still begin, in milliseconds, at `uptime` on the clock of the boot.
+    pub fn left(&self, uptime: u64) -> u64 {
+        self.begin_by.map_or(self.left_ms, |moment| moment.saturating_sub(uptime))
+    }
 }
 
 impl Record {

@@ -168,12 +168,21 @@ pub struct Sealed {
     /// it is and until when it may begin. None where nobody asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
+    /// How long it lay in a relay, in milliseconds: by so much it has to begin earlier. Nobody
+    /// vouches for this, and it takes time away only.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub waited_ms: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde asks")]
+const fn is_none(milliseconds: &u64) -> bool {
+    *milliseconds == 0
 }
 
 impl Sealed {
     pub fn new(body: String, host: &str, key: Option<&SigningKey>) -> Self {
         let signature = key.map(|key| key.sign(Purpose::Task, host, &[&body]));
-        Self { body, signature }
+        Self { body, signature, waited_ms: 0 }
     }
 
     /// Whether the holder of one of `keys` has made it for `host`. Nothing of it is read for that.

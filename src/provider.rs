@@ -196,6 +196,7 @@ mod tests {
                 sealed: None,
                 called_off: false,
                 left_ms: 60_000,
+                begin_by: None,
                 until: None,
             };
             match self.executor().run(ops::agent(op).unwrap(), &task).unwrap() {

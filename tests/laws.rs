@@ -173,6 +173,11 @@ fn what_came_too_late_is_never_begun() {
         host.assert_is(&before, op);
         late.left_ms = 60_000;
         assert_eq!(host.deliver(&find(op), &late).unwrap_err().kind(), Kind::Expired, "{op}");
+        // It waited until then, however much was left when it came.
+        let mut waited = task(&job("waited"), &find(op), &params, Options::default());
+        waited.begin_by = Some(1);
+        assert_eq!(host.deliver(&find(op), &waited).unwrap_err().kind(), Kind::Expired, "{op}");
+        host.assert_is(&before, op);
     }
 }
 

@@ -10,7 +10,7 @@ use super::Shared;
 use super::lane::Taken;
 use crate::error::{Error, Kind, Result};
 use crate::job::{Outcome, Report, Task};
-use crate::link::Link;
+use crate::link::{Class, Link};
 use crate::op::{Access, Agent, Op};
 use crate::ops;
 use crate::seal::{self, Way};
@@ -38,12 +38,10 @@ pub(super) struct Sized {
 /// There is no limit in time here: every step has one of its own, and an answer that is given
 /// before the host has come to rest would be a guess.
 pub(super) fn out<L: Link + 'static>(agent: &Shared<L>, taken: Taken) -> Option<Sized> {
-    let Taken { mut task, at } = taken;
+    let Taken { task, class } = taken;
     let begun = agent.clock().wall();
-    let left = task.left_ms;
     let mut panics = 0;
     let outcome = loop {
-        task.left_ms = left.saturating_sub(agent.clock().uptime().saturating_sub(at));
         match catch_unwind(AssertUnwindSafe(|| attempt(agent, &task))) {
             Ok(Ok(outcome)) => break outcome,
             Ok(Err(error)) => {
@@ -62,8 +60,8 @@ pub(super) fn out<L: Link + 'static>(agent: &Shared<L>, taken: Taken) -> Option<
     };
     let (outcome, size) = fit(outcome);
     tell(&task, &outcome);
-    if agent.answers_once() && outcome.kind().is_some() && !only_looks(&task) {
-        keep(agent, &task, &outcome);
+    if outcome.kind().is_some() {
+        keep(agent, class, &task.job, &outcome);
     }
     let ended = agent.clock().wall().max(begun);
     Some(Sized { report: Report::new(task.job, begun, ended, outcome), size })
@@ -83,7 +81,8 @@ fn attempt<L: Link + 'static>(agent: &Shared<L>, task: &Task) -> Result<Outcome>
         return Ok(Err(error).into());
     }
     let task = &*opened.task;
-    if only_looks(task) && task.left_ms == 0 {
+    let left = || task.left(agent.clock().uptime());
+    if only_looks(task) && left() == 0 {
         return Ok(Err(Error::new(Kind::Expired, "it was not begun by its deadline")).into());
     }
     if let Err(error) = super::fetch::objects(agent, task)
@@ -91,7 +90,7 @@ fn attempt<L: Link + 'static>(agent: &Shared<L>, task: &Task) -> Result<Outcome>
     {
         // Without them nothing was begun. Whoever hands them out may be away for a moment.
         let passing = matches!(error.kind(), Kind::Unavailable | Kind::Timeout);
-        return if passing && task.left_ms > 0 { Err(error) } else { Ok(Err(error).into()) };
+        return if passing && left() > 0 { Err(error) } else { Ok(Err(error).into()) };
     }
     agent.executor().run(op, task)
 }
@@ -131,7 +130,7 @@ impl Drop for Opened<'_> {
 }
 
 /// Whether nothing is changed by it. What nobody knows is refused, and so changes nothing.
-pub(super) fn only_looks(task: &Task) -> bool {
+fn only_looks(task: &Task) -> bool {
     ops::agent(&task.op).is_none_or(|op| match op.run.access() {
         Access::Read => true,
         Access::Write => task.options.dry_run,
@@ -165,11 +164,15 @@ fn parse(op: &Op<Agent>, params: &Value) -> Result<()> {
     op.run.check(params)
 }
 
-/// Has a task that was never begun stay so, whoever hands it out again.
-fn keep<L>(agent: &Shared<L>, task: &Task, outcome: &Outcome) {
-    if let Err(error) = agent.executor().never(task, outcome) {
-        let (job, op) = (&task.job, &task.op);
-        tracing::warn!(OSAPI_JOB_ID = job, OSAPI_OP = op, %error, "its answer is not kept");
+/// Has a task that was never begun stay so, where somebody may have kept a copy that he hands out
+/// again: what this agent cannot read or do, the next one may. Of what came in the turn of reads
+/// nothing is kept, nor could it be from a thread that only looks.
+pub(super) fn keep<L>(agent: &Shared<L>, class: Class, job: &str, outcome: &Outcome) {
+    if class == Class::Look || !agent.answers_once() {
+        return;
+    }
+    if let Err(error) = agent.executor().never(job, outcome) {
+        tracing::warn!(OSAPI_JOB_ID = job, %error, "its answer is not kept");
     }
 }
 

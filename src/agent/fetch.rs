@@ -18,7 +18,7 @@ pub(super) fn objects<L: Link + 'static>(agent: &Shared<L>, task: &Task) -> Resu
         if agent.executor().has_object(&content.digest) {
             continue;
         }
-        let mut parts = Parts::new(agent, &task.job, name, content);
+        let mut parts = Parts::new(agent, task, name, content);
         let kept = agent.executor().keep_object(&content.digest, &mut parts);
         // What the link said is closer to the cause than what came of it.
         parts.failure.map_or(kept, Err)?;
@@ -30,7 +30,7 @@ pub(super) fn objects<L: Link + 'static>(agent: &Shared<L>, task: &Task) -> Resu
 struct Parts<'a, L> {
     agent: &'a Shared<L>,
     link: Asker<L>,
-    job: &'a str,
+    task: &'a Task,
     name: &'a str,
     size: u64,
     fetched: u64,
@@ -39,14 +39,18 @@ struct Parts<'a, L> {
 }
 
 impl<'a, L: Link + 'static> Parts<'a, L> {
-    fn new(agent: &'a Shared<L>, job: &'a str, name: &'a str, content: &Content) -> Self {
+    fn new(agent: &'a Shared<L>, task: &'a Task, name: &'a str, content: &Content) -> Self {
         let link = Asker::new((agent.links)());
         let part = io::Cursor::default();
-        Self { agent, link, job, name, size: content.size, fetched: 0, part, failure: None }
+        Self { agent, link, task, name, size: content.size, fetched: 0, part, failure: None }
     }
 
     fn fetch(&mut self) -> Result<()> {
-        let (job, object) = (self.job.to_owned(), self.name.to_owned());
+        if self.task.left(self.agent.clock().uptime()) == 0 {
+            let message = "its deadline passed while what it needs was fetched";
+            return Err(Error::new(Kind::Expired, message));
+        }
+        let (job, object) = (self.task.job.clone(), self.name.to_owned());
         let mut ask = Ask::Fetch { job, object, offset: self.fetched };
         let part = match self.link.ask(self.agent, &mut ask)? {
             Answer::Part(part) => STANDARD.decode(part).unwrap_or_default(),

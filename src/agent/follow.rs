@@ -19,6 +19,7 @@ use crate::host::{Line, Lines};
 use crate::job::{Outcome, Report, Task};
 use crate::link::{Answer, Ask, Class, Link, MOST_FOLLOWED, Tell};
 use crate::op::{Endless, Piece};
+use crate::ops;
 
 /// How long the first word may take that says that it has begun.
 const FIRST: Duration = Duration::from_millis(100);
@@ -80,7 +81,7 @@ pub(super) fn work<L: Link + 'static>(agent: &Arc<Shared<L>>, link: L, pulse: &P
                 // More than was asked for is not held, and so is handed out again.
                 for task in tasks {
                     let Some(place) = room.take() else { break };
-                    let Some(taken) = take(agent, &task) else { continue };
+                    let Some(taken) = take(agent, Class::Follow, &task) else { continue };
                     if !agent.begin() {
                         return;
                     }
@@ -112,6 +113,11 @@ fn follow<L: Link + 'static>(agent: &Shared<L>, task: &Task) {
     let told = catch_unwind(AssertUnwindSafe(|| tell(agent, task, &mut link)));
     let told =
         told.unwrap_or_else(|_| Err(Error::new(Kind::Internal, format!("{} panicked", task.op))));
+    if let Err(error) = &told
+        && ops::agent(&task.op).is_none()
+    {
+        carry::keep(agent, Class::Follow, &task.job, &Outcome::Failed { error: error.body() });
+    }
     if let Err(error) = &told {
         let (job, op) = (&task.job, &task.op);
         tracing::debug!(OSAPI_JOB_ID = job, OSAPI_OP = op, "{op} ended: {error}");
@@ -129,7 +135,7 @@ fn follow<L: Link + 'static>(agent: &Shared<L>, task: &Task) {
 
 fn tell<L: Link + 'static>(agent: &Shared<L>, task: &Task, link: &mut Asker<L>) -> Result<Value> {
     let op = carry::admit(agent, task)?;
-    if task.left_ms == 0 {
+    if task.left(agent.clock().uptime()) == 0 {
         return Err(Error::new(Kind::Expired, "it was not begun by its deadline"));
     }
     carry::check(agent, op, task)?;

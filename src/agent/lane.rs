@@ -12,6 +12,7 @@ use super::{POLL, Shared, carry, lock, presence};
 use crate::error::Kind;
 use crate::job::{Outcome, Report, Task};
 use crate::link::{Answer, Ask, Class, Link, Sealed};
+use crate::ops;
 
 pub(super) struct Lane<L> {
     class: Class,
@@ -21,10 +22,10 @@ pub(super) struct Lane<L> {
     pulse: Arc<Pulse>,
 }
 
-/// A task, and when it was taken on the clock of the boot, in milliseconds.
+/// A task, and in whose turn it came.
 pub(super) struct Taken {
     pub(super) task: Task,
-    pub(super) at: u64,
+    pub(super) class: Class,
 }
 
 impl<L: Link + 'static> Lane<L> {
@@ -79,7 +80,9 @@ impl<L: Link + 'static> Lane<L> {
                 Ok(Answer::Tasks { tasks, has_more, .. }) => {
                     self.has_more.store(has_more, Ordering::Relaxed);
                     // More than was asked for is not held, and so is handed out again.
-                    if let Some(taken) = tasks.first().and_then(|task| take(agent, task)) {
+                    if let Some(taken) =
+                        tasks.first().and_then(|task| take(agent, self.class, task))
+                    {
                         return Some(taken);
                     }
                 }
@@ -91,31 +94,55 @@ impl<L: Link + 'static> Lane<L> {
     }
 }
 
-/// Opens a task and holds it; None where it is held already, cannot be opened or is refused.
-pub(super) fn take<L: Link + 'static>(agent: &Shared<L>, sealed: &Sealed) -> Option<Taken> {
+/// Opens a task that came in the turn of `class` and holds it; None where it is held already,
+/// cannot be opened or is refused.
+pub(super) fn take<L: Link + 'static>(
+    agent: &Shared<L>,
+    class: Class,
+    sealed: &Sealed,
+) -> Option<Taken> {
     let at = agent.clock().uptime();
-    match agent.open(sealed)? {
-        Ok(task) => agent.hold(&task.job).then(|| {
-            if task.called_off {
-                agent.executor().call_off(&task.job);
-            }
-            Taken { task, at }
-        }),
+    let mut task = match agent.open(sealed)? {
+        Ok(task) => task,
         Err(error) => {
-            let job = serde_json::from_str::<serde_json::Value>(&sealed.body);
-            let job = job.ok().and_then(|task| Some(task.get("job")?.as_str()?.to_owned()));
-            tracing::error!(%error, job, "cannot read a task");
-            if let Some(job) = job.filter(|job| agent.hold(job)) {
-                let message = format!("this agent cannot read the task: {error}");
-                let error = crate::error::Error::new(Kind::Unsupported, message);
-                let now = agent.clock().wall();
-                let outcome = Outcome::from(Err(error));
-                let report = Report::new(job, now, now, outcome);
-                if agent.begin() {
-                    agent.lasting.push(agent, report, 0, false);
-                }
-            }
-            None
+            unreadable(agent, class, sealed, &error);
+            return None;
         }
+    };
+    if ops::agent(&task.op).is_some_and(|op| Class::of(op, &task.options) != class) {
+        // As what is not signed: any answer would be one to the job, which was never begun and may
+        // still come in its turn.
+        agent.refuse("it came in the turn of work of another kind");
+        return None;
     }
+    task.left_ms = task.left_ms.saturating_sub(sealed.waited_ms);
+    task.begin_by = Some(at.saturating_add(task.left_ms));
+    agent.hold(&task.job).then(|| {
+        if task.called_off {
+            agent.executor().call_off(&task.job);
+        }
+        Taken { task, class }
+    })
+}
+
+/// Answers for a task of which not more than the job can be read: it may be for another version.
+fn unreadable<L: Link + 'static>(
+    agent: &Shared<L>,
+    class: Class,
+    sealed: &Sealed,
+    error: &serde_json::Error,
+) {
+    let job = serde_json::from_str::<serde_json::Value>(&sealed.body);
+    let job = job.ok().and_then(|task| Some(task.get("job")?.as_str()?.to_owned()));
+    tracing::error!(%error, job, "cannot read a task");
+    let Some(job) = job.filter(|job| agent.hold(job)) else { return };
+    let message = format!("this agent cannot read the task: {error}");
+    let error = crate::error::Error::new(Kind::Unsupported, message);
+    let now = agent.clock().wall();
+    let outcome = Outcome::from(Err(error));
+    if !agent.begin() {
+        return;
+    }
+    carry::keep(agent, class, &job, &outcome);
+    agent.lasting.push(agent, Report::new(job, now, now, outcome), 0, false);
 }

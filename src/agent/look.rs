@@ -25,13 +25,6 @@ pub(super) fn work<L: Link + 'static>(agent: &Shared<L>, link: L, pulse: &Pulse)
             if !agent.begin() {
                 return;
             }
-            if !carry::only_looks(&taken.task) {
-                // It stays held: there is no answer that is true, and no use in another try.
-                let (job, op) = (&taken.task.job, &taken.task.op);
-                tracing::error!(OSAPI_JOB_ID = job, OSAPI_OP = op, "it came with what only looks");
-                agent.give_up();
-                continue;
-            }
             let at_work = pulse.works();
             let (job, op) = (taken.task.job.clone(), taken.task.op.clone());
             let limit = ops::find(&op).map_or(POLL, |row| row.timeout);
@@ -74,7 +67,11 @@ fn ask<L: Link + 'static>(
         // Heads are for one connection to keep: from several they come out of order.
         Ok(Answer::Tasks { tasks, .. }) => {
             // It asked for one; what else comes may be meant to keep it busy.
-            return tasks.iter().take(1).filter_map(|task| open(agent, task)).collect();
+            return tasks
+                .iter()
+                .take(1)
+                .filter_map(|task| open(agent, Class::Look, task))
+                .collect();
         }
         Ok(_) => tracing::error!("a question for work was answered with something else"),
         Err(error) => {

@@ -115,12 +115,13 @@ impl<L> Shared<L> {
     /// Opens a task; None, after a while, where it is refused.
     pub(super) fn open(&self, sealed: &Sealed) -> Option<serde_json::Result<Task>> {
         let opened = self.trust.open(sealed, &self.setup.machine_id, self.clock().wall());
-        opened
-            .map_err(|why| {
-                self.trust.refuse(why);
-                std::thread::sleep(PAUSE);
-            })
-            .ok()
+        opened.map_err(|why| self.refuse(why)).ok()
+    }
+
+    /// Refuses a task, which takes a while.
+    pub(super) fn refuse(&self, why: &str) {
+        self.trust.refuse(why);
+        std::thread::sleep(PAUSE);
     }
 
     /// A report as it goes out.

@@ -24,6 +24,7 @@ use super::plan::Plan;
 use super::root::Root;
 use super::view::View;
 use super::want::Act;
+use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 use crate::job::{Outcome, Task};
 use crate::op::{Access, Agent, Intent, Op};
@@ -211,16 +212,16 @@ impl Executor {
         Ok(entry.outcome.is_some() || entry.planned.as_deref().is_some_and(is_same))
     }
 
-    /// Notes `outcome` as the answer to a task that was not begun, unless the journal has one.
-    pub fn never(&self, task: &Task, outcome: &Outcome) -> Result<()> {
-        Journal::check(&task.job)?;
+    /// Notes `outcome` as the answer to a job that was not begun, unless the journal has one.
+    pub fn never(&self, job: &str, outcome: &Outcome) -> Result<()> {
+        Journal::check(job)?;
         let _inside = self.core.gate.enter()?;
-        let _turn = self.core.journal.lock(&task.job)?;
-        let entry = self.core.journal.load(&task.job)?;
+        let _turn = self.core.journal.lock(job)?;
+        let entry = self.core.journal.load(job)?;
         if entry.outcome.is_some() || entry.planned.is_some() {
             return Ok(());
         }
-        self.core.journal.answer(&task.job, &self.finished(outcome))
+        self.core.journal.answer(job, &self.finished(outcome))
     }
 
     /// Has `job` not begin, or not go on to what waits for its time. What else has begun comes to
@@ -240,7 +241,7 @@ impl Executor {
             return Some(Error::new(Kind::Cancelled, "it was called off before it began"));
         }
         let message = format!("{} was not begun by its deadline", task.op);
-        (task.left_ms == 0).then(|| Error::new(Kind::Expired, message))
+        (task.left(Clock::default().uptime()) == 0).then(|| Error::new(Kind::Expired, message))
     }
 
     /// Makes a change permanent that waits for this. Says whether it did so far.
@@ -413,6 +414,10 @@ impl Executor {
                 return Err(Error::new(Kind::InvalidInput, message));
             }
             Work::Act(_) => {}
+        }
+        // What was waited for may have taken its time.
+        if let Some(error) = self.too_late(task) {
+            return Err(error);
         }
         let (boot, limit) = (self.boot(), op.timeout);
         let deadline = task.options.confirm.map(|seconds| uptime().saturating_add(seconds));

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::inbox::{Inbox, ROOM};
 use crate::broker::is_name;
+use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
 
 use crate::link::bus::{Beat, Handed, Wake};
@@ -106,6 +107,8 @@ impl Memory {
         if self.handed.is_empty() {
             self.has_left = true;
             self.held.clear();
+            // It may have had something that comes before what waits here.
+            self.doubt(&Class::ALL);
         }
     }
 
@@ -185,7 +188,7 @@ impl Memory {
                     if self.has(job) {
                         continue;
                     }
-                    self.inboxes[*class as usize].keep(job, task);
+                    self.inboxes[*class as usize].keep(job, task, now());
                 }
                 // The agent says what is wrong with it.
                 None => rest.push(task),
@@ -199,7 +202,7 @@ impl Memory {
 
     /// Hands out what comes first of each of `classes`.
     pub(super) fn take(&mut self, classes: &[Class], most: usize) -> Vec<(Uuid, Sealed)> {
-        classes.iter().flat_map(|class| self.inboxes[*class as usize].take(most)).collect()
+        classes.iter().flat_map(|class| self.inboxes[*class as usize].take(most, now())).collect()
     }
 
     /// These go to the agent.
@@ -247,7 +250,7 @@ impl Memory {
         for Handed { job, class, task } in wake.tasks {
             let Ok(job) = Uuid::parse_str(&job) else { continue };
             if !self.has(job) {
-                self.inboxes[class as usize].offer(job, task);
+                self.inboxes[class as usize].offer(job, task, now());
                 awaited.push(class);
             }
         }
@@ -318,6 +321,11 @@ impl Memory {
     }
 }
 
+/// Milliseconds on the clock of the boot.
+fn now() -> u64 {
+    Clock::default().uptime()
+}
+
 /// The jobs that are over with these reports.
 pub(super) fn over(told: &[Told]) -> Vec<Uuid> {
     let is_last = |told: &&Told| told.open().is_ok_and(|report| !report.amends);
@@ -332,4 +340,27 @@ pub(super) fn job_of(task: &Sealed) -> Option<Uuid> {
     }
     let named: Named = serde_json::from_str(&task.body).ok()?;
     Uuid::parse_str(&named.job).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_agent_is_not_given_what_waits_here_before_what_the_last_one_had() {
+        let mut memory = Memory::new();
+        let about = About { machine_id: "m1".to_owned(), ..About::default() };
+        memory.hear(1, &[], Some(&about)).unwrap();
+        memory.asks(&Class::ALL);
+        let (first, second) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        for job in [first, second] {
+            let task = Sealed::new("{}".to_owned(), "m1", None);
+            let handed = Handed { job: job.to_string(), class: Class::Change, task };
+            memory.wake(Wake { tasks: vec![handed], ..Wake::default() });
+        }
+        assert_eq!(memory.take(&[Class::Change], 1)[0].0, first);
+        assert!(!memory.is_to_be_asked(&[Class::Change]), "what comes next is here");
+        memory.hung_up(1);
+        assert!(memory.is_to_be_asked(&[Class::Change]));
+    }
 }

@@ -1,5 +1,5 @@
-//! Whoever stands between controller and agent alters, replays, redirects and delays what is
-//! signed: none of it has an effect, and all of it is on record.
+//! Whoever stands between controller and agent alters, replays, misplaces, redirects and delays what
+//! is signed: none of it has an effect, and all of it is on record.
 //!
 //! `TAMPERED` says how many tasks, and how many outcomes (1,000 is the full count), `SEED` which.
 
@@ -210,8 +210,8 @@ impl Bench {
     fn until_delivered(&self) {
         until("all of it is delivered", || {
             let state = self.hostile.state();
-            (state.forged.is_empty() && state.replayed.is_empty() && state.out.is_empty())
-                .then_some(())
+            let is_waiting = !state.forged.is_empty() || !state.misplaced.is_empty();
+            (!is_waiting && state.replayed.is_empty() && state.out.is_empty()).then_some(())
         });
     }
 
@@ -303,7 +303,7 @@ fn whoever_is_in_between_has_no_effect_and_is_on_record() {
     let (mut refused, mut repeated, mut expired) = (0, 0, Vec::new());
     for round in 0..most {
         let at = usize::try_from(random.below(good.len() as u64)).unwrap();
-        match round % 6 {
+        match round % 7 {
             4 => {
                 let at = usize::try_from(random.below(ran.len() as u64)).unwrap();
                 bench.hostile.change(|state| state.replayed.push_back(ran[at].clone()));
@@ -311,13 +311,18 @@ fn whoever_is_in_between_has_no_effect_and_is_on_record() {
             }
             5 => {
                 if late.is_empty() {
-                    let count = AT_ONCE.min(most / 6 - expired.len() as u64);
+                    let count = AT_ONCE.min((most + 1) / 7 - expired.len() as u64);
                     late = bench.late(count, &expired);
                 }
                 let sealed = late.pop_front().unwrap();
                 let past = bench.until(&sealed, now() - 1 - random.below(86_400_000));
                 expired.push(job_of(&past));
                 bench.hostile.change(|state| state.replayed.push_back((job_of(&past), past)));
+            }
+            // As it was signed, to those who look, follow, or do work of another kind.
+            6 => {
+                bench.hostile.change(|state| state.misplaced.push_back(good[at].clone()));
+                refused += 1;
             }
             kind => {
                 let bad = loop {

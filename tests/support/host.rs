@@ -83,6 +83,7 @@ pub(crate) fn task(job: &str, op: &Op, params: &Value, options: Options) -> Task
         sealed: None,
         called_off: false,
         left_ms: 60_000,
+        begin_by: None,
         until: None,
     }
 }

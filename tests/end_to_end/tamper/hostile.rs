@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use osapi::link::{Answer, Ask, Class, Next, Sealed, Told};
+use osapi::ops;
 use serde_json::{Value, json};
 
 use crate::support::Appliance;
@@ -52,7 +53,9 @@ pub(super) struct State {
     pub(super) reports: BTreeMap<String, Told>,
     /// For any worker, each alone.
     pub(super) forged: VecDeque<Sealed>,
-    /// For those who act and change, each once the one before of that job is answered.
+    /// For any worker but those whose it is, each alone.
+    pub(super) misplaced: VecDeque<Sealed>,
+    /// For those whose it is, each once the one before of that job is answered.
     pub(super) replayed: VecDeque<(String, Sealed)>,
     /// Jobs of `replayed` that the agent has; true once it was answered of.
     pub(super) out: BTreeMap<String, bool>,
@@ -154,22 +157,20 @@ impl Hostile {
 
     /// What whoever asks for work of `classes` is handed.
     fn next(&self, classes: &[Class]) -> Vec<Sealed> {
-        let has_effects = classes.iter().any(|class| !matches!(class, Class::Look | Class::Follow));
         let mut state = self.state();
         state.waiting += 1;
-        let waits = |state: &mut State| {
-            state.is_hostile && state.forged.is_empty() && state.replayed.is_empty()
-        };
+        let waits = |state: &mut State| state.is_hostile && !state.has_for(classes);
         let waited = self.changed.wait_timeout_while(state, PACE, waits);
         let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
         state.waiting -= 1;
-        let is_free = |(job, _): &(String, Sealed)| !state.out.contains_key(job);
-        let replayed = state.replayed.iter().position(is_free).filter(|_| has_effects);
-        if let Some((job, sealed)) = replayed.and_then(|at| state.replayed.remove(at)) {
+        if let Some((job, sealed)) =
+            state.replayed(classes).and_then(|at| state.replayed.remove(at))
+        {
             state.out.insert(job, false);
             return vec![sealed];
         }
-        state.forged.pop_front().into_iter().collect()
+        let misplaced = state.misplaced(classes).and_then(|at| state.misplaced.remove(at));
+        misplaced.or_else(|| state.forged.pop_front()).into_iter().collect()
     }
 
     /// Asks in its own name, as the agent would.
@@ -195,6 +196,22 @@ impl Hostile {
 }
 
 impl State {
+    fn replayed(&self, classes: &[Class]) -> Option<usize> {
+        let is_free = |(job, sealed): &(String, Sealed)| {
+            classes.contains(&class_of(sealed)) && !self.out.contains_key(job)
+        };
+        self.replayed.iter().position(is_free)
+    }
+
+    fn misplaced(&self, classes: &[Class]) -> Option<usize> {
+        self.misplaced.iter().position(|sealed| !classes.contains(&class_of(sealed)))
+    }
+
+    fn has_for(&self, classes: &[Class]) -> bool {
+        let is_for_one = self.replayed(classes).or_else(|| self.misplaced(classes)).is_some();
+        is_for_one || !self.forged.is_empty()
+    }
+
     /// The agent says what it holds: what it was answered of, and does not hold, is over.
     fn let_go(&mut self, holds: &[String]) {
         self.out.retain(|job, is_answered| !*is_answered || holds.contains(job));
@@ -212,6 +229,12 @@ impl State {
 fn answered(answer: &[u8]) -> Option<Answer> {
     let answer: Value = serde_json::from_slice(answer).unwrap();
     serde_json::from_value(answer["Ok"].clone()).ok()
+}
+
+/// In whose turn a task comes.
+fn class_of(sealed: &Sealed) -> Class {
+    let task = sealed.open().unwrap();
+    Class::of(ops::agent(&task.op).unwrap(), &task.options)
 }
 
 pub(super) fn job_of(sealed: &Sealed) -> String {
