@@ -135,8 +135,9 @@ impl Default for Api {
 #[schemars(inline)]
 pub struct Security {
     /// What tokens are signed with, as it stands. Whoever has it can make an administrator's; use
-    /// at least 32 characters that nobody can guess. Controllers that share a broker need the same.
-    /// Default: `token.key` in `controller.state_dir`, which the controller makes.
+    /// at least 32 characters that nobody can guess, in a file that nobody else can read.
+    /// Controllers that share a broker need the same. Default: `token.key` in
+    /// `controller.state_dir`, which the controller makes.
     pub signing_key: Option<Secret>,
     pub cors: Cors,
     /// Roles of one's own, by any name, or in place of the built-in one of the same name.

@@ -137,11 +137,24 @@ impl Places {
         }
         let tried: Vec<_> = self.all.iter().map(ToString::to_string).collect();
         let what = format!(
-            "cannot reach a controller: nothing listens at {}; start one with `osapi start`, or \
-             say where it is with --url unix:///PATH",
+            "cannot reach a controller: nothing listens at {}; {}",
             tried.join(" or "),
+            self.remedy(),
         );
         Err(Error::new(Kind::Unavailable, what))
+    }
+
+    /// What to do where nobody listens.
+    fn remedy(&self) -> &'static str {
+        // A relay has the agent's socket alone.
+        let is_relayed =
+            |socket: &Path| !socket.exists() && socket.with_file_name("agent.sock").exists();
+        if self.sockets().any(is_relayed) {
+            "this host is managed over a broker: ask where its controllers are, or one of them with \
+             --url https://CONTROLLER:8443 and a token"
+        } else {
+            "start one with `osapi start`, or say where it is with --url unix:///PATH"
+        }
     }
 
     /// Connects unless anybody might listen there: it must be the caller's own account, root, or

@@ -412,6 +412,37 @@ fn a_controller_that_is_not_well_is_shown_with_what_it_says_of_that() {
 }
 
 #[test]
+fn a_retry_goes_where_the_job_went_unless_another_target_is_named() {
+    let controller = Controller::new(|_, _| (201, json!({ "job_id": JOB, "status": "created" })));
+    assert_eq!(controller.run(&["job", "retry", "--job-id", JOB]), 0);
+    assert_eq!(controller.run(&["job", "retry", "--job-id", JOB, "--target-hostname", "web"]), 0);
+    let asked = controller.asked();
+    assert!(asked[0].line.starts_with(&format!("POST /api/job/{JOB}/retry ")));
+    let said = |at: usize| String::from_utf8(asked[at].body.clone()).unwrap();
+    assert!(!said(0).contains("target_hostname"), "{}", said(0));
+    assert_eq!(said(1), r#"{"target_hostname":"web"}"#);
+}
+
+/// Several hosts, of which this is none: the first is looked at, and no other.
+#[test]
+fn the_status_is_of_one_host() {
+    let controller = Controller::new(|asked, _| match asked.line.split(' ').nth(1).unwrap() {
+        "/api/agent" => {
+            let agent = |id: &str| json!({ "hostname": id, "machine_id": id, "state": "Ready" });
+            (200, json!({ "agents": [agent("m1"), agent("m2")] }))
+        }
+        "/api/node/m1/service" => (200, rows(&json!([{ "hostname": "m1", "services": [] }]))),
+        "/api/node/m1/drift" => (200, rows(&json!([{ "hostname": "m1", "drift": [] }]))),
+        path if path.starts_with("/api/node/") => panic!("{path} is another host"),
+        _ => healthy(asked),
+    });
+    assert_eq!(controller.run(&["status"]), 0);
+    controller.run(&["doctor"]);
+    let of_host = |asked: &&Asked| asked.line.starts_with("GET /api/node/m1/");
+    assert_eq!(controller.asked().iter().filter(of_host).count(), 3);
+}
+
+#[test]
 fn the_status_of_a_host_is_asked_for_as_by_any_client() {
     let controller = Controller::new(|asked, _| healthy(asked));
     assert_eq!(controller.run(&["status"]), 0);

@@ -53,7 +53,7 @@ impl Controller {
         check(about)?;
         if self.trust.is_some() && !about.is_proven() {
             let message = "this controller believes signed words only; set agent.pki.enabled on \
-                           the host";
+                           the host and restart its agent";
             return Err(Error::new(Kind::Denied, message));
         }
         let is_believed = self.is_believed(about);
