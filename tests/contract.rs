@@ -517,7 +517,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("host", &["clock", "error", "job", "op", "sys", "types"]),
     ("provider", &["error", "host", "op", "permission", "types", "job"]),
     ("link", &["error", "job", "op", "signing", "sys"]),
-    ("relay", &["broker", "error", "job", "link", "telemetry"]),
+    ("relay", &["broker", "clock", "error", "job", "link", "telemetry"]),
     ("store", &["broker", "clock", "error", "job", "link", "permission", "sys"]),
     (
         "agent",

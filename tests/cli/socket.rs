@@ -56,7 +56,7 @@ impl Controller {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
-                let request = read(&stream);
+                let Some(request) = read(&stream) else { continue };
                 let number = record.lock().unwrap().len();
                 let (status, body, is_pending) = answer(&request, number);
                 record.lock().unwrap().push(request);
@@ -94,7 +94,8 @@ impl Controller {
     }
 }
 
-fn read(stream: &UnixStream) -> Asked {
+/// None where somebody only looked whether anybody listens.
+fn read(stream: &UnixStream) -> Option<Asked> {
     let mut reader = BufReader::new(stream);
     let mut head = Vec::new();
     loop {
@@ -105,11 +106,12 @@ fn read(stream: &UnixStream) -> Asked {
         }
         head.push(line.trim_end().to_owned());
     }
-    let mut asked = Asked { line: head.remove(0), head, body: Vec::new() };
+    let line = (!head.is_empty()).then(|| head.remove(0))?;
+    let mut asked = Asked { line, head, body: Vec::new() };
     let length = asked.header("content-length").map_or(0, |length| length.parse().unwrap());
     asked.body.resize(length, 0);
     reader.read_exact(&mut asked.body).unwrap();
-    asked
+    Some(asked)
 }
 
 fn run(words: &[&str], reach: &Reach) -> u8 {
