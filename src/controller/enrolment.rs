@@ -4,10 +4,13 @@
 //! far as to it, as the kernel vouches for that. With them a host is given nothing until somebody
 //! has accepted the key that its agent signs with; what another key says is then not believed.
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::agent::{Done, Named};
+use super::bus::Why;
 use super::hosts::{Host, Offer, State, key};
 use super::notes::entry;
 use super::{Call, Controller, Here, Local};
@@ -206,13 +209,8 @@ impl Call {
         }
         if controller.vouched(&machine_id).is_err() {
             controller.lose_all(&machine_id);
-        }
-        let about = controller.hosts().presence(&machine_id).map(|known| known.about.clone());
-        // What it said of itself while nobody believed it.
-        if let Some(about) = about
-            && let Err(error) = controller.enrol(&about).await
-        {
-            tracing::debug!(%error, machine_id, "it has to say again who it is");
+        } else {
+            controller.believe_now(&machine_id).await;
         }
         controller.lanes().wake(&machine_id);
         Ok(done)
@@ -222,6 +220,19 @@ impl Call {
 type Found = (String, Host, Revision);
 
 impl Controller {
+    /// Takes over what the agent of a host said of itself while nobody believed it.
+    async fn believe_now(self: &Arc<Self>, machine_id: &str) {
+        let about = self.hosts().presence(machine_id).map(|known| known.about.clone());
+        // Over a broker nothing is kept of what was not believed: this may be what another key said
+        // before, which would come as a change of the key that was accepted just now.
+        let Some(about) = about.filter(|about| self.is_believed(about)) else {
+            return self.call(&[machine_id.to_owned()], Why::Who);
+        };
+        if let Err(error) = self.enrol(&about).await {
+            tracing::debug!(%error, machine_id, "it has to say again who it is");
+        }
+    }
+
     /// Whether signatures are made and demanded.
     pub(super) fn signing_key(&self) -> Option<&SigningKey> {
         self.trust.as_ref().map(|trust| &trust.key)

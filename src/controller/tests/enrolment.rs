@@ -229,6 +229,35 @@ async fn another_key_waits_and_nothing_it_says_is_believed() {
 }
 
 #[tokio::test]
+async fn another_key_that_is_heard_over_a_broker_is_accepted_for_good() {
+    let bench = Bench::strict();
+    let controller = bench.start().await;
+    let said = |name: &str, key: u8| {
+        let key = SigningKey::of_test(key);
+        let (hostname, signing_key) = (name.to_owned(), key.public().encode());
+        let machine_id = "m1".to_owned();
+        let mut about = About { machine_id, hostname, signing_key, ..About::default() };
+        about.prove(&key);
+        about
+    };
+    let (old, new) = (said("web", 1), said("db", 2));
+    controller.enrol(&old).await.unwrap();
+    let now = (controller.clock.uptime(), controller.clock.wall());
+    controller.hosts().hear_over_bus("m1", Some(Arc::new(old)), now);
+    accept(&controller, "web", None).await.unwrap();
+    // What it says of itself with another key is not kept.
+    controller.enrol(&new).await.unwrap();
+    controller.hosts().hear_over_bus("m1", None, now);
+    assert_eq!(waiting(&controller).await, [("m1".to_owned(), print(2))]);
+    accept(&controller, "web", Some(2)).await.unwrap();
+    assert!(waiting(&controller).await.is_empty(), "the key from before waits in its place");
+    controller.submit(submit(CHANGE, "m1")).await.unwrap();
+    controller.enrol(&new).await.unwrap();
+    let view = call(&controller, "agent.get", json!({ "hostname": "db" })).await.unwrap();
+    assert_eq!(view["fingerprint"], print(2));
+}
+
+#[tokio::test]
 async fn who_does_not_prove_who_it_is_is_not_heard() {
     let bench = Bench::strict();
     let controller = bench.start().await;
