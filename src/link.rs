@@ -127,6 +127,9 @@ pub enum Class {
     Follow,
 }
 
+/// How many reports, or words of running jobs, come together at most.
+pub const MOST_TOLD: usize = 64;
+
 /// How much of [`Class::Follow`] a host carries on at once.
 pub const MOST_FOLLOWED: usize = 8;
 

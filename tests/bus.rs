@@ -16,6 +16,7 @@ use tokio::net::UnixListener;
 use crate::broker::{self, Broker};
 
 mod bench;
+mod flood;
 
 use bench::{
     ACT, CHANGE, Host, LOOK, about, ask, call, controller, done, is_there, outcome, submit,

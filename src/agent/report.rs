@@ -11,10 +11,10 @@ use super::link::Asker;
 use super::{Shared, carry};
 use crate::error::Kind;
 use crate::job::Report;
-use crate::link::{Ask, Link};
+use crate::link::{Ask, Link, MOST_TOLD};
 
 /// How many reports go together. As one of them may have 768 KiB, bytes have a bound too.
-const GROUP: usize = 64;
+const GROUP: usize = MOST_TOLD;
 /// Escaped within the frame they may double.
 const GROUP_BYTES: usize = 3 << 19;
 /// How soon a report is repeated that was refused and not only lost.

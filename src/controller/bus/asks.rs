@@ -16,7 +16,7 @@ use crate::broker::{self, Line};
 use crate::error::{Error, ErrorBody, Kind, Result};
 use crate::job::{decode, encode};
 use crate::link::bus::{Beat, Meanwhile, Passed, host_of};
-use crate::link::{About, Answer, Ask, Head, Next, Tell, Told};
+use crate::link::{About, Answer, Ask, Head, MOST_TOLD, Next, Tell, Told};
 
 /// How long whoever listens may take to make room, and how long another controller may take with
 /// what is passed on: the host waits five seconds for its answer.
@@ -36,6 +36,15 @@ fn ids_of(texts: &[String]) -> HashSet<Uuid> {
 /// How much of an object one message has room for: in base64 it takes a third more.
 fn part(line: &Line) -> usize {
     PART.min(Carrier::room(line) / 4 * 3)
+}
+
+/// What comes together may go to as many other controllers, one message each.
+fn are_few(told: usize) -> Result<()> {
+    if told <= MOST_TOLD {
+        return Ok(());
+    }
+    let message = format!("{told} reports are more than the {MOST_TOLD} that go together");
+    Err(Error::new(Kind::TooLarge, message))
 }
 
 fn is_own_word(about: &About, host: &str) -> Result<()> {
@@ -93,6 +102,7 @@ impl Controller {
             Ask::Fetch { job, object, offset } => match self.elsewhere(&job) {
                 None => Box::pin(self.fetch(host, &job, &object, offset, part(line))).await,
                 Some(mark) => {
+                    self.vouched(host)?;
                     let ask = Ask::Fetch { job, object, offset };
                     let passed = Box::pin(self.pass(mark, host, ask)).await?;
                     passed.ok_or_else(|| {
@@ -185,6 +195,9 @@ impl Controller {
 
     /// What a host is done with, each in the memory or the store that has it.
     async fn report(self: &Arc<Self>, host: &str, reports: Vec<Told>) -> Result<()> {
+        // Nobody else is bothered with what is not believed here.
+        self.vouched(host)?;
+        are_few(reports.len())?;
         let (mut here, mut elsewhere) = (Vec::new(), BTreeMap::<u16, Vec<Told>>::new());
         for report in reports {
             match self.elsewhere(&report.job) {
@@ -269,6 +282,8 @@ impl Controller {
     }
 
     async fn answer_tell(&self, line: &Line, host: &str, told: Vec<Tell>) -> Result<Answer> {
+        self.vouched(host)?;
+        are_few(told.len())?;
         let (mut own, mut stored) = (Vec::new(), Vec::new());
         let mut elsewhere = BTreeMap::<u16, Vec<Tell>>::new();
         for tell in told {
