@@ -382,6 +382,7 @@ impl Controller {
         loop {
             tokio::time::sleep(TICK).await;
             self.expire();
+            self.decide_all().await;
             self.take_over(self.heard_until()).await;
             self.announce(self.heard_until());
             self.note_all_cordoned().await;

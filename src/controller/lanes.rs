@@ -24,6 +24,7 @@ mod foreseen;
 mod next;
 mod over;
 
+use cancel::Undecided;
 pub(super) use next::{Question, Which};
 
 /// How long a host, and whoever else hands work out, may take to say something of what is new.
@@ -51,6 +52,8 @@ pub(super) struct Lanes {
     /// Jobs that nobody is handed, because it is being decided whether they go to another host
     /// than this one.
     withheld: BTreeMap<Uuid, String>,
+    /// Jobs that nobody is handed, because it is not known yet whether they are called off.
+    undecided: BTreeMap<Uuid, Undecided>,
 }
 
 /// A stored job from which nothing more is expected.
@@ -259,38 +262,6 @@ impl Lanes {
         open.so_far.send_modify(|so_far| so_far.is_admitted = true);
     }
 
-    /// Takes note that the record of an open job was written again.
-    pub(super) fn rewritten(&mut self, id: Uuid, revision: Revision, cancelled: Option<Mark>) {
-        let Some(slot) = self.open.get_mut(&id) else { return };
-        if slot.open.is_stored {
-            self.holding.remove(&slot.revision);
-            slot.revision = revision;
-            if !slot.is_parked {
-                self.holding.insert(revision, id);
-            }
-        }
-        if let Some(mark) = cancelled {
-            let open = slot.open.clone();
-            let asked = mark.asked.clone();
-            open.so_far.send_modify(|so_far| so_far.cancelled = Some(mark));
-            // Who may have begun may still answer, as far as anybody knows.
-            for host in slot.missing.clone() {
-                let may_have = |lane: &Lane| lane.may_have(id) || asked.contains(&host);
-                let lane = self.hosts.get_mut(&host).filter(|lane| may_have(lane));
-                if let Some(lane) = lane {
-                    if !lane.may_have(id) {
-                        lane.inherited.insert(id);
-                    }
-                    lane.called_off.insert(id);
-                    // Whoever waits for these never waits long.
-                    lane.arrived[Class::Verdict as usize].notify_waiters();
-                } else {
-                    self.withdraw(&host, id);
-                }
-            }
-        }
-    }
-
     /// Notes the outcome; only the first of a host counts, unless it was taken back since.
     pub(super) fn finish(&mut self, id: Uuid, host: &str, report: Report) {
         let Some(slot) = self.open.get_mut(&id) else { return };
@@ -355,6 +326,7 @@ impl Lanes {
 
     /// Forgets a job.
     pub(super) fn remove(&mut self, id: Uuid) {
+        self.undecided.remove(&id);
         let Some(slot) = self.open.remove(&id) else { return };
         if slot.open.is_stored {
             self.holding.remove(&slot.revision);

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use futures_util::future::join_all;
 use serde_json::Map;
 use uuid::Uuid;
 
@@ -20,6 +21,8 @@ use crate::store::{Expect, Step, audit};
 
 /// How often something is tried again that others keep changing.
 const TRIES: usize = 5;
+/// Of how many jobs it is found out at a time whether they are called off.
+const MOST: usize = 256;
 
 /// The row of a job, if `caller` may do what it does.
 fn original(record: &Record, caller: &Caller) -> Result<&'static Row> {
@@ -201,12 +204,8 @@ pub(super) async fn cancel(call: Call, About { id }: About) -> Result<Cancelled>
         let step = call.once(step, &cancelled)?;
         match controller.call_off(uuid, &hosts, asked, &call.caller.name, step).await {
             Ok(()) => return Ok(cancelled),
-            Err(error) => {
-                controller.lanes().offer_again(uuid, &hosts);
-                if error.kind() != Kind::Conflict {
-                    return Err(error);
-                }
-            }
+            Err(error) if error.kind() == Kind::Conflict => {}
+            Err(error) => return Err(error),
         }
     }
     let message = format!("job {} is being changed by others; try again", id.as_str());
@@ -241,27 +240,80 @@ impl Controller {
     ) -> Result<()> {
         let mark = Mark { at: self.clock.wall(), by: by.to_owned(), job: None, asked };
         if ids::mark_of(id) != ids::STORED {
-            self.commit(step).await?;
+            let done = self.commit(step).await;
+            done.inspect_err(|_| self.lanes().refused(id, hosts))?;
             let asked = mark.asked.clone();
             self.lanes().rewritten(id, 1, Some(mark));
             self.call(&asked, Why::Off);
             return Ok(());
         }
-        let (mut record, revision) = self.stored(&id.to_string()).await?;
+        let step = self.called_off(id, hosts, &mark, step).await?;
+        let revision = self.commit(step.owed()).await.inspect_err(|error| {
+            // Otherwise it may be stored all the same, be it later or by an earlier try.
+            if matches!(error.kind(), Kind::Full | Kind::Busy | Kind::TooLarge) {
+                self.lanes().refused(id, hosts);
+            }
+        })?;
+        // The watch says the same a moment later.
+        let asked = mark.asked.clone();
+        self.lanes().rewritten(id, revision, Some(mark));
+        self.call(&asked, Why::Off);
+        self.note_ended();
+        Ok(())
+    }
+
+    /// The step that calls a stored job off.
+    async fn called_off(
+        &self,
+        id: Uuid,
+        hosts: &[String],
+        mark: &Mark,
+        step: Step,
+    ) -> Result<Step> {
+        let found = self.stored(&id.to_string()).await;
+        let (mut record, revision) = found.inspect_err(|_| self.lanes().refused(id, hosts))?;
+        if !self.lanes().calls_off(id, hosts, revision) {
+            let message = format!("job {id} was handed out meanwhile");
+            return Err(Error::new(Kind::Conflict, message));
+        }
         record.job.cancelled = Some(mark.clone());
         if let Some(sealed) = &mut record.sealed {
             // Nobody is going to open these.
             let hosts: HashSet<&String> = hosts.iter().collect();
             sealed.retain(|host, _| !hosts.contains(host));
         }
-        let key = format!("job.{id}");
-        let step = step.put(key, encode(&record)?, Expect::Revision(revision));
-        let revision = self.commit(step.owed()).await?;
-        // The watch says the same a moment later.
-        let asked = mark.asked.clone();
-        self.lanes().rewritten(id, revision, Some(mark));
-        self.call(&asked, Why::Off);
+        Ok(step.put(format!("job.{id}"), encode(&record)?, Expect::Revision(revision)))
+    }
+
+    /// Finds out which jobs are called off of which that is not known, and has the others handed
+    /// out again.
+    pub(in crate::controller) async fn decide_all(&self) {
+        let undecided = self.lanes().undecided(MOST);
+        let decide = async |(id, is_stored): (Uuid, bool)| {
+            if !is_stored {
+                // Who asked does not wait for the answer any more, and it only looks.
+                self.lanes().give_back(id);
+            } else if let Err(error) = self.decide(id).await {
+                tracing::debug!(%error, OSAPI_JOB_ID = %id, "it may be called off or not");
+            }
+        };
+        join_all(undecided.into_iter().map(decide)).await;
         self.note_ended();
+    }
+
+    async fn decide(&self, id: Uuid) -> Result<()> {
+        let (mut record, mut revision) = self.stored(&id.to_string()).await?;
+        if record.job.cancelled.is_none() {
+            // Once it is written again, what was to call it off can take its place no more. That
+            // some of its outcomes may be older than its record, whoever reads it can tell by this.
+            record.job.is_settled = true;
+            let expect = Expect::Revision(revision);
+            let step = Step::new().put(format!("job.{id}"), encode(&record)?, expect);
+            revision = self.commit(step.owed()).await?;
+        }
+        let asked = record.job.cancelled.as_ref().map(|mark| mark.asked.clone());
+        self.lanes().rewritten(id, revision, record.job.cancelled);
+        self.call(&asked.unwrap_or_default(), Why::Off);
         Ok(())
     }
 

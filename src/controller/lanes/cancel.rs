@@ -1,31 +1,144 @@
 //! Calling jobs off: which hosts have not begun, and which have to be asked.
 
+use std::collections::BTreeSet;
+
 use uuid::Uuid;
 
 use super::{Lane, Lanes};
+use crate::job::Mark;
+use crate::link::Class;
+use crate::store::Revision;
+
+/// What is known of a job of which it is not known whether it is called off.
+pub(super) struct Undecided {
+    /// Hosts that were never handed it, and are not until that is known.
+    hosts: BTreeSet<String>,
+    /// What its record has to be newer than to say so: what would have called the job off was to take
+    /// the place of this revision, or of an earlier one.
+    revision: Revision,
+    /// How many tries there were that may have called it off.
+    tries: usize,
+}
 
 impl Lanes {
     /// Hands a job out no more, and says to which hosts it never was, so that none of these has
-    /// begun.
+    /// begun. They are given it again once its record says that it is not called off, or all that
+    /// tried to were [refused](Self::refused) that.
     pub(in crate::controller) fn hold_back(&mut self, id: Uuid) -> Vec<String> {
         let Some(slot) = self.open.get(&id) else { return Vec::new() };
-        let mut hosts = Vec::new();
+        let mut hosts = self.undecided.get(&id).map(|it| it.hosts.clone()).unwrap_or_default();
+        hosts.retain(|host| slot.missing.contains(host));
         for host in &slot.missing {
             let Some(lane) = self.hosts.get_mut(host) else { continue };
             if !lane.may_have(id) && lane.leave(&slot.open) {
-                hosts.push(host.clone());
+                hosts.insert(host.clone());
             }
         }
-        hosts
+        if !hosts.is_empty() {
+            let new = Undecided { hosts: BTreeSet::new(), revision: slot.revision, tries: 0 };
+            let undecided = self.undecided.entry(id).or_insert(new);
+            undecided.hosts.clone_from(&hosts);
+            undecided.tries += 1;
+        }
+        hosts.into_iter().collect()
     }
 
-    /// Takes that back.
-    pub(in crate::controller) fn offer_again(&mut self, id: Uuid, hosts: &[String]) {
+    /// Takes note that `revision` of a job's record is about to be replaced by one that calls it
+    /// off. False where its `hosts` have been given it again since they were held back.
+    pub(in crate::controller) fn calls_off(
+        &mut self,
+        id: Uuid,
+        hosts: &[String],
+        revision: Revision,
+    ) -> bool {
+        let Some(undecided) = self.undecided.get_mut(&id) else { return hosts.is_empty() };
+        undecided.revision = undecided.revision.max(revision);
+        hosts.iter().all(|host| undecided.hosts.contains(host))
+    }
+
+    /// Takes note that a try to call a job off, for which `hosts` were held back, surely has not.
+    pub(in crate::controller) fn refused(&mut self, id: Uuid, hosts: &[String]) {
+        let Some(undecided) = self.undecided.get_mut(&id).filter(|_| !hosts.is_empty()) else {
+            return;
+        };
+        undecided.tries = undecided.tries.saturating_sub(1);
+        if undecided.tries == 0 {
+            self.give_back(id);
+        }
+    }
+
+    /// Up to `most` jobs of which it is not known whether they are called off, and whether each is
+    /// stored.
+    pub(in crate::controller) fn undecided(&self, most: usize) -> Vec<(Uuid, bool)> {
+        let is_stored = |id| self.open.get(id).is_some_and(|slot| slot.open.is_stored);
+        self.undecided.keys().take(most).map(|id| (*id, is_stored(id))).collect()
+    }
+
+    /// Offers a job again that is not called off.
+    pub(in crate::controller) fn give_back(&mut self, id: Uuid) {
+        if let Some(Undecided { hosts, .. }) = self.undecided.remove(&id) {
+            self.offer_again(id, &hosts.into_iter().collect::<Vec<_>>());
+        }
+    }
+
+    /// What `revision` of a job's record means for those who are held back.
+    fn decide(&mut self, id: Uuid, revision: Revision, is_called_off: bool) {
+        if is_called_off {
+            self.undecided.remove(&id);
+        } else if self.undecided.get(&id).is_some_and(|it| it.revision < revision) {
+            // Whatever was to replace an earlier one never will.
+            self.give_back(id);
+        }
+    }
+
+    /// Takes note that the record of an open job was written again.
+    pub(in crate::controller) fn rewritten(
+        &mut self,
+        id: Uuid,
+        revision: Revision,
+        cancelled: Option<Mark>,
+    ) {
+        let Some(slot) = self.open.get_mut(&id) else { return };
+        if slot.open.is_stored {
+            self.holding.remove(&slot.revision);
+            // What was noted when it was stored comes round later.
+            slot.revision = slot.revision.max(revision);
+            if !slot.is_parked {
+                self.holding.insert(slot.revision, id);
+            }
+        }
+        self.decide(id, revision, cancelled.is_some());
+        let Some(slot) = self.open.get(&id) else { return };
+        if let Some(mark) = cancelled {
+            let open = slot.open.clone();
+            let asked = mark.asked.clone();
+            open.so_far.send_modify(|so_far| so_far.cancelled = Some(mark));
+            // Who may have begun may still answer, as far as anybody knows.
+            for host in slot.missing.clone() {
+                let may_have = |lane: &Lane| lane.may_have(id) || asked.contains(&host);
+                let lane = self.hosts.get_mut(&host).filter(|lane| may_have(lane));
+                if let Some(lane) = lane {
+                    if !lane.may_have(id) {
+                        lane.inherited.insert(id);
+                    }
+                    lane.called_off.insert(id);
+                    // Whoever waits for these never waits long.
+                    lane.arrived[Class::Verdict as usize].notify_waiters();
+                } else {
+                    self.withdraw(&host, id);
+                }
+            }
+        }
+    }
+
+    /// Has `hosts` given a job that was kept from them.
+    pub(super) fn offer_again(&mut self, id: Uuid, hosts: &[String]) {
         let Some(slot) = self.open.get(&id) else { return };
         for host in hosts.iter().filter(|host| slot.missing.contains(*host)) {
             let Some(lane) = self.hosts.get_mut(host) else { continue };
-            lane.stored += usize::from(slot.open.is_stored);
-            lane.classes[slot.open.class as usize].insert(id);
+            if lane.classes[slot.open.class as usize].insert(id) {
+                lane.stored += usize::from(slot.open.is_stored);
+            }
             lane.arrived[slot.open.class as usize].notify_waiters();
         }
     }

@@ -1,5 +1,7 @@
 //! What comes round when it is long known.
 
+use std::sync::Mutex;
+
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -13,12 +15,41 @@ use crate::store::{Coming, Entry, Event, Expect, Kept, Revision, Room, Step, Sto
 struct Late {
     store: Arc<dyn Store>,
     is_held: watch::Sender<bool>,
+    fate: Mutex<Fate>,
+    /// What is on its way to the store, and there before anything else is.
+    under_way: Mutex<Vec<Step>>,
+}
+
+/// What becomes of a step.
+#[derive(Clone, Copy)]
+enum Fate {
+    Stored,
+    /// It is stored, and nobody is told.
+    Unanswered,
+    /// It is under way when whoever waits for it gives up.
+    Delayed,
+    Refused,
 }
 
 #[async_trait]
 impl Store for Late {
     async fn commit(&self, step: Step) -> Result<Revision> {
-        self.store.commit(step).await
+        let unknown = || Err(Error::new(Kind::Unavailable, "the broker did not answer in time"));
+        let fate = *lock(&self.fate);
+        match fate {
+            Fate::Refused => return Err(Error::new(Kind::Full, "there is no room left")),
+            Fate::Delayed => {
+                lock(&self.under_way).push(step);
+                return unknown();
+            }
+            Fate::Stored | Fate::Unanswered => {}
+        }
+        let under_way = std::mem::take(&mut *lock(&self.under_way));
+        for step in under_way {
+            let _ = self.store.commit(step).await;
+        }
+        let stored = self.store.commit(step).await;
+        if matches!(fate, Fate::Unanswered) { unknown() } else { stored }
     }
 
     async fn get(&self, key: &str) -> Result<Option<Entry>> {
@@ -76,11 +107,26 @@ impl Store for Late {
 /// A controller that can be kept from hearing what it has stored itself, and its agent.
 async fn start(bench: &Bench) -> (Arc<Late>, Shared, Agent) {
     let first = bench.start().await;
-    let late = Arc::new(Late { store: first.store.clone(), is_held: watch::Sender::new(false) });
+    let late = Arc::new(Late {
+        store: first.store.clone(),
+        is_held: watch::Sender::new(false),
+        fate: Mutex::new(Fate::Stored),
+        under_way: Mutex::default(),
+    });
     let controller = bench.on(late.clone(), &first).await;
     let agent = Agent::new(&controller, "m1", "web", 1).await;
     settled(&controller, |controller| controller.hosts().get("m1").is_some()).await;
     (late, controller, agent)
+}
+
+impl Late {
+    /// What becomes of what `work` stores.
+    async fn during<T>(&self, fate: Fate, work: impl Future<Output = T>) -> T {
+        *lock(&self.fate) = fate;
+        let result = work.await;
+        *lock(&self.fate) = Fate::Stored;
+        result
+    }
 }
 
 /// Lets all come round that was stored so far.
@@ -162,4 +208,64 @@ async fn a_restart_is_not_told_of_a_job_that_was_over_by_then() {
     ask(&controller, ACT).await;
     assert_eq!(stored(&controller, "parked").await, 0);
     assert_eq!(controller.figures().jobs["completed"], 1);
+}
+
+async fn call_off(late: &Late, fate: Fate, controller: &Shared, job: &Job) -> Result<Value> {
+    late.during(fate, call(controller, "job.cancel", json!({ "id": job.id }))).await
+}
+
+#[tokio::test]
+async fn what_may_be_called_off_is_not_begun_until_that_is_known() {
+    for fate in [Fate::Unanswered, Fate::Delayed] {
+        for comes_round in [false, true] {
+            let bench = Bench::new();
+            let (late, controller, mut agent) = start(&bench).await;
+            late.is_held.send_replace(true);
+            let job = ask(&controller, CHANGE).await;
+            let error = call_off(&late, fate, &controller, &job).await.unwrap_err();
+            assert_eq!(error.kind(), Kind::Unavailable);
+            assert!(agent.next_of(&[Class::Change], 0).await.is_empty());
+            if comes_round {
+                come_round(&late, &controller).await;
+            } else {
+                // What was under way is there first, and the next look finds it.
+                controller.decide_all().await;
+                assert!(agent.next_of(&[Class::Change], 0).await.is_empty());
+                controller.decide_all().await;
+            }
+            assert!(agent.next_of(&[Class::Change], 0).await.is_empty());
+            assert_eq!(outcome(&controller, &job).await.unwrap_err().kind(), Kind::Cancelled);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_turns_out_not_to_be_called_off_is_handed_out() {
+    let bench = Bench::new();
+    let (late, controller, mut agent) = start(&bench).await;
+    let job = ask(&controller, CHANGE).await;
+    for _ in 0..2 {
+        let error = call_off(&late, Fate::Delayed, &controller, &job).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable, "it may be tried again meanwhile");
+    }
+    let lost = std::mem::take(&mut *lock(&late.under_way));
+    assert!(agent.next_of(&[Class::Change], 0).await.is_empty());
+    controller.decide_all().await;
+    assert_eq!(agent.next_of(&[Class::Change], 5_000).await[0].job, job.id);
+    // However late it comes.
+    lock(&late.under_way).extend(lost);
+    agent.done(&job.id).await;
+    outcome(&controller, &job).await.unwrap();
+    assert!(controller.stored(&job.id).await.unwrap().0.job.cancelled.is_none());
+
+    let job = ask(&controller, CHANGE).await;
+    let error = call_off(&late, Fate::Refused, &controller, &job).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Full);
+    assert_eq!(agent.next_of(&[Class::Change], 0).await[0].job, job.id, "it surely is not");
+
+    let job = ask(&controller, CHANGE).await;
+    call_off(&late, Fate::Delayed, &controller, &job).await.unwrap_err();
+    lock(&late.under_way).clear();
+    call_off(&late, Fate::Stored, &controller, &job).await.unwrap();
+    assert_eq!(outcome(&controller, &job).await.unwrap_err().kind(), Kind::Cancelled);
 }
