@@ -77,32 +77,34 @@ impl Controller {
         }
         match self.write_host(id, &from, &to).await {
             Ok(Some((revision, job))) => {
-                self.lanes().readdressed(id, revision, &job);
+                self.lanes().reread(id, revision, &job);
+                self.note_ended();
                 self.call(&job.hosts, Why::New);
                 let to = job.hosts.concat();
-                tracing::info!(OSAPI_JOB_ID = %id, from, to, "a job goes to another host");
+                if to != from {
+                    tracing::info!(OSAPI_JOB_ID = %id, from, to, "a job goes to another host");
+                }
             }
             Ok(None) => self.lanes().release(id),
-            Err(error) if matches!(error.kind(), Kind::Conflict | Kind::NotFound) => {
-                self.lanes().release(id);
-            }
-            // It may be done all the same. Until that is known nobody is handed it.
+            Err(error) if error.kind() == Kind::NotFound => self.lanes().release(id),
+            // It may be done all the same, and it may be that which stands in the way of another
+            // try. Until a record says who is to have it nobody is handed it.
             Err(error) => tracing::warn!(%error, OSAPI_JOB_ID = %id, "cannot move a job"),
         }
     }
 
-    /// Writes into a job's record that it is for `to` instead of `from`. Returns the job as it is
-    /// then, and from which revision on; None where others have made it stay.
+    /// Writes into a job's record that it is for `to` instead of `from`, unless others have made it
+    /// stay. Returns the job as it is then, and from which revision on; None where it is for several.
     async fn write_host(&self, id: Uuid, from: &str, to: &str) -> Result<Option<(Revision, Job)>> {
         let (mut record, revision) = self.stored(&id.to_string()).await?;
-        if record.job.cancelled.is_some() || record.job.is_settled {
-            return Ok(None);
-        }
         match record.job.hosts.as_slice() {
             [host] if host == from => {}
             // What was thought to have failed before has not.
             [_] => return Ok(Some((revision, record.job))),
             _ => return Ok(None),
+        }
+        if record.job.cancelled.is_some() || record.job.is_settled {
+            return Ok(Some((revision, record.job)));
         }
         let at = self.clock.wall();
         record.job = moved(&record.job, at, to);

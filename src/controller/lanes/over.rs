@@ -111,12 +111,31 @@ impl Lanes {
         open.so_far.send_modify(|so_far| so_far.taken_over_by = Some(to));
     }
 
+    /// Takes note of what the record of a job says that was withheld until that was known.
+    pub(in crate::controller) fn reread(&mut self, id: Uuid, revision: Revision, job: &Job) {
+        // Whoever answers for the store may lag behind what is known here.
+        if self.open.get(&id).is_none_or(|slot| slot.revision > revision) {
+            return;
+        }
+        self.readdressed(id, revision, job);
+        if job.is_settled {
+            // By another controller, which may have handed it out by now.
+            self.settled(id);
+            self.inherit(id, |_| true);
+        }
+        if job.cancelled.is_some() {
+            self.rewritten(id, revision, job.cancelled.clone());
+        }
+    }
+
     /// Takes note of what a record that was written again says of who is to have the job.
     pub(in crate::controller) fn readdress(&mut self, id: Uuid, revision: Revision, job: &Job) {
         if job.target == "_any" {
             let was_withheld = self.withheld.contains_key(&id);
-            let before = self.open.get(&id).map(|slot| slot.open.clone());
-            if before.is_some_and(|open| open.record.job.hosts != job.hosts) {
+            // What was noted when it was stored comes round later, and may be outdated by then.
+            let is_news =
+                |slot: &Slot| revision > slot.revision && slot.open.record.job.hosts != job.hosts;
+            if self.open.get(&id).is_some_and(is_news) {
                 self.readdressed(id, revision, job);
                 if !was_withheld {
                     // By another controller, which may have handed it out by now.

@@ -27,6 +27,14 @@ fn open(ids: &mut Ids, class: Class, hosts: &[&str]) -> Arc<Open> {
     Open::new(id, record, class, true)
 }
 
+/// The same for any host, which is to be `a`.
+fn any(ids: &mut Ids) -> Arc<Open> {
+    let open = open(ids, Class::Change, &["a"]);
+    let mut record = Record::clone(&open.record);
+    "_any".clone_into(&mut record.job.target);
+    Open::new(open.id, record, open.class, true)
+}
+
 fn admit(lanes: &mut Lanes, open: &Arc<Open>, revision: Revision) {
     lanes.expect(open.clone());
     lanes.admit(open.id, revision);
@@ -237,4 +245,22 @@ fn of_two_questions_that_wait_only_one_is_answered_with_a_task() {
     assert_eq!(taken, [read.id]);
     // Whoever asks after that without holding it has never got it.
     assert_eq!(next(&mut lanes, "a", &[], &[Class::Look]), [read.id]);
+}
+
+#[test]
+fn what_comes_round_of_where_a_job_went_before_moves_it_no_more() {
+    let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+    let open = any(&mut ids);
+    admit(&mut lanes, &open, 7);
+    let to = |host: &str| Job { hosts: vec![host.to_owned()], ..open.record.job.clone() };
+    lanes.readdressed(open.id, 8, &to("b"));
+    lanes.readdressed(open.id, 9, &to("c"));
+    for (revision, host) in [(7, "a"), (8, "b"), (9, "c")] {
+        lanes.readdress(open.id, revision, &to(host));
+        lanes.rewritten(open.id, revision, None);
+        assert!(next(&mut lanes, host, &[], &[Class::Change]).is_empty() == (host != "c"));
+    }
+    assert_eq!(lanes.oldest(), Some(9));
+    lanes.readdress(open.id, 10, &to("a"));
+    assert_eq!(next(&mut lanes, "a", &[], &[Class::Change]), [open.id], "others may move it again");
 }

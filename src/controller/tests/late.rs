@@ -269,3 +269,28 @@ async fn what_turns_out_not_to_be_called_off_is_handed_out() {
     call_off(&late, Fate::Stored, &controller, &job).await.unwrap();
     assert_eq!(outcome(&controller, &job).await.unwrap_err().kind(), Kind::Cancelled);
 }
+
+#[tokio::test]
+async fn what_may_have_gone_to_another_host_is_handed_to_nobody_until_that_is_known() {
+    let bench = Bench::new();
+    let (late, controller, first) = start(&bench).await;
+    let job = ask(&controller, CHANGE).await;
+    late.is_held.send_replace(true);
+    drop(first);
+    let mut second = Agent::new(&controller, "m2", "db", 2).await;
+    let later = controller.clock.uptime() + 20_000;
+    late.during(Fate::Delayed, controller.take_over(later)).await;
+    // Stored just before it is tried again, which it stands in the way of.
+    controller.take_over(later).await;
+    assert_eq!(controller.stored(&job.id).await.unwrap().0.job.hosts, ["m2"]);
+    let mut first = Agent::new(&controller, "m1", "web", 3).await;
+    assert!(first.next_of(&[Class::Change], 0).await.is_empty());
+    controller.take_over(controller.clock.uptime()).await;
+    assert!(first.next_of(&[Class::Change], 0).await.is_empty());
+    assert_eq!(second.next_of(&[Class::Change], 0).await[0].job, job.id);
+
+    come_round(&late, &controller).await;
+    assert!(first.next_of(&[Class::Change], 0).await.is_empty());
+    second.done(&job.id).await;
+    assert_eq!(outcome(&controller, &job).await.unwrap(), json!({ "changed": true }));
+}
