@@ -436,6 +436,7 @@ fn fill(dir: &Path, unfinished_last: bool) -> String {
                     confirmed: None,
                     moved: Vec::new(),
                     is_settled: false,
+                    unheard: Vec::new(),
                 };
                 let params = json!({ "key": "test.n0", "value": number.to_string() });
                 let (options, objects) = (Options::default(), std::collections::BTreeMap::new());

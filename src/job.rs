@@ -41,6 +41,10 @@ pub struct Job {
     /// made it may have handed it out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_settled: bool,
+    /// Hosts that were handed it and had not said what became of it when nobody waited for that any
+    /// more, by machine id.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unheard: Vec<String>,
 }
 
 /// The last moment to begin.

@@ -196,7 +196,8 @@ impl Controller {
             || !record.job.retried.is_empty()
             || !record.job.moved.is_empty()
             || record.has_lost_secrets()
-            || record.job.is_settled;
+            || record.job.is_settled
+            || !record.job.unheard.is_empty();
         if is_open {
             self.lanes().readdress(id, entry.revision, &record.job);
             self.lanes().rewritten(id, entry.revision, record.job.cancelled);
@@ -262,7 +263,8 @@ impl Controller {
         let has_answered = |host: &String| reports.iter().any(|(name, _)| name == host);
         let cancelled = record.job.cancelled.clone();
         let asked = cancelled.as_ref().map_or(&record.job.hosts, |mark| &mark.asked).clone();
-        let is_over = asked.iter().all(has_answered);
+        // Where one was given up, all were that had not answered by then.
+        let is_over = !record.job.unheard.is_empty() || asked.iter().all(has_answered);
         if is_over {
             if is_parked {
                 self.ride(Step::new().delete(format!("parked.{id}"), Expect::Anything));
@@ -382,6 +384,7 @@ impl Controller {
         loop {
             tokio::time::sleep(TICK).await;
             self.expire();
+            self.give_up_unheard(|record| self.is_hopeless(record)).await;
             self.decide_all().await;
             self.take_over(self.heard_until()).await;
             self.announce(self.heard_until());
@@ -398,10 +401,14 @@ impl Controller {
     pub(super) fn expire(&self) {
         self.cut_short(self.clock.uptime());
         let is_due = |record: &Record| self.is_due(&record.job);
-        // Counted by the boot's clock as well, which no one sets.
-        let is_hopeless = |record: &Record| self.clock.left(&last_word_of(record)) == 0;
-        self.lanes().expire(is_due, is_hopeless);
+        self.lanes().expire(is_due, |record| self.is_hopeless(record));
         self.note_ended();
+    }
+
+    /// Whether nobody is to be waited for any more who has taken it.
+    fn is_hopeless(&self, record: &Record) -> bool {
+        // Counted by the boot's clock as well, which no one sets.
+        self.clock.left(&last_word_of(record)) == 0
     }
 
     /// Notes when somebody has set the wall clock.

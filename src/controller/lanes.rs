@@ -88,6 +88,8 @@ pub(super) struct SoFar {
     pub(super) told: BTreeMap<String, Progress>,
     /// The host that it has gone to since it was made, where any could do it.
     pub(super) taken_over_by: Option<String>,
+    /// Hosts that were handed it and are waited for no more.
+    pub(super) unheard: Vec<String>,
 }
 
 impl SoFar {

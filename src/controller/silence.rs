@@ -1,17 +1,23 @@
 //! Answering for hosts that do not, where somebody only looks.
 //!
 //! A change waits for its host until its deadline. Who looks waits for nobody of whom it is known
-//! that he is away, and those who have answered are not held up by those who have not.
+//! that he is away, and those who have answered are not held up by those who have not. A host that
+//! was handed a change and is never heard of again may have made it.
 
+use futures_util::future::join_all;
 use uuid::Uuid;
 
 use super::lanes::Open;
 use super::status::Status;
 use super::{Controller, Results, millis};
 use crate::error::{Error, Kind, Result};
-use crate::job::{Job, Outcome, Report};
+use crate::job::{Job, Outcome, Record, Report, encode};
 use crate::link::Class;
 use crate::ops;
+use crate::store::{Expect, Step};
+
+/// How many jobs are given up at a time.
+const MOST: usize = 256;
 
 impl Controller {
     /// The hosts of a job that looks from which nothing is to be expected, each with what is to be
@@ -73,6 +79,49 @@ impl Controller {
             let begun = self.clock.wall().saturating_sub(seconds * 1000);
             self.answer_for(&open, &host, begun, Error::new(Kind::HostFailed, message));
         }
+    }
+
+    /// Waits no longer for hosts that were handed jobs of which `is_hopeless` says so, and puts on
+    /// record which of them may have begun: nobody is to be told that these have not.
+    pub(super) async fn give_up_unheard(&self, is_hopeless: impl Fn(&Record) -> bool) {
+        let uptime = self.heard_until();
+        let unheard = {
+            let (lanes, hosts) = (self.lanes(), self.hosts());
+            lanes.unheard(is_hopeless, |host| hosts.is_there(host, uptime), MOST)
+        };
+        let give_up = async |(id, hosts): (Uuid, Vec<String>)| {
+            match self.note_unheard(id, &hosts).await {
+                Ok(()) => self.lanes().give_up(id, hosts),
+                // There is nowhere to put it.
+                Err(error) if matches!(error.kind(), Kind::NotFound | Kind::TooLarge) => {
+                    self.lanes().give_up(id, hosts);
+                }
+                // It is tried again before long.
+                Err(error) => {
+                    tracing::debug!(%error, OSAPI_JOB_ID = %id, "cannot note who was not heard of");
+                }
+            }
+        };
+        join_all(unheard.into_iter().map(give_up)).await;
+        self.note_ended();
+    }
+
+    async fn note_unheard(&self, id: Uuid, hosts: &[String]) -> Result<()> {
+        let (mut record, revision) = self.stored(&id.to_string()).await?;
+        let before = record.job.unheard.len();
+        for host in hosts {
+            if !record.job.unheard.contains(host) {
+                record.job.unheard.push(host.clone());
+            }
+        }
+        if record.job.unheard.len() == before {
+            return Ok(());
+        }
+        let expect = Expect::Revision(revision);
+        let step = Step::new().put(format!("job.{id}"), encode(&record)?, expect).owed();
+        let revision = self.commit(step).await?;
+        self.lanes().rewritten(id, revision, None);
+        Ok(())
     }
 
     pub(super) fn answer_for(&self, open: &Open, host: &str, begun: u64, error: Error) {

@@ -165,6 +165,7 @@ impl Controller {
             confirmed: None,
             moved: Vec::new(),
             is_settled: false,
+            unheard: Vec::new(),
         };
         let once = key.as_ref().map(|(name, _)| name.clone());
         let record = Arc::new(Record { job, params, options, objects, sealed, once });

@@ -114,6 +114,11 @@ impl Controller {
                     format!("{by} called it off, and the host has not said what became of that");
                 (mark.at, Kind::Interrupted, message)
             }
+            _ if [&so_far.unheard, &job.unheard].into_iter().flatten().any(|it| it == host) => {
+                let message = "it was handed to the host, which has not said what became of it; \
+                               look there before you ask again";
+                (job.deadline.at, Kind::Interrupted, message.to_owned())
+            }
             Some(mark) => {
                 let message = format!("{} called it off before it began", mark.by);
                 (mark.at, Kind::Cancelled, message)

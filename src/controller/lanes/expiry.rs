@@ -18,7 +18,8 @@ const MEMBER: usize = 64;
 
 impl Lanes {
     /// Lets go of what `is_due` says will not be begun any more. What a host may have been handed
-    /// may have been begun in time; it is let go of once `is_hopeless` says so.
+    /// may have been begun in time; it is let go of once `is_hopeless` says so, and where it is
+    /// stored and surely was handed out, once that is [on record](Self::unheard).
     pub(in crate::controller) fn expire(
         &mut self,
         is_due: impl Fn(&Record) -> bool,
@@ -33,11 +34,52 @@ impl Lanes {
         for open in due {
             let missing = self.open.get(&open.id).map(|slot| slot.missing.clone());
             for host in missing.unwrap_or_default() {
-                if !self.may_have(&host, open.id) || is_hopeless(&open.record) {
+                let is_noted = open.is_stored && self.was_handed(&host, open.id);
+                let is_hopeless = || !is_noted && is_hopeless(&open.record);
+                if !self.may_have(&host, open.id) || is_hopeless() {
                     self.withdraw(&host, open.id);
                 }
             }
         }
+    }
+
+    /// Stored jobs of which `is_hopeless` says that nobody is to be waited for any more, though they
+    /// were handed out; each with those hosts that may have begun it. One that `is_there` and does
+    /// not hold it has not.
+    pub(in crate::controller) fn unheard(
+        &self,
+        is_hopeless: impl Fn(&Record) -> bool,
+        is_there: impl Fn(&str) -> bool,
+        most: usize,
+    ) -> Vec<(Uuid, Vec<String>)> {
+        let unheard = |slot: &Slot| {
+            let id = slot.open.id;
+            let handed = || slot.missing.iter().filter(|host| self.was_handed(host, id));
+            handed().next().filter(|_| is_hopeless(&slot.open.record))?;
+            let may_have_begun = |host: &&String| {
+                let is_out = self.hosts.get(*host).is_some_and(|lane| lane.is_out(id));
+                is_out || !is_there(host)
+            };
+            Some((id, handed().filter(may_have_begun).cloned().collect()))
+        };
+        let stored = self.open.values().filter(|slot| slot.open.is_stored);
+        stored.filter_map(unheard).take(most).collect()
+    }
+
+    /// No longer waits for the hosts that were handed a job, of which `unheard` may have begun it.
+    pub(in crate::controller) fn give_up(&mut self, id: Uuid, unheard: Vec<String>) {
+        let Some(slot) = self.open.get(&id) else { return };
+        slot.open.so_far.send_modify(|so_far| so_far.unheard.extend(unheard));
+        for host in slot.missing.clone() {
+            if self.was_handed(&host, id) {
+                self.withdraw(&host, id);
+            }
+        }
+    }
+
+    /// Whether it is known that `host` was handed it, or has said that it holds it.
+    fn was_handed(&self, host: &str, id: Uuid) -> bool {
+        self.hosts.get(host).is_some_and(|lane| lane.held.contains_key(&id))
     }
 
     /// What is in memory only and was handed to a host longer ago than `is_long` says is enough.

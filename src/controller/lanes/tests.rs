@@ -21,6 +21,7 @@ fn open(ids: &mut Ids, class: Class, hosts: &[&str]) -> Arc<Open> {
         confirmed: None,
         moved: Vec::new(),
         is_settled: false,
+        unheard: Vec::new(),
     };
     let (params, options, objects) = (Value::Null, Options::default(), BTreeMap::new());
     let record = Record { job, params, options, objects, sealed: None, once: None };
@@ -224,6 +225,10 @@ fn only_what_was_never_handed_out_expires_at_once() {
     lanes.expire(|_| true, |_| false);
     assert!(lanes.is_missing(open.id, "a") && !lanes.is_missing(open.id, "b"));
     lanes.expire(|_| true, |_| true);
+    assert!(lanes.is_missing(open.id, "a"), "it is put on record first that it had it");
+    let unheard = lanes.unheard(|_| true, |_| false, 9);
+    assert_eq!(unheard, [(open.id, vec!["a".to_owned()])]);
+    lanes.give_up(open.id, vec!["a".to_owned()]);
     assert!(open.so_far.borrow().is_over);
 }
 

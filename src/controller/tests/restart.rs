@@ -160,3 +160,48 @@ async fn old_unfinished_jobs_are_found_by_name_and_do_not_make_a_restart_read_mo
     assert_eq!(stored(&controller, "parked").await, 0);
     outcome(&controller, &old[0]).await.unwrap();
 }
+
+#[tokio::test]
+async fn of_what_a_host_took_along_nobody_is_told_that_it_was_not_begun() {
+    let mut bench = Bench::new();
+    bench.limits.patience = Duration::from_millis(300);
+    let (controller, mut agent) = bench.with_agent().await;
+    let other = Agent::new(&controller, "m2", "db", 2).await;
+    let job = controller.submit(submit(CHANGE, "_all")).await.unwrap().job;
+    assert_eq!(agent.next().await[0].job, job.id);
+    drop((agent, other));
+    for host in ["m1", "m2"] {
+        controller.hosts().left(host);
+    }
+    while bench.clock.left(&job.deadline) > 0 {
+        tokio::task::yield_now().await;
+    }
+    controller.expire();
+    let kinds = async |controller: &Shared| {
+        let results = controller.wait(&job, Duration::ZERO).await.unwrap();
+        let kind = |result: HostResult| (result.hostname, result.report.outcome.kind());
+        results.hosts.into_iter().map(kind).collect::<Vec<_>>()
+    };
+    let expired = ("db".to_owned(), Some(Kind::Expired));
+    assert_eq!(kinds(&controller).await, std::slice::from_ref(&expired), "it may still tell");
+    controller.give_up_unheard(|_| true).await;
+    let expected = [expired, ("web".to_owned(), Some(Kind::Interrupted))];
+    assert_eq!(kinds(&controller).await, expected);
+    let revision = controller.stored(&job.id).await.unwrap().1;
+    controller.caught_up(revision).await;
+    assert_eq!(controller.lanes().stored(), 0, "it is over");
+    let view = call(&controller, "job.get", json!({ "id": job.id })).await.unwrap();
+    assert!(view.to_string().contains("look there before you ask again"), "{view}");
+    controller.stop().await;
+    while Arc::strong_count(&controller) > 1 {
+        tokio::task::yield_now().await;
+    }
+    drop(controller);
+
+    let controller = bench.start().await;
+    assert_eq!(kinds(&controller).await, expected);
+    // It was done after all.
+    let mut agent = Agent::new(&controller, "m1", "web", 3).await;
+    agent.done(&job.id).await;
+    assert_eq!(kinds(&controller).await[1].1, None);
+}
