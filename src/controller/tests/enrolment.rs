@@ -405,3 +405,23 @@ async fn refused_tasks_are_on_record() {
     assert_eq!(events(&controller, "tasks_refused").await, (2, 6));
     assert!(fingerprint(&agent.about.signing_key).is_some());
 }
+
+#[tokio::test]
+async fn a_host_that_waits_to_be_accepted_is_neither_ready_nor_missed() {
+    let bench = Bench::strict();
+    let controller = bench.start().await;
+    let agent = Agent::signing(&controller, ("m1", "web"), 1, 1).await;
+    let ready =
+        async || call(&controller, "health.ready", json!({})).await.unwrap()["status"].clone();
+    let counted = || {
+        let figures = controller.figures();
+        (figures.agents, figures.agents_ready)
+    };
+    assert_eq!((ready().await, counted()), (json!("not_ready"), (0, 0)));
+    accept(&controller, "web", None).await.unwrap();
+    assert_eq!((ready().await, counted()), (json!("ready"), (1, 1)));
+    // Another key is nobody's yet either.
+    drop(agent);
+    let _other = Agent::signing(&controller, ("m1", "web"), 2, 2).await;
+    assert_eq!((ready().await, counted()), (json!("not_ready"), (0, 0)));
+}
