@@ -253,7 +253,14 @@ impl Tail {
 
     /// Goes on by one link and returns it as it is to be stored.
     pub(crate) fn add(&mut self, number: u64, at: u64, notes: &[&Note]) -> Result<Bytes> {
-        let link = Link {
+        let stored = self.next(number, at, notes)?;
+        self.go_on(number, notes, &stored);
+        Ok(stored)
+    }
+
+    /// The link that comes next if it has these notes, as it is to be stored.
+    pub(crate) fn next(&self, number: u64, at: u64, notes: &[&Note]) -> Result<Bytes> {
+        encode(&Link {
             number,
             chain: self.chain,
             previous: self.head.hash.clone(),
@@ -261,12 +268,14 @@ impl Tail {
             dropped: self.stub.number,
             at,
             notes,
-        };
-        let stored = encode(&link)?;
-        let entries = link.entries.saturating_add(count(notes.iter().copied()));
-        self.head = self.head.at(number, entries, &stored);
+        })
+    }
+
+    /// `stored` came next, and has these notes.
+    pub(crate) fn go_on(&mut self, number: u64, notes: &[&Note], stored: &[u8]) {
+        let entries = self.head.entries.saturating_add(count(notes.iter().copied()));
+        self.head = self.head.at(number, entries, stored);
         self.bytes += stored.len() as u64;
-        Ok(stored)
     }
 
     /// Lets go of `stored`, the oldest link. One that somebody has damaged must not stand in the

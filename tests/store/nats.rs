@@ -12,6 +12,7 @@ use futures_util::future::join_all;
 use osapi::broker::{Identity, Settings, Tls};
 use osapi::clock::Clock;
 use osapi::error::{Error, Kind, Result};
+use osapi::store::audit::{Note, Stored};
 use osapi::store::nats::{NatsObjects, NatsStore};
 use osapi::store::{Bounds, Event, Expect, Order, Step, Store};
 use serde_json::Value;
@@ -335,6 +336,45 @@ async fn a_record_is_no_larger_than_a_message_of_the_broker() {
     let step = |size| Step::new().put("large", vec![b'x'; size], Expect::Anything);
     assert_eq!(store.commit(step(1 << 20)).await.unwrap_err().kind(), Kind::TooLarge);
     store.commit(step(1_000_000)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_noted_takes_as_many_messages_as_it_needs() {
+    if !broker::is_there("notes that are more than a message of the broker may have") {
+        return;
+    }
+    let broker = Broker::with("max_payload: 65536", "sync_interval: always");
+    let store = open(settings(&broker)).await.unwrap();
+    let id = |i: usize, size: usize| format!("{i} {}", "x".repeat(size));
+    let many = |from: usize| {
+        let ids = (from..from + 200).map(|i| id(i, 1_000));
+        ids.fold(put(format!("many.{from}")), |step, id| step.note(request(id)))
+    };
+    store.commit(many(0).note(refusal("refused"))).await.unwrap();
+    // Nobody can ever read one that no message has room for, and it stands in the way of no other.
+    store.commit(put("large").note(request(id(0, 70_000))).note(request("beside"))).await.unwrap();
+    store.commit(many(200)).await.unwrap();
+    assert_eq!(list(&store, "many", "", 9).await.len(), 2);
+    let all = links(&store).await;
+    let mut expected: Vec<_> = (0..400).map(|i| id(i, 1_000)).collect();
+    expected.splice(200..200, ["refused".to_owned(), "beside".to_owned()]);
+    assert_eq!(noted(&all), expected);
+    assert_eq!(lost(&all), 1);
+    let whole = verdict(&store).await;
+    assert!(whole.is_whole(), "{whole:?}");
+    let ends = store.ends().await.unwrap();
+    store.close().await;
+    assert_eq!(open(settings(&broker)).await.unwrap().ends().await.unwrap(), ends);
+}
+
+/// How many notes the log says were lost.
+fn lost(links: &[Stored]) -> u64 {
+    let notes = links.iter().flat_map(|stored| &stored.link.notes);
+    let lost = |note: &Note| match note {
+        Note::Event(event) => event["lost_notes"].as_u64(),
+        _ => None,
+    };
+    notes.filter_map(lost).sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, Message};
+use bytes::Bytes;
 
 use super::jetstream::{Outgoing, header, is_marker, sequence};
 use super::time;
@@ -40,6 +41,8 @@ pub(super) struct Chains {
     refusals: Place,
     /// The subjects of links that are to be dropped, once the next link says so.
     dropped: Vec<String>,
+    /// How many notes no link has room for.
+    lost: u64,
 }
 
 #[derive(Clone)]
@@ -78,6 +81,7 @@ impl Chains {
             requests: place(Chain::Requests),
             refusals: place(Chain::Refusals),
             dropped: Vec::new(),
+            lost: 0,
         }
     }
 
@@ -206,27 +210,51 @@ impl Chains {
         has_links && (place.tail.bytes > bound || is_unknown || self.is_stale(chain, age, now))
     }
 
-    /// Goes on by a link of these notes in each chain that they belong to.
-    pub(super) fn add(&mut self, notes: &[&Note], at: u64, age: Duration) -> Result<Vec<Outgoing>> {
+    /// Goes on by a link of these notes in each chain that they belong to, or by several where one
+    /// would be larger than `most`.
+    pub(super) fn add(
+        &mut self,
+        notes: &[&Note],
+        at: u64,
+        (age, most): (Duration, usize),
+    ) -> Result<Vec<Outgoing>> {
         let (idle, requests): (Vec<&Note>, Vec<_>) = notes.iter().partition(|note| note.is_idle());
         let mut links = Vec::new();
         for (chain, notes) in [(Chain::Requests, requests), (Chain::Refusals, idle)] {
-            if notes.is_empty() {
-                continue;
+            let mut parts = vec![&notes[..]];
+            while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
+                let number = self.number + 1;
+                let payload = self.place(chain).tail.next(number, at, part)?;
+                if payload.len() <= most {
+                    links.push(self.go_on(chain, part, payload, age));
+                } else if part.len() > 1 {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    parts.extend([second, first]);
+                } else {
+                    self.lost += 1;
+                }
             }
-            self.number += 1;
-            let number = self.number;
-            let place = self.place(chain);
-            let payload = place.tail.add(number, at, &notes)?;
-            place.sum += payload.len() as u64;
-            let mut headers = HeaderMap::new();
-            headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
-            headers.insert(SUM, place.sum.to_string().as_str());
-            headers.insert("Nats-TTL", format!("{}s", age.as_secs().max(1) * 2).as_str());
-            let subject = self.subject(chain, &number.to_string());
-            links.push(Outgoing { subject, headers, payload });
         }
         Ok(links)
+    }
+
+    fn go_on(&mut self, chain: Chain, notes: &[&Note], payload: Bytes, age: Duration) -> Outgoing {
+        self.number += 1;
+        let number = self.number;
+        let place = self.place(chain);
+        place.tail.go_on(number, notes, &payload);
+        place.sum += payload.len() as u64;
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
+        headers.insert(SUM, place.sum.to_string().as_str());
+        headers.insert("Nats-TTL", format!("{}s", age.as_secs().max(1) * 2).as_str());
+        let subject = self.subject(chain, &number.to_string());
+        Outgoing { subject, headers, payload }
+    }
+
+    /// How many notes no link had room for.
+    pub(super) fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
     }
 
     /// What takes the place of the links that were dropped.
@@ -256,6 +284,12 @@ impl Chains {
             Chain::Refusals => &self.refusals,
         }
     }
+}
+
+/// Whether any of these comes behind another one of its chain.
+pub(super) fn has_several(links: &[Outgoing]) -> bool {
+    let chain = |link: &Outgoing| link.subject.rfind('.').map(|end| link.subject[..end].to_owned());
+    links.windows(2).any(|pair| chain(&pair[0]) == chain(&pair[1]))
 }
 
 /// The last link under these subjects. Where links were dropped just now, their markers come

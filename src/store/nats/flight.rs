@@ -94,6 +94,14 @@ impl Flight {
         has_any
     }
 
+    /// Steps that need not be taken where there is no room are not.
+    pub(super) fn turn_away(&mut self, steps: &[Step], error: &Error) {
+        let all = self.results.iter_mut().zip(steps);
+        for (result, _) in all.filter(|(_, step)| !step.is_urgent()) {
+            *result = Some(Err(Error::from(error.body())));
+        }
+    }
+
     /// Those of its steps that are stored.
     pub(super) fn stored<'a>(&self, steps: &'a [Step]) -> impl Iterator<Item = &'a Step> {
         let is_stored = |result: &Option<Result<Revision>>| matches!(result, Some(Ok(_)));

@@ -27,7 +27,9 @@ impl Shared {
         let is_single = |step: &Step| step.writes.len() < 2;
         let first = steps.iter().take_while(|step| is_single(step)).count();
         let count = links.len();
-        let places: Vec<_> = (0..first).filter(|place| !steps[*place].writes.is_empty()).collect();
+        let is_open = |place: &usize| flight.results[*place].is_none();
+        let places = (0..first).filter(|place| !steps[*place].writes.is_empty());
+        let places: Vec<_> = places.filter(is_open).collect();
         let writes = places.iter().flat_map(|place| &steps[*place].writes);
         let messages = links.into_iter().chain(writes.map(|write| self.message(write, None)));
         let (mut open, mut refused, mut linked) = (count, None, Some(linked));
@@ -49,7 +51,7 @@ impl Shared {
         };
         acks.publish(messages.collect(), settle).await;
         for (step, result) in steps.iter().zip(&mut flight.results).take(first) {
-            if step.writes.is_empty() {
+            if step.writes.is_empty() && result.is_none() {
                 *result = Some(Ok(0));
             }
         }
@@ -62,11 +64,11 @@ impl Shared {
         .await;
         let mut place = first;
         for run in steps[first..].chunk_by(|a, b| is_single(a) && is_single(b)) {
-            let results = join_all(run.iter().map(|step| self.step(line, step))).await;
-            for result in results {
-                flight.results[place] = Some(result);
-                place += 1;
-            }
+            let results = &mut flight.results[place..place + run.len()];
+            let open = run.iter().zip(results).filter(|(_, result)| result.is_none());
+            join_all(open.map(async |(step, result)| *result = Some(self.step(line, step).await)))
+                .await;
+            place += run.len();
         }
         match (refused, linked) {
             (Some(error), _) => Err(error),

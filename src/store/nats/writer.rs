@@ -10,19 +10,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::error::Elapsed;
 
 use super::alone::Shown;
-use super::chains::Chains;
+use super::chains::{Chains, has_several};
 use super::flight::{Answers, Flight};
 use super::jetstream::{Acks, Outgoing};
 use super::ways::Ways;
-use super::{Shared, lock};
+use super::{AROUND, Shared, lock};
 use crate::broker::Line;
 use crate::error::{Error, Kind, Result};
+use crate::job::encode;
 use crate::store::audit::{Chain, Note};
 use crate::store::queue::{Group, LAZY, Pending, mean_with};
 use crate::store::{Step, Write};
@@ -47,8 +47,9 @@ const LOOK: Duration = Duration::from_millis(500);
 const RETAIN: Duration = Duration::from_hours(1);
 /// How often a link is tried that another writer of this name got ahead of.
 const TRIES: usize = 3;
-/// How many notes are kept whose link was refused, though their steps were not.
+/// How many notes are kept whose link was refused, though their steps were not, and how many bytes.
 const OWED: usize = 4096;
+const OWED_BYTES: usize = 4 << 20;
 
 pub(super) enum Command {
     Commit(Pending),
@@ -78,6 +79,20 @@ pub(super) struct Writer {
     /// When it is looked whether all is well again; nothing while it is.
     look: Option<Instant>,
     retain: Instant,
+}
+
+/// What goes on record with the steps of a round.
+#[derive(Default)]
+struct Noting {
+    /// The chains as they are once the links are stored; nothing once they are.
+    next: Option<Chains>,
+    links: Vec<Outgoing>,
+    /// Takes the place of links that these let go of.
+    gone: Vec<Outgoing>,
+    /// What was owed before.
+    owed: Vec<Note>,
+    /// How many lost notes it tells of.
+    missed: u64,
 }
 
 impl Writer {
@@ -275,19 +290,20 @@ impl Writer {
             Err(error) if error.kind() == Kind::Full && steps.iter().any(Step::is_urgent) => {}
             shown => shown?,
         }
-        let missed = self.shared.queue.lost();
-        let owed = std::mem::take(&mut self.owed);
-        let said = (missed > 0).then(|| Note::Event(json!({ "lost_notes": missed })));
-        let of_steps = steps.iter().flat_map(|step| &step.notes);
-        let notes: Vec<_> = owed.iter().chain(&said).chain(of_steps).collect();
-        let (mut next, links) = match self.links(&line, &notes).await {
-            Ok(links) => links,
-            Err(error) => {
-                self.owe(owed);
-                return Err(error);
-            }
-        };
-        let gone = next.take_dropped();
+        let mut noting = self.noting(&line, steps).await?;
+        if has_several(&noting.links) {
+            self.link_ahead(&line, &mut noting, (steps, flight)).await?;
+        }
+        self.store(&line, noting, (steps, flight)).await
+    }
+
+    /// Has the steps stored with what they are noted in.
+    async fn store(
+        &mut self,
+        line: &Arc<Line>,
+        mut noting: Noting,
+        (steps, flight): (&[Step], &mut Flight),
+    ) -> Result<()> {
         let count: usize = steps.iter().map(|step| step.writes.len()).sum();
         let is_many = count >= BATCH_FROM;
         let has_choice = is_many && steps.iter().all(|step| step.writes.len() < 2);
@@ -297,14 +313,14 @@ impl Writer {
             is_many || steps.len() == 1 && count > 1
         };
         let started = Instant::now();
-        if is_batch && count + links.len() <= BATCH {
-            match self.as_batch(&line, &links, (steps, flight)).await {
+        if is_batch && noting.next.is_some() && count + noting.links.len() <= BATCH {
+            match self.as_batch(line, &noting.links, (steps, flight)).await {
                 Ok(()) => {
                     if has_choice {
                         self.ways.took(true, count, started.elapsed());
                     }
-                    self.adopt(next, missed);
-                    self.bury(&line, gone).await;
+                    self.noted(&mut noting);
+                    self.bury(line, noting.gone).await;
                     return Ok(());
                 }
                 // One of them does not fit; each must answer for itself.
@@ -312,20 +328,20 @@ impl Writer {
                 // What makes room, or was promised, may still fit.
                 Err(error) if error.kind() == Kind::Full && steps.iter().any(Step::is_urgent) => {}
                 Err(error) => {
-                    self.is_known = false;
-                    self.owe(owed);
+                    self.doubt(noting, Vec::new());
                     return Err(error);
                 }
             }
         }
         let mut acks = self.acks.take();
-        let linked = match Acks::on(&line, &mut acks).await {
+        let linked = match Acks::on(line, &mut acks).await {
             Ok(on) => {
-                let (shared, adopt) = (self.shared.clone(), || self.adopt(next, missed));
-                shared.one_by_one(&line, on, links, (steps, flight), adopt).await
+                let (shared, links) = (self.shared.clone(), std::mem::take(&mut noting.links));
+                let noted = || self.noted(&mut noting);
+                shared.one_by_one(line, on, links, (steps, flight), noted).await
             }
             Err(error) => {
-                self.owe(owed);
+                self.owe(noting.owed);
                 return Err(error);
             }
         };
@@ -334,12 +350,8 @@ impl Writer {
             self.ways.took(false, count, started.elapsed());
         }
         match linked {
-            Ok(()) => self.bury(&line, gone).await,
-            Err(error) => {
-                self.is_known = false;
-                let notes = notes.into_iter().cloned().collect();
-                self.link_again(&line, error, (owed, notes), missed, flight).await;
-            }
+            Ok(()) => self.bury(line, noting.gone).await,
+            Err(error) => self.link_again(line, error, noting, (steps, flight)).await,
         }
         Ok(())
     }
@@ -364,9 +376,26 @@ impl Writer {
         Ok(())
     }
 
-    /// The chains as they are with `notes`, and the links that make them so.
-    async fn links(&self, line: &Line, notes: &[&Note]) -> Result<(Chains, Vec<Outgoing>)> {
+    /// What goes on record with the steps.
+    async fn noting(&mut self, line: &Line, steps: &[Step]) -> Result<Noting> {
+        let (missed, owed) = (self.shared.queue.lost(), std::mem::take(&mut self.owed));
+        let mut noting = Noting { owed, missed, next: None, links: Vec::new(), gone: Vec::new() };
+        match self.link(line, &mut noting, steps).await {
+            Ok(()) => Ok(noting),
+            Err(error) => {
+                self.owe(noting.owed);
+                Err(error)
+            }
+        }
+    }
+
+    /// Finds the links that come next, and the chains as they are with these.
+    async fn link(&self, line: &Line, noting: &mut Noting, steps: &[Step]) -> Result<()> {
         let (shared, mut next) = (&self.shared, self.chains.clone());
+        let missed = noting.missed;
+        let said = (missed > 0).then(|| Note::Event(json!({ "lost_notes": missed })));
+        let of_steps = steps.iter().flat_map(|step| &step.notes);
+        let notes: Vec<_> = noting.owed.iter().chain(&said).chain(of_steps).collect();
         let bounds = shared.bounds();
         let room = *lock(&shared.room);
         // The log gives way before the server refuses everything.
@@ -378,52 +407,96 @@ impl Writer {
                 next.retain(line, shared.stream(), chain, (&bounds, is_short), now).await?;
             }
         }
-        let links = next.add(notes, shared.clock.wall(), shared.bounds.audit_age)?;
-        Ok((next, links))
+        let most = line.room.saturating_sub(AROUND);
+        noting.links = next.add(&notes, shared.clock.wall(), (shared.bounds.audit_age, most))?;
+        noting.gone = next.take_dropped();
+        noting.next = Some(next);
+        Ok(())
+    }
+
+    /// Has links stored before the steps, where there are several of a chain. They are stored
+    /// together: one that were refused by itself would be missing before those behind it.
+    async fn link_ahead(
+        &mut self,
+        line: &Line,
+        noting: &mut Noting,
+        (steps, flight): (&[Step], &mut Flight),
+    ) -> Result<()> {
+        match self.as_batches(line, &std::mem::take(&mut noting.links)).await {
+            Ok(()) => self.noted(noting),
+            // What makes room, or was promised, may still fit.
+            Err(error) if error.kind() == Kind::Full && steps.iter().any(Step::is_urgent) => {
+                flight.turn_away(steps, &error);
+                let noting = std::mem::take(noting);
+                self.doubt(noting, notes_of(steps));
+            }
+            Err(error) => {
+                let noting = std::mem::take(noting);
+                self.doubt(noting, Vec::new());
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn as_batches(&self, line: &Line, messages: &[Outgoing]) -> Result<()> {
+        for page in messages.chunks(BATCH) {
+            let last = line.batch(page.iter().map(Outgoing::copy).collect()).await?;
+            lock(&self.shared.echo).stored_all(last, page.iter().map(|_| None));
+        }
+        Ok(())
     }
 
     /// Sees to notes whose link was not taken. Where another writer of this name got ahead, they go
     /// behind its link; otherwise steps that stand without them do not count as done, and the notes
-    /// go with the next link, those that were `owed` before in any case.
+    /// go with the next link, those that were owed before in any case.
     async fn link_again(
         &mut self,
         line: &Line,
         mut error: Error,
-        (owed, notes): (Vec<Note>, Vec<Note>),
-        lost: u64,
-        flight: &mut Flight,
+        mut noting: Noting,
+        (steps, flight): (&[Step], &mut Flight),
     ) {
-        let all: Vec<_> = notes.iter().collect();
         for _ in 0..TRIES {
+            self.is_known = false;
             if error.kind() != Kind::Conflict || self.find_chains(line).await.is_err() {
                 break;
             }
             self.shared.has_twin.store(true, Ordering::Relaxed);
             tracing::warn!("another controller has the name of this one; give each its own");
-            let (next, links) = match self.links(line, &all).await {
-                Ok(links) => links,
-                Err(cause) => {
-                    error = cause;
-                    break;
-                }
+            let linked = match self.link(line, &mut noting, steps).await {
+                Ok(()) => self.as_batches(line, &std::mem::take(&mut noting.links)).await,
+                Err(cause) => Err(cause),
             };
-            let links = join_all(links.into_iter().map(|link| line.publish(link))).await;
-            match links.into_iter().try_for_each(|link| link.map(drop)) {
-                Ok(()) => return self.adopt(next, lost),
-                Err(cause) => (error, self.is_known) = (cause, false),
+            match linked {
+                Ok(()) => return self.noted(&mut noting),
+                Err(cause) => error = cause,
             }
         }
         let message = format!("the note of this could not be stored ({error}); it may be done");
         let is_owed = flight.fell(&message);
-        self.owe(if is_owed { notes } else { owed });
+        self.doubt(noting, if is_owed { notes_of(steps) } else { Vec::new() });
+    }
+
+    /// Sees to the notes of links that were not stored, as far as is known, and to `more` that were
+    /// in these.
+    fn doubt(&mut self, noting: Noting, more: Vec<Note>) {
+        self.is_known = false;
+        self.owe(noting.owed);
+        self.owe(more);
     }
 
     fn owe(&mut self, notes: Vec<Note>) {
+        let before = self.owed.len() + notes.len();
         self.owed.extend(notes);
-        if self.owed.len() > OWED {
-            self.shared.queue.lose((self.owed.len() - OWED) as u64);
-            self.owed.truncate(OWED);
-        }
+        self.owed.truncate(OWED);
+        let mut room = OWED_BYTES;
+        self.owed.retain(|note| {
+            let left = encode(note).ok().and_then(|encoded| room.checked_sub(encoded.len()));
+            room = left.unwrap_or(room);
+            left.is_some()
+        });
+        self.shared.queue.lose((before - self.owed.len()) as u64);
     }
 
     /// Makes sure that the chains go on from what the stream has.
@@ -437,10 +510,15 @@ impl Writer {
         Ok(())
     }
 
-    fn adopt(&mut self, chains: Chains, lost: u64) {
-        self.chains = chains;
-        self.shared.queue.told(lost);
-        lock(&self.shared.room).figures.lost_notes += lost;
+    /// The links are stored.
+    fn noted(&mut self, noting: &mut Noting) {
+        let Some(next) = noting.next.take() else { return };
+        self.chains = next;
+        let queue = &self.shared.queue;
+        queue.lose(self.chains.take_lost());
+        queue.told(noting.missed);
+        lock(&self.shared.room).figures.lost_notes += noting.missed;
+        noting.owed.clear();
         self.show();
     }
 
@@ -452,13 +530,8 @@ impl Writer {
     /// Lets the links go that a link just stored says are dropped. What stays is found at the next
     /// start.
     async fn bury(&self, line: &Line, gone: Vec<Outgoing>) {
-        for page in gone.chunks(BATCH) {
-            match line.batch(page.iter().map(Outgoing::copy).collect()).await {
-                Ok(last) => lock(&self.shared.echo).stored_all(last, page.iter().map(|_| None)),
-                Err(error) => {
-                    return tracing::warn!(%error, "old links of the audit log are still there");
-                }
-            }
+        if let Err(error) = self.as_batches(line, &gone).await {
+            tracing::warn!(%error, "old links of the audit log are still there");
         }
     }
 
@@ -505,6 +578,10 @@ impl Writer {
             self.look = None;
         }
     }
+}
+
+fn notes_of(steps: &[Step]) -> Vec<Note> {
+    steps.iter().flat_map(|step| &step.notes).cloned().collect()
 }
 
 /// Whether it says that the store is not well.
