@@ -10,6 +10,7 @@
 
 use std::collections::HashSet;
 use std::marker::PhantomData;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -172,6 +173,8 @@ pub struct Controller {
     /// Jobs that are on their way to be parked.
     parking: Mutex<HashSet<Uuid>>,
     time: Mutex<Time>,
+    /// Something is being deleted that is too old or too much.
+    is_retaining: AtomicBool,
     tasks: Mutex<Vec<AbortHandle>>,
     network: Mutex<Network>,
     claims: Mutex<Claims>,
@@ -209,6 +212,7 @@ impl Controller {
             indexed: Notify::new(),
             parking: Mutex::default(),
             time: Mutex::default(),
+            is_retaining: AtomicBool::new(false),
             tasks: Mutex::default(),
             network: Mutex::default(),
             claims: Mutex::default(),

@@ -129,7 +129,7 @@ impl Controller {
                         }
                         if current.is_none() {
                             floor = self.raise(floor, seen);
-                            self.retain_some().await;
+                            self.retain_some();
                         }
                     }
                 }
@@ -393,7 +393,7 @@ impl Controller {
             lock(&self.parking).clear();
             self.watch_clock();
             self.forget_reads();
-            self.retain_some().await;
+            self.retain_some();
         }
     }
 

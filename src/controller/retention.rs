@@ -1,9 +1,12 @@
 //! Letting go of what was kept long enough: the oldest finished jobs first.
 //!
-//! Deletions ride along with other commits, a bounded number at a time. Ages are measured on the
+//! Deletions ride along with other commits, a bounded number at a time and one after the other. Ages are measured on the
 //! wall clock; when somebody sets that forward, nothing is taken for old until everything from
 //! before the step surely is.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -12,15 +15,17 @@ use uuid::Uuid;
 
 use super::index::Finished;
 use super::{Controller, lock, millis};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::job::{decode, encode};
 use crate::store::{Entry, Expect, Order, Step};
 
-/// How many jobs one step deletes.
+/// How many jobs are deleted at a time.
 const GROUP: usize = 100;
+/// How many records one step deletes or keeps; a store elsewhere takes few more.
+const RECORDS: usize = 800;
 /// What is stored of how many is looked up at a time, which may be elsewhere.
 const TOGETHER: usize = 16;
-/// How many are deleted at once where there is no room left.
+/// How many jobs are deleted at once where there is no room left.
 const MANY: usize = 500;
 /// What a record takes beside its value, at most, in bytes.
 const SLACK: u64 = 16 << 10;
@@ -106,59 +111,81 @@ impl Controller {
         }
     }
 
-    /// Deletes some of what is too old or too much.
-    pub(super) async fn retain_some(&self) {
-        if let Err(error) = self.try_retain().await {
-            tracing::warn!(%error, "cannot delete old jobs");
+    /// Deletes some of what is too old or too much, beside everything else.
+    pub(super) fn retain_some(self: &Arc<Self>) {
+        // Before anything is taken for old, not only when it is time to look.
+        self.watch_clock();
+        if self.is_retaining.load(Ordering::Relaxed) || self.dispensable().is_empty() {
+            return;
+        }
+        if !self.is_retaining.swap(true, Ordering::Relaxed) {
+            let controller = self.clone();
+            tokio::spawn(async move {
+                if let Err(error) = controller.retain().await {
+                    tracing::warn!(%error, "cannot delete old jobs");
+                }
+                controller.is_retaining.store(false, Ordering::Relaxed);
+            });
         }
     }
 
-    async fn try_retain(&self) -> Result<()> {
-        // Before anything is taken for old, not only when it is time to look.
+    /// Deletes some of what is too old or too much, and returns once that is stored.
+    pub(super) async fn retain(&self) -> Result<()> {
         self.watch_clock();
+        let ids = self.dispensable();
+        for step in self.forgetting(&ids).await? {
+            self.commit(step.owed().lazy()).await?;
+        }
+        // The watch says the same a moment later.
+        let mut index = self.index();
+        for id in ids {
+            index.remove(id);
+        }
+        Ok(())
+    }
+
+    /// Some of the finished jobs that are too old or too much.
+    fn dispensable(&self) -> Vec<Uuid> {
         let (wall, age) = (self.clock.wall(), millis(self.limits.job_age));
         let is_trusted = wall >= lock(&self.time).trust.ages_from;
         let is_old = |finished: &Finished| is_trusted && finished.created + age < wall;
         let kept = self.lanes().stored() + self.index().len();
         let surplus = kept.saturating_sub(self.limits.jobs);
-        let ids = {
-            let index = self.index();
-            if !index.is_complete {
-                return Ok(());
-            }
-            // Not one by one: a step for each job would be a step too many for each job.
-            let group = (self.limits.jobs / 100).clamp(1, GROUP);
-            let surplus = if surplus > 0 { surplus.clamp(group, MANY) } else { 0 };
-            let many = index.oldest(surplus, |_| true);
-            if many.is_empty() { index.oldest(GROUP, is_old) } else { many }
-        };
-        if ids.is_empty() {
-            return Ok(());
+        let index = self.index();
+        if !index.is_complete {
+            return Vec::new();
         }
-        let step = self.forgetting(&ids).await?;
-        if self.ride(step.owed()) {
-            // Gone as far as anybody here is concerned; the watch says the same a moment later.
-            let mut index = self.index();
-            for id in ids {
-                index.remove(id);
-            }
-        }
-        Ok(())
+        // Not one by one: a step for each job would be a step too many for each job.
+        let group = (self.limits.jobs / 100).clamp(1, GROUP);
+        let surplus = if surplus > 0 { surplus.clamp(group, MANY) } else { 0 };
+        let many = index.oldest(surplus, |_| true);
+        if many.is_empty() { index.oldest(GROUP, is_old) } else { many }
     }
 
-    /// A step that deletes jobs with their outcomes and their callers' keys.
-    pub(super) async fn forgetting(&self, ids: &[Uuid]) -> Result<Step> {
+    /// Steps that delete jobs with their outcomes and their callers' keys. Take them one after the
+    /// other, and none after one that fails: the record of a job goes with the last of what there is
+    /// of it, so that the rest is found again.
+    pub(super) async fn forgetting(&self, ids: &[Uuid]) -> Result<Vec<Step>> {
         let remains = stream::iter(ids.to_vec()).map(|id| self.remains_of(id));
-        let (mut kept, mut gone) = (Step::new(), Vec::new());
+        let (mut steps, mut step, mut keys) = (Vec::new(), Step::new(), HashSet::new());
         for (once, names) in remains.buffered(TOGETHER).try_collect::<Vec<_>>().await? {
-            if let Some(once) = once {
-                kept = kept.put(once.key, once.value, Expect::Anything);
+            let keep = |once: Entry| {
+                Step::new().put(once.key, once.value, Expect::Anything).expires(KEYS_KEPT)
+            };
+            let delete = |name| Step::new().delete(name, Expect::Anything);
+            let all = once.map(keep).into_iter().chain(names.into_iter().map(delete));
+            // A key may have made another job, after its day.
+            let is_new = |step: &Step| step.writes.iter().all(|it| keys.insert(it.key.clone()));
+            let mut all: Vec<_> = all.filter(is_new).collect();
+            let is_split = step.writes.len() + all.len() > RECORDS && !step.writes.is_empty();
+            steps.extend(is_split.then(|| std::mem::take(&mut step)));
+            while all.len() > RECORDS {
+                steps.push(all.drain(..RECORDS).fold(Step::new(), Step::and));
             }
-            gone.extend(names);
+            step = all.into_iter().fold(step, Step::and);
         }
-        let delete = |step: Step, key| step.delete(key, Expect::Anything);
-        let step = gone.into_iter().fold(kept.expires(KEYS_KEPT), delete);
-        Ok(step)
+        steps.extend((!step.writes.is_empty()).then_some(step));
+        Ok(steps)
     }
 
     /// What is stored of a job: the record of its caller's key that is to be kept for a while, and
@@ -191,12 +218,15 @@ impl Controller {
         if ids.is_empty() {
             return false;
         }
-        let dropped = match self.forgetting(&ids).await {
-            Ok(step) => self.commit(step.owed()).await,
-            Err(error) => Err(error),
+        let drop_all = async || {
+            for step in self.forgetting(&ids).await? {
+                self.commit(step.owed()).await?;
+            }
+            Ok::<_, Error>(())
         };
+        let dropped = drop_all().await;
         match dropped {
-            Ok(_) => {
+            Ok(()) => {
                 tracing::warn!(jobs = ids.len(), "deleted the oldest finished jobs to make room");
                 true
             }

@@ -90,8 +90,16 @@ pub(super) async fn delete(call: Call, About { id }: About) -> Result<()> {
         return Err(unfinished());
     }
     let note = call.entry_about(id.as_str(), 204);
-    let step = controller.forgetting(&[uuid]).await?;
-    controller.commit(call.once(step.note(note), &nothing)?.owed()).await?;
+    let mut steps = controller.forgetting(&[uuid]).await?;
+    let last = steps.pop().unwrap_or_default();
+    let mut note = Some(note);
+    for mut step in steps {
+        // Nothing goes before it is noted.
+        step.notes.extend(note.take());
+        controller.commit(step.owed()).await?;
+    }
+    let last = note.into_iter().fold(last, Step::note);
+    controller.commit(call.once(last, &nothing)?.owed()).await?;
     controller.lanes().remove(uuid);
     controller.index().remove(uuid);
     Ok(())

@@ -1,6 +1,7 @@
 //! What becomes of jobs on their way: asked for again, too late, deleted.
 
 use super::*;
+use crate::store::{Expect, Step};
 
 #[tokio::test]
 async fn a_drained_host_is_given_nothing_new() {
@@ -194,7 +195,7 @@ async fn setting_the_clock_expires_nothing_and_is_noted() {
     outcome(&controller, &finished).await.unwrap();
     bench.clock.step(365 * 86_400_000);
     // Whoever looks for what is old may be the first to look at the clock.
-    controller.retain_some().await;
+    controller.retain().await.unwrap();
     controller.expire();
     controller.flush_notes().await;
     let count = controller.lanes().stored();
@@ -224,7 +225,7 @@ async fn a_clock_that_is_set_while_no_controller_runs_expires_nothing() {
         bench.clock.step(days * 86_400_000);
         let (controller, agent) = bench.with_agent().await;
         settled(&controller, |controller| controller.index().is_complete).await;
-        controller.retain_some().await;
+        controller.retain().await.unwrap();
         assert_eq!(controller.index().len(), 1, "after {days} days");
         controller.flush_notes().await;
         end(controller, agent).await;
@@ -321,12 +322,46 @@ async fn a_key_is_kept_for_a_day_and_goes_with_its_job() {
         agent.done(&job.id).await;
         outcome(&controller, &job).await.unwrap();
         bench.clock.step(age);
-        let step = controller.forgetting(&[job.id.parse().unwrap()]).await.unwrap();
-        controller.commit(step).await.unwrap();
+        for step in controller.forgetting(&[job.id.parse().unwrap()]).await.unwrap() {
+            controller.commit(step).await.unwrap();
+        }
         assert_eq!(stored(&controller, "once").await, 1, "that of the young job");
     }
     let used = controller.submit(keyed(0)).await.err().unwrap();
     assert_eq!(used.kind(), Kind::Conflict);
+}
+
+#[tokio::test]
+async fn a_job_of_any_number_of_hosts_is_deleted_in_steps_that_every_store_takes() {
+    let bench = Bench::new();
+    let (controller, mut agent) = bench.with_agent().await;
+    let mut jobs = Vec::new();
+    for outcomes in [0, 900, 410, 410] {
+        let job = ask(&controller, CHANGE).await;
+        agent.next_of(&[Class::Change], 5_000).await;
+        agent.done(&job.id).await;
+        let key = format!("job.{}", job.id);
+        let one = controller.store.list(&key, "", 1, Order::Ascending).await.unwrap();
+        let put =
+            |step: Step, i| step.put(format!("{key}.h{i}"), one[0].value.clone(), Expect::Absent);
+        controller.commit((0..outcomes).fold(Step::new(), put)).await.unwrap();
+        jobs.push(job.id.clone());
+    }
+    settled(&controller, |controller| controller.index().len() == 4).await;
+    let counts = |steps: &[Step]| steps.iter().map(|step| step.writes.len()).collect::<Vec<_>>();
+    let steps = controller.forgetting(&[jobs[1].parse().unwrap()]).await.unwrap();
+    assert_eq!(counts(&steps), [800, 102]);
+    let last = &steps[1].writes.last().unwrap().key;
+    assert_eq!(*last, format!("job.{}", jobs[1]), "the rest is found again should a step fail");
+    call(&controller, "job.delete", json!({ "id": jobs[1] })).await.unwrap();
+    jobs.remove(1);
+    let ids: Vec<_> = jobs.iter().map(|id| id.parse().unwrap()).collect();
+    let steps = controller.forgetting(&ids).await.unwrap();
+    assert_eq!(counts(&steps), [414, 412], "no job is taken apart that fits in one");
+    for step in steps {
+        controller.commit(step).await.unwrap();
+    }
+    assert_eq!(stored(&controller, "job").await, 0);
 }
 
 #[tokio::test]
