@@ -70,8 +70,7 @@ pub struct Catalogue<C> {
     clock: Clock,
     /// What all contents may take together.
     bound: u64,
-    /// What they take, uploads on their way included.
-    bytes: Arc<AtomicU64>,
+    taken: Arc<Taken>,
     /// Held while names change, so that no content goes that a new record names.
     names: Mutex<()>,
 }
@@ -85,19 +84,24 @@ impl<C: Contents> Catalogue<C> {
         clock: Clock,
         bound: u64,
     ) -> Result<Self> {
-        let (bytes, names) = (Arc::default(), Mutex::new(()));
-        let catalogue = Self { contents, index, clock, bound, bytes, names };
+        let (taken, names) = (Arc::default(), Mutex::new(()));
+        let catalogue = Self { contents, index, clock, bound, taken, names };
         catalogue.sweep().await?;
         Ok(catalogue)
     }
 
     async fn sweep(&self) -> Result<()> {
-        let objects = self.list().await?;
+        let objects = self.named().await?;
         let named: BTreeSet<_> = objects.iter().map(|object| object.digest.as_str()).collect();
-        self.contents.sweep(&named).await?;
+        self.contents.sweep(&named).await
+    }
+
+    /// The objects as they are. What they take is counted anew, since others may have changed that.
+    async fn named(&self) -> Result<Vec<Object>> {
+        let objects = self.list().await?;
         let sizes: BTreeMap<_, _> = objects.iter().map(|o| (o.digest.as_str(), o.size)).collect();
-        self.bytes.store(sizes.values().sum(), Ordering::Relaxed);
-        Ok(())
+        self.taken.named.store(sizes.values().sum(), Ordering::Relaxed);
+        Ok(objects)
     }
 
     /// Gives what was received its name, or finds that it has it.
@@ -160,31 +164,22 @@ impl<C: Contents> Catalogue<C> {
             share.keep();
         }
         if let Some(found) = found.filter(|found| found.digest != object.digest) {
-            self.forget(&found).await?;
+            self.drop_content(&found.digest).await?;
         }
         Ok(true)
     }
 
     async fn is_named(&self, digest: &str) -> Result<bool> {
-        Ok(self.list().await?.iter().any(|object| object.digest == digest))
+        Ok(self.named().await?.iter().any(|object| object.digest == digest))
     }
 
-    /// Removes the content of an object that no longer is, unless another one shares it.
-    async fn forget(&self, object: &Object) -> Result<()> {
-        if self.drop_content(&object.digest).await? {
-            self.bytes.fetch_sub(object.size, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
-    /// Whether the content went, because nothing names it.
-    async fn drop_content(&self, digest: &str) -> Result<bool> {
+    /// Removes a content that has lost a name, unless it has another.
+    async fn drop_content(&self, digest: &str) -> Result<()> {
         let mark = self.contents.mark(digest).await?;
         if self.is_named(digest).await? {
-            return Ok(false);
+            return Ok(());
         }
-        self.contents.remove(digest, mark).await?;
-        Ok(true)
+        self.contents.remove(digest, mark).await
     }
 }
 
@@ -192,7 +187,11 @@ impl<C: Contents> Catalogue<C> {
 impl<C: Contents> Objects for Catalogue<C> {
     async fn put(&self, upload: Upload) -> Result<(Object, bool)> {
         let Upload { name, content_type, mut content, force, note } = upload;
-        let mut share = Share { all: self.bytes.clone(), bytes: 0, bound: self.bound };
+        if self.index.is_shared() {
+            let _names = self.names.lock().await;
+            self.named().await?;
+        }
+        let mut share = Share { taken: self.taken.clone(), bytes: 0, bound: self.bound };
         let mut received = self.contents.receive(&mut content, &mut share).await?;
         let (size, digest) = (received.size, received.digest.clone());
         let object = Object { name, size, digest, content_type, at: self.clock.wall() };
@@ -242,12 +241,12 @@ impl<C: Contents> Objects for Catalogue<C> {
             step = note(step, &object, true)?;
         }
         self.index.commit(step).await?;
-        self.forget(&object).await?;
+        self.drop_content(&object.digest).await?;
         Ok(true)
     }
 
     fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
+        self.taken.all()
     }
 }
 
@@ -258,9 +257,24 @@ struct Naming {
     share: Share,
 }
 
+/// What all contents take, in bytes.
+#[derive(Default)]
+struct Taken {
+    /// Those that had a name when that was last looked at.
+    named: AtomicU64,
+    /// Those on their way.
+    coming: AtomicU64,
+}
+
+impl Taken {
+    fn all(&self) -> u64 {
+        self.named.load(Ordering::Relaxed) + self.coming.load(Ordering::Relaxed)
+    }
+}
+
 /// The part of the bound that an upload takes; given back unless the content is kept.
 pub struct Share {
-    all: Arc<AtomicU64>,
+    taken: Arc<Taken>,
     bytes: u64,
     bound: u64,
 }
@@ -269,21 +283,24 @@ impl Share {
     /// Fails where all objects would take more than they may.
     pub(super) fn grow(&mut self, by: u64) -> Result<()> {
         self.bytes += by;
-        if self.all.fetch_add(by, Ordering::Relaxed) + by > self.bound {
+        self.taken.coming.fetch_add(by, Ordering::Relaxed);
+        if self.taken.all() > self.bound {
             let message = format!("the files may take {} bytes together; delete some", self.bound);
             return Err(Error::new(Kind::Full, message));
         }
         Ok(())
     }
 
+    /// The content has a name now. Call it before that is looked at again.
     fn keep(&mut self) {
-        self.bytes = 0;
+        self.taken.named.fetch_add(self.bytes, Ordering::Relaxed);
+        self.taken.coming.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.taken.coming.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

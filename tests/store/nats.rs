@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "writes what a server and its clients read")]
 
 use std::collections::BTreeSet;
+use std::io::Cursor;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use osapi::clock::Clock;
 use osapi::error::{Error, Kind, Result};
 use osapi::store::audit::{Note, Stored};
 use osapi::store::nats::{NatsObjects, NatsStore};
-use osapi::store::{Bounds, Event, Expect, Order, Step, Store};
+use osapi::store::{Bounds, Event, Expect, Objects, Order, Step, Store, Upload};
 use serde_json::Value;
 
 use super::recovery::{nothing_is_lost_or_half_done, pair};
@@ -255,6 +256,37 @@ async fn several_controllers_share_records_and_keep_chains_of_their_own() {
         let newest = store.audit(0, 3, Order::Descending).await.unwrap();
         assert_eq!(noted(&newest), ["19", "18", "17"]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_controllers_agree_on_what_the_files_take() {
+    if !broker::is_there("files of several controllers") {
+        return;
+    }
+    let broker = Broker::start();
+    let open = async |name: &str| {
+        let settings = Settings { name: name.to_owned(), ..settings(&broker) };
+        let bounds = Bounds { objects: 1_000_000, ..Bounds::default() };
+        let store = NatsStore::open(settings, Clock::default(), bounds).await.unwrap();
+        let objects = NatsObjects::open(&store).await.unwrap();
+        (store, objects)
+    };
+    let ((_one, at_one), (_two, at_two)) = (open("one").await, open("two").await);
+    let put = async |objects: &NatsObjects, name: &str, size: usize| {
+        let content = Box::pin(Cursor::new(vec![b'x'; size]));
+        let (name, content_type) = (name.to_owned(), "raw".to_owned());
+        objects.put(Upload { name, content_type, content, force: false, note: None }).await
+    };
+    put(&at_one, "a", 600_000).await.unwrap();
+    let full = put(&at_two, "b", 500_000).await.unwrap_err();
+    assert_eq!(full.kind(), Kind::Full, "what another has uploaded counts");
+    at_two.delete("a", None).await.unwrap();
+    assert_eq!(at_two.bytes(), 0);
+    put(&at_two, "b", 500_000).await.unwrap();
+    put(&at_one, "c", 400_000).await.expect("what another has deleted no longer counts");
+    assert_eq!(at_one.bytes(), 900_000);
+    at_one.delete("b", None).await.unwrap();
+    assert_eq!(at_one.bytes(), 400_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]
