@@ -173,6 +173,29 @@ async fn a_full_stream_still_ends_what_it_accepted() {
     assert!(!store.room().is_full);
 }
 
+#[tokio::test]
+async fn nothing_is_stored_once_its_note_was_refused() {
+    if !broker::is_there("notes that the broker refuses") {
+        return;
+    }
+    let users = "authorization { users: [
+        { user: osapi, password: right, permissions: { publish: { deny: [\"osapi.audit.>\"] } } }
+    ] }";
+    let broker = Broker::with(users, "sync_interval: always");
+    let identity =
+        Identity::Password { user: "osapi".to_owned(), password: "right".to_owned().into() };
+    let store = open(Settings { identity, ..settings(&broker) }).await.unwrap();
+    // Several steps of several records go one after the other, behind one link.
+    let steps = (0..4).map(|i| {
+        let step = put(format!("pair.{i}.a")).and(put(format!("pair.{i}.b")));
+        store.commit(step.note(request(i)))
+    });
+    for result in join_all(steps).await {
+        assert_eq!(result.unwrap_err().kind(), Kind::Denied);
+    }
+    assert_eq!(list(&store, "pair", "", 9).await.len(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn retention_leaves_chains_that_verify() {
     if !broker::is_there("retention of the audit log at the broker") {

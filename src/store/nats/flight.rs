@@ -94,10 +94,15 @@ impl Flight {
         has_any
     }
 
-    /// Steps that need not be taken where there is no room are not.
-    pub(super) fn turn_away(&mut self, steps: &[Step], error: &Error) {
-        let all = self.results.iter_mut().zip(steps);
-        for (result, _) in all.filter(|(_, step)| !step.is_urgent()) {
+    /// Of the steps that were not sent yet only those are that may go on.
+    pub(super) fn turn_away(
+        &mut self,
+        steps: &[Step],
+        error: &Error,
+        may_go_on: impl Fn(&Step) -> bool,
+    ) {
+        let open = self.results.iter_mut().zip(steps).filter(|(result, _)| result.is_none());
+        for (result, _) in open.filter(|(_, step)| !may_go_on(step)) {
             *result = Some(Err(Error::from(error.body())));
         }
     }

@@ -7,7 +7,7 @@ use super::flight::Flight;
 use super::jetstream::{Acks, Outgoing, is_marker, sequence};
 use super::{Shared, lock};
 use crate::broker::{Line, broken};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::store::{Expect, Revision, Step, Write};
 
 /// Markers keep a deletion visible this long to watches that resume.
@@ -50,13 +50,18 @@ impl Shared {
             }
         };
         acks.publish(messages.collect(), settle).await;
-        for (step, result) in steps.iter().zip(&mut flight.results).take(first) {
+        for (step, result) in steps.iter().zip(&mut flight.results) {
             if step.writes.is_empty() && result.is_none() {
                 *result = Some(Ok(0));
             }
         }
+        let goes_on = |step: &Step| refused.as_ref().is_none_or(|error| may_go_on(error, step));
+        if let Some(error) = &refused {
+            flight.turn_away(steps, error, goes_on);
+        }
         let again = flight.results[..first].iter_mut().enumerate();
-        let again = again.filter(|(_, result)| matches!(result, Some(Err(_))));
+        let again =
+            again.filter(|(place, it)| matches!(it, Some(Err(_))) && goes_on(&steps[*place]));
         join_all(again.map(async |(place, result)| {
             let sent = result.take().unwrap_or_else(|| Err(broken()));
             *result = Some(self.again(line, &steps[place], sent).await);
@@ -150,6 +155,17 @@ impl Shared {
             message.headers.insert("Nats-TTL", format!("{seconds}s").as_str());
         }
         message
+    }
+}
+
+/// Whether a step is still to be sent whose link was refused. Where another writer got ahead, the
+/// note goes behind its link; where there is no room, what makes some or was promised does not wait
+/// for its note.
+fn may_go_on(error: &Error, step: &Step) -> bool {
+    match error.kind() {
+        Kind::Conflict => true,
+        Kind::Full => step.is_urgent(),
+        _ => false,
     }
 }
 

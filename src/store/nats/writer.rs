@@ -426,7 +426,7 @@ impl Writer {
             Ok(()) => self.noted(noting),
             // What makes room, or was promised, may still fit.
             Err(error) if error.kind() == Kind::Full && steps.iter().any(Step::is_urgent) => {
-                flight.turn_away(steps, &error);
+                flight.turn_away(steps, &error, Step::is_urgent);
                 let noting = std::mem::take(noting);
                 self.doubt(noting, notes_of(steps));
             }
