@@ -164,13 +164,19 @@ async fn a_full_stream_still_ends_what_it_accepted() {
     }
     let two = open(Settings { name: "two".to_owned(), ..settings(&broker) }).await.unwrap();
     let delete = |i: usize| Step::new().delete(format!("job.{i}"), Expect::Anything);
-    two.commit(delete(0)).await.unwrap();
+    // Its note waits until there is room.
+    two.commit(delete(0).note(request("deleted"))).await.unwrap();
     assert_eq!(value(&store, "job.0").await, None);
+    assert_eq!(noted(&links(&two).await), [] as [&str; 0]);
     for i in 1..count {
         store.commit(delete(i)).await.unwrap();
     }
     until_taken(&store, large("job.new".to_owned()).note(request(1)), &[Kind::Full]).await;
     assert!(!store.room().is_full);
+    two.commit(Step::new().note(request(2))).await.unwrap();
+    let mut ids = noted(&links(&two).await);
+    ids.sort();
+    assert_eq!(ids, ["1", "2", "deleted"]);
 }
 
 #[tokio::test]

@@ -80,15 +80,21 @@ impl Flight {
         self.results[place] = Some(Ok(revision));
     }
 
-    /// None stands that did not before; whether any would have.
-    pub(super) fn fell(&mut self, why: &str) -> bool {
+    /// Of the steps that did not stand before only those do that `may_stand`; whether any would have.
+    pub(super) fn fell(
+        &mut self,
+        steps: &[Step],
+        why: &str,
+        may_stand: impl Fn(&Step) -> bool,
+    ) -> bool {
         let mut has_any = false;
-        for (result, _) in
-            self.results.iter_mut().zip(&self.done).filter(|(_, done)| done.is_some())
-        {
+        let all = self.results.iter_mut().zip(&self.done).zip(steps);
+        for ((result, _), step) in all.filter(|((_, done), _)| done.is_some()) {
             if let Some(Ok(_)) = result {
-                *result = Some(Err(Error::new(Kind::Unavailable, why)));
                 has_any = true;
+                if !may_stand(step) {
+                    *result = Some(Err(Error::new(Kind::Unavailable, why)));
+                }
             }
         }
         has_any

@@ -474,7 +474,9 @@ impl Writer {
             }
         }
         let message = format!("the note of this could not be stored ({error}); it may be done");
-        let is_owed = flight.fell(&message);
+        // What makes room, or was promised, does not wait for its note.
+        let may_stand = |step: &Step| error.kind() == Kind::Full && step.is_urgent();
+        let is_owed = flight.fell(steps, &message, may_stand);
         self.doubt(noting, if is_owed { notes_of(steps) } else { Vec::new() });
     }
 
