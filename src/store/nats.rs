@@ -217,6 +217,16 @@ impl Shared {
         Err(Error::new(Kind::Unavailable, message))
     }
 
+    /// Whether there is a broker, and a step that it can take.
+    fn check(&self, step: &Step) -> Result<()> {
+        step.check(self.bus.line()?.room.saturating_sub(AROUND))?;
+        if step.writes.len() > BATCH {
+            let message = format!("a step may write {BATCH} records");
+            return Err(Error::new(Kind::TooLarge, message));
+        }
+        Ok(())
+    }
+
     /// Returns once the store is closed.
     async fn closed(&self) {
         // Where nobody can tell any more, it is.
@@ -254,12 +264,11 @@ impl Shared {
 #[async_trait]
 impl Store for NatsStore {
     async fn commit(&self, step: Step) -> Result<Revision> {
-        let Shared { bus, queue, .. } = &*self.0.shared;
-        let most = bus.line()?.room;
-        step.check(most.saturating_sub(AROUND))?;
-        if step.writes.len() > BATCH {
-            let message = format!("a step may write {BATCH} records");
-            return Err(Error::new(Kind::TooLarge, message));
+        let queue = &self.0.shared.queue;
+        if let Err(error) = self.0.shared.check(&step) {
+            // Whoever lets a step ride along does not come again with it.
+            queue.lose(if step.is_lazy { step.notes.len() as u64 } else { 0 });
+            return Err(error);
         }
         let (done, committed) = oneshot::channel();
         match queue.admit(step, done)? {

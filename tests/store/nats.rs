@@ -19,7 +19,7 @@ use osapi::store::{Bounds, Event, Expect, Objects, Order, Step, Store, Upload};
 use serde_json::Value;
 
 use super::recovery::{nothing_is_lost_or_half_done, pair};
-use super::{links, list, noted, put, refusal, request, suite, until_taken, value, verdict};
+use super::{links, list, look, noted, put, refusal, request, suite, until_taken, value, verdict};
 use crate::broker::{self, Broker};
 use crate::say::say;
 
@@ -200,6 +200,27 @@ async fn nothing_is_stored_once_its_note_was_refused() {
         assert_eq!(result.unwrap_err().kind(), Kind::Denied);
     }
     assert_eq!(list(&store, "pair", "", 9).await.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_noted_while_the_broker_was_away_is_counted() {
+    if !broker::is_there("notes while the broker is away") {
+        return;
+    }
+    let mut broker = Broker::start();
+    let store = open(settings(&broker)).await.unwrap();
+    store.commit(put("a").note(request("before"))).await.unwrap();
+    broker.kill();
+    while store.commit(put("b")).await.is_ok() || store.get("a").await.is_ok() {}
+    while !store.conditions().iter().any(|one| one.name == "broker" && one.fault.is_some()) {
+        tokio::task::yield_now().await;
+    }
+    let lazy = Step::new().note(look(1)).note(look(2)).lazy();
+    assert_eq!(store.commit(lazy).await.unwrap_err().kind(), Kind::Unavailable);
+    broker.restart();
+    until_taken(&store, put("b").note(request("after")), &[Kind::Unavailable]).await;
+    let all = links(&store).await;
+    assert_eq!((noted(&all), lost(&all)), (vec!["before".to_owned(), "after".to_owned()], 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]
