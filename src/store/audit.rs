@@ -293,6 +293,6 @@ fn count<'a>(notes: impl IntoIterator<Item = &'a Note>) -> u64 {
     notes.into_iter().filter(|note| matches!(note, Note::Entry(_))).count() as u64
 }
 
-fn hash(stored: &[u8]) -> String {
+pub(super) fn hash(stored: &[u8]) -> String {
     hex(&Sha256::digest(stored))
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::io::Cursor;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -17,6 +17,8 @@ use osapi::store::audit::{Note, Stored};
 use osapi::store::nats::{NatsObjects, NatsStore};
 use osapi::store::{Bounds, Event, Expect, Objects, Order, Step, Store, Upload};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::recovery::{nothing_is_lost_or_half_done, pair};
 use super::{links, list, look, noted, put, refusal, request, suite, until_taken, value, verdict};
@@ -221,6 +223,66 @@ async fn what_could_not_be_noted_while_the_broker_was_away_is_counted() {
     until_taken(&store, put("b").note(request("after")), &[Kind::Unavailable]).await;
     let all = links(&store).await;
     assert_eq!((noted(&all), lost(&all)), (vec!["before".to_owned(), "after".to_owned()], 2));
+}
+
+/// Where the broker is reached until it acknowledges what was stored, after which it was told to fail.
+struct Fragile {
+    address: String,
+    is_to_fail: Arc<AtomicBool>,
+}
+
+impl Fragile {
+    async fn before(broker: &Broker) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (is_to_fail, to) = (Arc::new(AtomicBool::new(false)), broker.address());
+        let fails = is_to_fail.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(&to).await.unwrap();
+                tokio::spawn(pass(client, server, fails.clone()));
+            }
+        });
+        Self { address, is_to_fail }
+    }
+}
+
+async fn pass(client: TcpStream, server: TcpStream, is_to_fail: Arc<AtomicBool>) {
+    let ((mut asks, mut hears), (mut answers, mut takes)) =
+        (client.into_split(), server.into_split());
+    let asking = tokio::spawn(async move { tokio::io::copy(&mut asks, &mut takes).await });
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let count = answers.read(&mut buffer).await.unwrap_or_default();
+        let is_stored = buffer[..count].windows(6).any(|part| part == b"\"seq\":");
+        let breaks = is_stored && is_to_fail.swap(false, Ordering::SeqCst);
+        if count == 0 || breaks || hears.write_all(&buffer[..count]).await.is_err() {
+            return asking.abort();
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_stored_and_not_said_to_be_is_noted_once() {
+    if !broker::is_there("answers that are lost") {
+        return;
+    }
+    let broker = Broker::start();
+    let way = Fragile::before(&broker).await;
+    let servers = vec![way.address.clone()];
+    let store = open(Settings { servers, ..settings(&broker) }).await.unwrap();
+    store.commit(put("a").note(request("before"))).await.unwrap();
+    way.is_to_fail.store(true, Ordering::SeqCst);
+    let mut lazy = Box::pin(store.commit(Step::new().note(request("rides")).lazy()));
+    assert!(futures_util::poll!(&mut lazy).is_pending());
+    let failed = store.commit(put("b").note(request("lost"))).await.unwrap_err();
+    assert_eq!(failed.kind(), Kind::Unavailable);
+    assert_eq!(lazy.await.unwrap_err().kind(), Kind::Unavailable);
+    until_taken(&store, put("c").note(request("after")), &[Kind::Unavailable]).await;
+    let mut ids = noted(&links(&store).await);
+    ids.sort();
+    assert_eq!(ids, ["after", "before", "lost", "rides"]);
+    assert!(verdict(&store).await.is_whole());
 }
 
 #[tokio::test(flavor = "multi_thread")]

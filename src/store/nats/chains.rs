@@ -16,7 +16,7 @@ use super::time;
 use crate::broker::Line;
 use crate::error::{Error, Kind, Result};
 use crate::job::decode;
-use crate::store::audit::{Chain, Ends, Head, Link, Note, PAGE, Stored, Tail};
+use crate::store::audit::{Chain, Ends, Head, Link, Note, PAGE, Stored, Tail, hash};
 use crate::store::{Bounds, Order};
 
 /// What the links of a chain have taken so far, dropped ones included.
@@ -250,6 +250,14 @@ impl Chains {
         headers.insert("Nats-TTL", format!("{}s", age.as_secs().max(1) * 2).as_str());
         let subject = self.subject(chain, &number.to_string());
         Outgoing { subject, headers, payload }
+    }
+
+    /// Whether the stream has the last link of a chain.
+    pub(super) async fn is_stored(&self, line: &Line, stream: &str, chain: Chain) -> Result<bool> {
+        let head = &self.place_of(chain).tail.head;
+        let last = line.last(stream, &self.subject(chain, &head.number.to_string())).await?;
+        let is_it = |last: Message| !is_marker(&last) && hash(&last.payload) == head.hash;
+        Ok(last.is_some_and(is_it))
     }
 
     /// How many notes no link had room for.

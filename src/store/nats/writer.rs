@@ -72,6 +72,8 @@ pub(super) struct Writer {
     is_known: bool,
     /// Notes of steps that stand without them.
     owed: Vec<Note>,
+    /// What may be noted or not.
+    doubtful: Option<Doubtful>,
     mean: Duration,
     ways: Ways,
     /// When the lazy steps go.
@@ -95,6 +97,15 @@ struct Noting {
     missed: u64,
 }
 
+/// Links of which nobody has said whether they are stored.
+struct Doubtful {
+    /// The chains if they are.
+    chains: Chains,
+    /// What is owed if they are not.
+    notes: Vec<Note>,
+    missed: u64,
+}
+
 impl Writer {
     pub(super) fn new(
         shared: Arc<Shared>,
@@ -110,6 +121,7 @@ impl Writer {
             chains,
             is_known: true,
             owed: Vec::new(),
+            doubtful: None,
             mean: Duration::ZERO,
             ways: Ways::default(),
             due: None,
@@ -480,12 +492,34 @@ impl Writer {
         self.doubt(noting, if is_owed { notes_of(steps) } else { Vec::new() });
     }
 
-    /// Sees to the notes of links that were not stored, as far as is known, and to `more` that were
-    /// in these.
+    /// Sees to the notes of links that may not be stored: what was owed before, and `more` that were
+    /// in these. Which ones are is found out before the next link.
     fn doubt(&mut self, noting: Noting, more: Vec<Note>) {
+        let Noting { next, mut owed, missed, .. } = noting;
         self.is_known = false;
-        self.owe(noting.owed);
-        self.owe(more);
+        owed.extend(more);
+        match next {
+            Some(chains) => self.doubtful = Some(Doubtful { chains, notes: owed, missed }),
+            None => self.owe(owed),
+        }
+    }
+
+    /// Owes what the stream does not have of the notes that it was uncertain about.
+    async fn settle_doubts(&mut self, line: &Line) -> Result<()> {
+        let Some(doubtful) = &self.doubtful else { return Ok(()) };
+        let (mut is_there, stream) = ([false; 2], self.shared.stream());
+        for (is_there, chain) in is_there.iter_mut().zip(Chain::ALL) {
+            *is_there = doubtful.chains.is_stored(line, stream, chain).await?;
+        }
+        let [has_requests, has_refusals] = is_there;
+        if let Some(Doubtful { mut chains, mut notes, missed }) = self.doubtful.take() {
+            notes.retain(|note| !if note.is_idle() { has_refusals } else { has_requests });
+            self.owe(notes);
+            if has_requests {
+                self.told(&mut chains, missed);
+            }
+        }
+        Ok(())
     }
 
     fn owe(&mut self, notes: Vec<Note>) {
@@ -506,6 +540,7 @@ impl Writer {
         if !self.is_known {
             let name = &self.shared.bus.settings.name;
             self.chains = Chains::load(line, self.shared.stream(), name).await?;
+            self.settle_doubts(line).await?;
             self.is_known = true;
             self.show();
         }
@@ -514,14 +549,18 @@ impl Writer {
 
     /// The links are stored.
     fn noted(&mut self, noting: &mut Noting) {
-        let Some(next) = noting.next.take() else { return };
+        let Some(mut next) = noting.next.take() else { return };
+        self.told(&mut next, noting.missed);
         self.chains = next;
-        let queue = &self.shared.queue;
-        queue.lose(self.chains.take_lost());
-        queue.told(noting.missed);
-        lock(&self.shared.room).figures.lost_notes += noting.missed;
         noting.owed.clear();
         self.show();
+    }
+
+    /// The log tells of `missed` notes that were lost. What `chains` have no room for is lost now.
+    fn told(&self, chains: &mut Chains, missed: u64) {
+        self.shared.queue.lose(chains.take_lost());
+        self.shared.queue.told(missed);
+        lock(&self.shared.room).figures.lost_notes += missed;
     }
 
     fn show(&self) {
