@@ -381,9 +381,9 @@ impl Writer {
         let records: Vec<_> = links.iter().map(|_| None).chain(writes().map(Some)).collect();
         let mut revision = last - writes().count() as u64;
         lock(&self.shared.echo).stored_all(last, records.into_iter());
-        for (step, result) in steps.iter().zip(&mut flight.results) {
+        for (place, step) in steps.iter().enumerate() {
             revision += step.writes.len() as u64;
-            *result = Some(Ok(revision));
+            flight.stands(place, revision);
         }
         Ok(())
     }
