@@ -114,9 +114,10 @@ impl Line {
         let (lost, is_lost) = watch::channel(false);
         let (deny, denied) = watch::channel(String::new());
         let is_used = Arc::new(AtomicBool::new(false));
+        let was_used = is_used.clone();
         let events = Arc::new((lost, deny));
         let mut options = ConnectOptions::with_auth_callback(move |nonce| {
-            let (proof, was_used) = (proof.clone(), is_used.swap(true, Ordering::Relaxed));
+            let (proof, was_used) = (proof.clone(), was_used.load(Ordering::Relaxed));
             async move {
                 if was_used {
                     return Err(async_nats::AuthError::new("a lost connection is not taken up"));
@@ -173,6 +174,8 @@ impl Line {
             Error::new(kind, format!("cannot use the broker at {servers}: {why} ({error})"))
                 .because(error)
         })?;
+        // Until here another server is tried where one fails.
+        is_used.store(true, Ordering::Relaxed);
         let room = client.server_info().max_payload;
         Ok(Arc::new(Self { client, room, is_lost, denied }))
     }

@@ -655,6 +655,32 @@ async fn who_we_are_and_what_we_may_is_checked_at_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn another_server_is_used_where_one_fails_on_the_way() {
+    if !broker::is_there("a server among several that fails") {
+        return;
+    }
+    let broker = Broker::start();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let failing = listener.local_addr().unwrap().to_string();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    tokio::spawn(async move {
+        while let Ok((mut peer, _)) = listener.accept().await {
+            // It says who it is, and ends as soon as it is told the same.
+            let info = r#"INFO {"server_id":"x","version":"2.12.0","max_payload":1048576,"proto":1,"headers":true}"#;
+            peer.write_all(format!("{info}\r\n").as_bytes()).await.unwrap();
+            let _ = peer.read_u8().await;
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    // Which one is first is left to chance.
+    while asked.load(Ordering::SeqCst) < 3 {
+        let servers = vec![failing.clone(), broker.address()];
+        open(Settings { servers, ..settings(&broker) }).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connections_are_encrypted_to_whom_we_trust() {
     if !broker::is_there("encrypted connections to the broker") {
         return;
