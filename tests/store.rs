@@ -3,6 +3,7 @@
 mod alone;
 mod audit;
 mod nats;
+mod noting;
 mod objects;
 mod recovery;
 mod rights;

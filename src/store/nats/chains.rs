@@ -296,8 +296,11 @@ impl Chains {
 
 /// Whether any of these comes behind another one of its chain.
 pub(super) fn has_several(links: &[Outgoing]) -> bool {
-    let chain = |link: &Outgoing| link.subject.rfind('.').map(|end| link.subject[..end].to_owned());
-    links.windows(2).any(|pair| chain(&pair[0]) == chain(&pair[1]))
+    links.windows(2).any(|pair| chain_of(&pair[0]) == chain_of(&pair[1]))
+}
+
+fn chain_of(link: &Outgoing) -> Option<&str> {
+    link.subject.rsplit_once('.').map(|(chain, _)| chain)
 }
 
 /// The last link under these subjects. Where links were dropped just now, their markers come
