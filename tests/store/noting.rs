@@ -44,6 +44,29 @@ async fn what_is_noted_takes_as_many_messages_as_it_needs() {
     assert_eq!(open(settings(&broker)).await.unwrap().ends().await.unwrap(), ends);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn where_two_write_under_one_name_long_notes_go_behind_those_of_the_other() {
+    if !broker::is_there("two controllers of one name with much to note") {
+        return;
+    }
+    let broker = Broker::with("max_payload: 65536", "sync_interval: always");
+    let one = open(settings(&broker)).await.unwrap();
+    one.commit(Step::new().note(request("first"))).await.unwrap();
+    let stores = [one, open(settings(&broker)).await.unwrap()];
+    for round in 0..4 {
+        for (i, store) in stores.iter().enumerate() {
+            let note = |at: usize| request(format!("{round} {i} {at} {}", "x".repeat(1_000)));
+            let step =
+                (0..100).fold(put(format!("many.{round}.{i}")), |step, at| step.note(note(at)));
+            store.commit(step).await.unwrap();
+        }
+    }
+    assert_eq!(list(&stores[0], "many", "", 9).await.len(), 8);
+    assert_eq!(noted(&links(&stores[1]).await).len(), 801);
+    let whole = verdict(&stores[1]).await;
+    assert!(whole.is_whole(), "{whole:?}");
+}
+
 /// How many notes the log says were lost.
 fn lost(links: &[Stored]) -> u64 {
     let notes = links.iter().flat_map(|stored| &stored.link.notes);

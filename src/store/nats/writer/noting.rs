@@ -91,7 +91,15 @@ impl Writer {
         noting: &mut Noting,
         (steps, flight): (&[Step], &mut Flight),
     ) -> Result<()> {
-        match self.as_batches(line, &std::mem::take(&mut noting.links)).await {
+        let mut linked = self.as_batches(line, &std::mem::take(&mut noting.links)).await;
+        for _ in 0..TRIES {
+            let Err(error) = &linked else { break };
+            if error.kind() != Kind::Conflict {
+                break;
+            }
+            linked = self.link_behind(line, noting, steps).await;
+        }
+        match linked {
             Ok(()) => self.noted(noting),
             // What makes room, or was promised, may still fit.
             Err(error) if error.kind() == Kind::Full && steps.iter().any(Step::is_urgent) => {
@@ -102,10 +110,28 @@ impl Writer {
             Err(error) => {
                 let noting = std::mem::take(noting);
                 self.doubt(noting, Vec::new());
-                return Err(error);
+                let is_twin = error.kind() == Kind::Conflict;
+                let message = "another controller has the name of this one, and writes as well";
+                // It is none of the steps that are in conflict.
+                return Err(if is_twin { Error::new(Kind::Unavailable, message) } else { error });
             }
         }
         Ok(())
+    }
+
+    /// Puts what is noted behind the link of another writer of this name that got ahead.
+    async fn link_behind(
+        &mut self,
+        line: &Line,
+        noting: &mut Noting,
+        steps: &[Step],
+    ) -> Result<()> {
+        self.is_known = false;
+        self.find_chains(line).await?;
+        self.shared.has_twin.store(true, Ordering::Relaxed);
+        tracing::warn!("another controller has the name of this one; give each its own");
+        self.link(line, noting, steps).await?;
+        self.as_batches(line, &std::mem::take(&mut noting.links)).await
     }
 
     async fn as_batches(&self, line: &Line, messages: &[Outgoing]) -> Result<()> {
@@ -127,17 +153,10 @@ impl Writer {
         (steps, flight): (&[Step], &mut Flight),
     ) {
         for _ in 0..TRIES {
-            self.is_known = false;
-            if error.kind() != Kind::Conflict || self.find_chains(line).await.is_err() {
+            if error.kind() != Kind::Conflict {
                 break;
             }
-            self.shared.has_twin.store(true, Ordering::Relaxed);
-            tracing::warn!("another controller has the name of this one; give each its own");
-            let linked = match self.link(line, &mut noting, steps).await {
-                Ok(()) => self.as_batches(line, &std::mem::take(&mut noting.links)).await,
-                Err(cause) => Err(cause),
-            };
-            match linked {
+            match self.link_behind(line, &mut noting, steps).await {
                 Ok(()) => return self.noted(&mut noting),
                 Err(cause) => error = cause,
             }
