@@ -194,6 +194,11 @@ pub(super) async fn cancel(call: Call, About { id }: About) -> Result<Cancelled>
         // this controller or its agent ended, its journal knows whether it has begun.
         let asked = controller.lanes().may_let_go(uuid, ops::ends_boot(&record.job.op));
         if hosts.is_empty() && asked.is_empty() {
+            if controller.lanes().is_withheld(uuid) {
+                let message =
+                    format!("job {} is being moved to another host; try again", id.as_str());
+                return Err(Error::new(Kind::Conflict, message));
+            }
             let message = format!(
                 "job {} was taken by its host already and cannot be called off; undo it when it \
                  is done",
@@ -320,7 +325,12 @@ impl Controller {
             revision = self.commit(step.owed()).await?;
         }
         let asked = record.job.cancelled.as_ref().map(|mark| mark.asked.clone());
-        self.lanes().rewritten(id, revision, record.job.cancelled);
+        {
+            let mut lanes = self.lanes();
+            // It may name another host than is known here.
+            lanes.readdress(id, revision, &record.job);
+            lanes.rewritten(id, revision, record.job.cancelled);
+        }
         self.call(&asked.unwrap_or_default(), Why::Off);
         Ok(())
     }

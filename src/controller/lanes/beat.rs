@@ -26,8 +26,11 @@ impl Lane {
         !is_own && !self.is_out(id)
     }
 
-    /// Takes it that any controller may have handed the host what is stored.
-    fn may_have_all(&mut self) {
+    /// Takes it that any controller may have handed the host what is stored, what is `held_back` from
+    /// it here included.
+    fn may_have_all(&mut self, held_back: impl Iterator<Item = Uuid>) {
+        let unknown = held_back.filter(|id| !self.held.contains_key(id));
+        self.inherited.extend(unknown);
         for class in [Class::Change, Class::Act, Class::Verdict] {
             let unknown = self.classes[class as usize].iter();
             let unknown = unknown.filter(|id| !self.held.contains_key(*id)).copied();
@@ -55,7 +58,7 @@ impl Lanes {
             held.is_lost |= !is_new && !holds.contains(id);
         }
         lane.hold(holds, Some(waits), at);
-        lane.may_have_all();
+        lane.may_have_all(Self::held_back(&self.undecided, host));
         lane.classes.iter().any(|left| !left.is_empty())
     }
 
@@ -73,14 +76,14 @@ impl Lanes {
     /// Takes note that `host` is there, and that another controller may have heard so before.
     pub(in crate::controller) fn heard(&mut self, host: &str) {
         if let Some(lane) = self.hosts.get_mut(host) {
-            lane.may_have_all();
+            lane.may_have_all(Self::held_back(&self.undecided, host));
         }
     }
 
     /// The same of all hosts for which `was_unheard` says that nothing could be heard of them.
     pub(in crate::controller) fn all_heard(&mut self, was_unheard: impl Fn(&str) -> bool) {
-        for (_, lane) in self.hosts.iter_mut().filter(|(host, _)| was_unheard(host)) {
-            lane.may_have_all();
+        for (host, lane) in self.hosts.iter_mut().filter(|(host, _)| was_unheard(host)) {
+            lane.may_have_all(Self::held_back(&self.undecided, host));
         }
     }
 }

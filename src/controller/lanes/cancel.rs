@@ -1,6 +1,6 @@
 //! Calling jobs off: which hosts have not begun, and which have to be asked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
@@ -27,7 +27,11 @@ impl Lanes {
     pub(in crate::controller) fn hold_back(&mut self, id: Uuid) -> Vec<String> {
         let Some(slot) = self.open.get(&id) else { return Vec::new() };
         let mut hosts = self.undecided.get(&id).map(|it| it.hosts.clone()).unwrap_or_default();
-        hosts.retain(|host| slot.missing.contains(host));
+        // Another controller may have handed it out since, which does not know of this.
+        hosts.retain(|host| {
+            let may_have = self.hosts.get(host).is_some_and(|lane| lane.may_have(id));
+            slot.missing.contains(host) && !may_have
+        });
         for host in &slot.missing {
             let Some(lane) = self.hosts.get_mut(host) else { continue };
             if !lane.may_have(id) && lane.leave(&slot.open) {
@@ -67,6 +71,14 @@ impl Lanes {
         }
     }
 
+    /// Jobs that are held back from `host`.
+    pub(super) fn held_back<'a>(
+        undecided: &'a BTreeMap<Uuid, Undecided>,
+        host: &'a str,
+    ) -> impl Iterator<Item = Uuid> + 'a {
+        undecided.iter().filter(move |(_, it)| it.hosts.contains(host)).map(|(id, _)| *id)
+    }
+
     /// Up to `most` jobs of which it is not known whether they are called off, and whether each is
     /// stored.
     pub(in crate::controller) fn undecided(&self, most: usize) -> Vec<(Uuid, bool)> {
@@ -82,9 +94,13 @@ impl Lanes {
     }
 
     /// What `revision` of a job's record means for those who are held back.
-    fn decide(&mut self, id: Uuid, revision: Revision, is_called_off: bool) {
-        if is_called_off {
-            self.undecided.remove(&id);
+    fn decide(&mut self, id: Uuid, revision: Revision, cancelled: Option<&Mark>) {
+        if let Some(mark) = cancelled {
+            // Those who may have it by now are asked, and a task that is handed out says so.
+            if let Some(Undecided { hosts, .. }) = self.undecided.remove(&id) {
+                let asked = hosts.into_iter().filter(|host| mark.asked.contains(host));
+                self.offer_again(id, &asked.collect::<Vec<_>>());
+            }
         } else if self.undecided.get(&id).is_some_and(|it| it.revision < revision) {
             // Whatever was to replace an earlier one never will.
             self.give_back(id);
@@ -107,7 +123,7 @@ impl Lanes {
                 self.holding.insert(slot.revision, id);
             }
         }
-        self.decide(id, revision, cancelled.is_some());
+        self.decide(id, revision, cancelled.as_ref());
         let Some(slot) = self.open.get(&id) else { return };
         if let Some(mark) = cancelled {
             let open = slot.open.clone();

@@ -53,9 +53,12 @@ impl Lanes {
         most: usize,
     ) -> Vec<(Uuid, Vec<String>)> {
         let unheard = |slot: &Slot| {
+            if !is_hopeless(&slot.open.record) {
+                return None;
+            }
             let id = slot.open.id;
             let handed = || slot.missing.iter().filter(|host| self.was_handed(host, id));
-            handed().next().filter(|_| is_hopeless(&slot.open.record))?;
+            handed().next()?;
             let may_have_begun = |host: &&String| {
                 let is_out = self.hosts.get(*host).is_some_and(|lane| lane.is_out(id));
                 is_out || !is_there(host)

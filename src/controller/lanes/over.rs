@@ -71,6 +71,11 @@ impl Lanes {
         is_free
     }
 
+    /// Whether it is being decided who is to have it.
+    pub(in crate::controller) fn is_withheld(&self, id: Uuid) -> bool {
+        self.withheld.contains_key(&id)
+    }
+
     /// Takes that back.
     pub(in crate::controller) fn release(&mut self, id: Uuid) {
         if let Some(host) = self.withheld.remove(&id) {

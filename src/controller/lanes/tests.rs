@@ -1,5 +1,7 @@
 //! Lanes by themselves.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -250,6 +252,23 @@ fn of_two_questions_that_wait_only_one_is_answered_with_a_task() {
     assert_eq!(taken, [read.id]);
     // Whoever asks after that without holding it has never got it.
     assert_eq!(next(&mut lanes, "a", &[], &[Class::Look]), [read.id]);
+}
+
+#[test]
+fn what_may_be_called_off_and_was_handed_out_elsewhere_is_asked_for() {
+    let (mut lanes, mut ids) = (Lanes::default(), Ids::default());
+    let open = open(&mut ids, Class::Change, &["a"]);
+    admit(&mut lanes, &open, 7);
+    assert_eq!(lanes.hold_back(open.id), ["a"]);
+    assert_eq!(lanes.hold_back(open.id), ["a"], "it is not known yet what became of that");
+    // Another controller is heard by it as well.
+    lanes.beat("a", &HashSet::new(), &HashSet::new(), 1);
+    assert!(lanes.hold_back(open.id).is_empty());
+    assert_eq!(lanes.may_let_go(open.id, false), ["a"]);
+    let asked = vec!["a".to_owned()];
+    lanes.rewritten(open.id, 8, Some(Mark { at: 1, by: "ada".to_owned(), job: None, asked }));
+    assert_eq!(lanes.called_off("a"), [open.id]);
+    assert!(lanes.is_missing(open.id, "a"), "it answers for that");
 }
 
 #[test]
