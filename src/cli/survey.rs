@@ -38,13 +38,15 @@ impl Answer {
 }
 
 /// The host that is looked at, of `agents`: the one that this runs on, or else, asked from elsewhere,
-/// the first.
+/// the first that is there to answer.
 pub(super) fn shown_of(agents: &Answer) -> Option<&Value> {
     let all = agents.told()?["agents"].as_array()?;
     let own = files::small("/etc/machine-id".as_ref());
     let own = own.as_deref().map(str::trim);
-    all.iter()
-        .find(|agent| own.is_some() && agent["machine_id"].as_str() == own)
+    let find = |wanted: &dyn Fn(&&Value) -> bool| all.iter().find(wanted);
+    find(&|agent| own.is_some() && agent["machine_id"].as_str() == own)
+        .or_else(|| find(&|agent| agent["status"] == "Ready"))
+        .or_else(|| find(&|agent| agent["state"] != "Pending"))
         .or_else(|| all.first())
 }
 
