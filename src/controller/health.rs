@@ -163,7 +163,7 @@ fn judge(output: &Value) -> Option<u16> {
 fn ready(call: &Call) -> Ready {
     let known = {
         let (hosts, uptime) = (call.controller.hosts(), call.controller.heard_until());
-        let is_ready = hosts.known().any(|(machine_id, _)| hosts.is_ready(machine_id, uptime));
+        let is_ready = hosts.known().any(|known| hosts.is_ready(known, uptime));
         hosts.known().next().map(|_| is_ready)
     };
     let error = missing(known, call.controller.store.conditions());

@@ -135,7 +135,7 @@ impl Controller {
         (machine_id, host): (&str, &Host),
         text: &mut Vec<u8>,
     ) -> Result<()> {
-        let is_ready = hosts.is_ready(machine_id, self.heard_until());
+        let is_ready = hosts.is_ready((machine_id, host), self.heard_until());
         let state = match host.state {
             _ if !host.is_trusted() => Schedule::Pending,
             State::Accepted => Schedule::Ready,
@@ -173,10 +173,13 @@ impl Controller {
 
 impl Hosts {
     /// Whether an agent that is believed is there and has said what its host is like.
-    pub(in crate::controller) fn is_ready(&self, machine_id: &str, uptime: u64) -> bool {
-        let is_trusted = self.get(machine_id).is_some_and(|(host, _)| host.is_trusted());
+    pub(in crate::controller) fn is_ready(
+        &self,
+        (machine_id, host): (&str, &Host),
+        uptime: u64,
+    ) -> bool {
         let has_facts = self.presence(machine_id).is_some_and(|heard| heard.description.has_facts);
-        is_trusted && has_facts && self.is_there(machine_id, uptime)
+        host.is_trusted() && has_facts && self.is_there(machine_id, uptime)
     }
 }
 
