@@ -39,6 +39,8 @@ pub mod redb;
 
 /// The longest key, in bytes.
 const KEY: usize = 512;
+/// How many records a step may write: with its notes they go into one batch of a NATS server.
+pub const WRITES: usize = 800;
 
 /// Position of a write within the store: later writes have greater revisions.
 pub type Revision = u64;
@@ -142,6 +144,10 @@ impl Step {
 
     /// Fails unless it is a step that every backend can take, with values of up to `most` bytes.
     pub(crate) fn check(&self, most: usize) -> Result<()> {
+        if self.writes.len() > WRITES {
+            let message = format!("a step may write {WRITES} records");
+            return Err(Error::new(Kind::TooLarge, message));
+        }
         for write in &self.writes {
             if write.key.len() > KEY || !write.key.split('.').all(is_token) {
                 let message = format!("{:?} is no key of the store", write.key);

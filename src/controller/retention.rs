@@ -17,12 +17,10 @@ use super::index::Finished;
 use super::{Controller, lock, millis};
 use crate::error::{Error, Result};
 use crate::job::{decode, encode};
-use crate::store::{Entry, Expect, Order, Step};
+use crate::store::{Entry, Expect, Order, Step, WRITES};
 
 /// How many jobs are deleted at a time.
 const GROUP: usize = 100;
-/// How many records one step deletes or keeps; a store elsewhere takes few more.
-const RECORDS: usize = 800;
 /// What is stored of how many is looked up at a time, which may be elsewhere.
 const TOGETHER: usize = 16;
 /// How many jobs are deleted at once where there is no room left.
@@ -177,10 +175,10 @@ impl Controller {
             // A key may have made another job, after its day.
             let is_new = |step: &Step| step.writes.iter().all(|it| keys.insert(it.key.clone()));
             let mut all: Vec<_> = all.filter(is_new).collect();
-            let is_split = step.writes.len() + all.len() > RECORDS && !step.writes.is_empty();
+            let is_split = step.writes.len() + all.len() > WRITES && !step.writes.is_empty();
             steps.extend(is_split.then(|| std::mem::take(&mut step)));
-            while all.len() > RECORDS {
-                steps.push(all.drain(..RECORDS).fold(Step::new(), Step::and));
+            while all.len() > WRITES {
+                steps.push(all.drain(..WRITES).fold(Step::new(), Step::and));
             }
             step = all.into_iter().fold(step, Step::and);
         }

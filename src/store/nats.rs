@@ -45,7 +45,7 @@ use alone::Echo;
 use chains::Chains;
 use jetstream::{header, is_marker, sequence};
 pub use objects::NatsObjects;
-use writer::{BATCH, Command, Writer};
+use writer::{Command, Writer};
 
 /// How many records a list asks for at a time.
 const PAGE: usize = 1000;
@@ -219,12 +219,7 @@ impl Shared {
 
     /// Whether there is a broker, and a step that it can take.
     fn check(&self, step: &Step) -> Result<()> {
-        step.check(self.bus.line()?.room.saturating_sub(AROUND))?;
-        if step.writes.len() > BATCH {
-            let message = format!("a step may write {BATCH} records");
-            return Err(Error::new(Kind::TooLarge, message));
-        }
-        Ok(())
+        step.check(self.bus.line()?.room.saturating_sub(AROUND))
     }
 
     /// Returns once the store is closed.

@@ -8,7 +8,7 @@ use osapi::clock::Clock;
 use osapi::error::{Kind, Result};
 use osapi::store::objects::Files;
 use osapi::store::redb::RedbStore;
-use osapi::store::{Bounds, Event, Expect, Objects, Order, Step, Store};
+use osapi::store::{Bounds, Event, Expect, Objects, Order, Step, Store, WRITES};
 use tempfile::TempDir;
 
 use super::{Disk, keys, links, list, noted, put, refusal, request, value, verdict};
@@ -32,6 +32,7 @@ async fn redb_in_memory_keeps_every_promise() {
 
 pub(super) async fn suite(store: Arc<dyn Store>, objects: &dyn Objects) {
     a_step_takes_effect_only_if_every_expectation_holds(&*store).await;
+    a_step_has_a_bound(&*store).await;
     a_deleted_key_is_absent(&*store).await;
     of_many_writers_exactly_one_wins(&store).await;
     steps_that_wait_together_succeed_or_fail_alone(&store).await;
@@ -61,6 +62,17 @@ async fn a_step_takes_effect_only_if_every_expectation_holds(store: &dyn Store) 
     assert_eq!(store.commit(stale).await.unwrap_err().kind(), Kind::Conflict);
     assert_eq!(value(store, "cas.b").await.unwrap(), "2");
     assert_eq!(value(store, "cas.a").await, None);
+}
+
+async fn a_step_has_a_bound(store: &dyn Store) {
+    let step = |count| {
+        let put = |step: Step, at| step.put(format!("many.{at}"), "1", Expect::Absent);
+        (0..count).fold(Step::new(), put)
+    };
+    assert_eq!(store.commit(step(WRITES + 1)).await.unwrap_err().kind(), Kind::TooLarge);
+    store.commit(step(WRITES)).await.unwrap();
+    let delete = |step: Step, at| step.delete(format!("many.{at}"), Expect::Anything);
+    store.commit((0..WRITES).fold(Step::new(), delete)).await.unwrap();
 }
 
 async fn a_deleted_key_is_absent(store: &dyn Store) {

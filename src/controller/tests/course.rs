@@ -344,7 +344,9 @@ async fn a_job_of_any_number_of_hosts_is_deleted_in_steps_that_every_store_takes
         let one = controller.store.list(&key, "", 1, Order::Ascending).await.unwrap();
         let put =
             |step: Step, i| step.put(format!("{key}.h{i}"), one[0].value.clone(), Expect::Absent);
-        controller.commit((0..outcomes).fold(Step::new(), put)).await.unwrap();
+        for few in (0..outcomes).collect::<Vec<_>>().chunks(450) {
+            controller.commit(few.iter().fold(Step::new(), put)).await.unwrap();
+        }
         jobs.push(job.id.clone());
     }
     settled(&controller, |controller| controller.index().len() == 4).await;

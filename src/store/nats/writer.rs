@@ -42,7 +42,7 @@ const TURNS: u32 = 2;
 /// From this many messages on, sharing one batch is cheaper than a flush for each of them, where the
 /// server makes one.
 const BATCH_FROM: usize = 16;
-/// How many messages a batch may have; the server takes up to 1,000.
+/// How many messages a batch may have, into which a whole step has to go; the server takes 1,000.
 pub(super) const BATCH: usize = 900;
 /// How often it is looked whether what was wrong still is.
 const LOOK: Duration = Duration::from_millis(500);
