@@ -118,7 +118,8 @@ impl<L> Shared<L> {
         opened.map_err(|why| self.refuse(why)).ok()
     }
 
-    /// Refuses a task, which takes a while.
+    /// Refuses a task, and waits a while: it is handed out again at the next question, and nothing
+    /// tells when that is of use. Whoever hands out what is refused is to keep no processor busy.
     pub(super) fn refuse(&self, why: &str) {
         self.trust.refuse(why);
         std::thread::sleep(PAUSE);

@@ -199,8 +199,7 @@ impl Controller {
             || record.job.is_settled
             || !record.job.unheard.is_empty();
         if is_open {
-            self.lanes().readdress(id, entry.revision, &record.job);
-            self.lanes().rewritten(id, entry.revision, record.job.cancelled);
+            self.lanes().read(id, entry.revision, &record.job);
             self.note_ended();
         } else if was_rewritten {
             // Its outcomes may be older than this, and so not come round any more.

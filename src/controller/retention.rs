@@ -1,8 +1,8 @@
 //! Letting go of what was kept long enough: the oldest finished jobs first.
 //!
-//! Deletions ride along with other commits, a bounded number at a time and one after the other. Ages are measured on the
-//! wall clock; when somebody sets that forward, nothing is taken for old until everything from
-//! before the step surely is.
+//! Deletions ride along with other commits, a bounded number at a time and one after the other.
+//! Ages are measured on the wall clock; when somebody sets that forward, nothing is taken for old
+//! until everything from before the step surely is.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -111,8 +111,6 @@ impl Controller {
 
     /// Deletes some of what is too old or too much, beside everything else.
     pub(super) fn retain_some(self: &Arc<Self>) {
-        // Before anything is taken for old, not only when it is time to look.
-        self.watch_clock();
         if self.is_retaining.load(Ordering::Relaxed) || self.dispensable().is_empty() {
             return;
         }
@@ -129,7 +127,6 @@ impl Controller {
 
     /// Deletes some of what is too old or too much, and returns once that is stored.
     pub(super) async fn retain(&self) -> Result<()> {
-        self.watch_clock();
         let ids = self.dispensable();
         for step in self.forgetting(&ids).await? {
             self.commit(step.owed().lazy()).await?;
@@ -144,6 +141,8 @@ impl Controller {
 
     /// Some of the finished jobs that are too old or too much.
     fn dispensable(&self) -> Vec<Uuid> {
+        // Before anything is taken for old, not only when it is time to look.
+        self.watch_clock();
         let (wall, age) = (self.clock.wall(), millis(self.limits.job_age));
         let is_trusted = wall >= lock(&self.time).trust.ages_from;
         let is_old = |finished: &Finished| is_trusted && finished.created + age < wall;

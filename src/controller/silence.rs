@@ -120,7 +120,7 @@ impl Controller {
         let expect = Expect::Revision(revision);
         let step = Step::new().put(format!("job.{id}"), encode(&record)?, expect).owed();
         let revision = self.commit(step).await?;
-        self.lanes().rewritten(id, revision, None);
+        self.lanes().read(id, revision, &record.job);
         Ok(())
     }
 

@@ -325,12 +325,7 @@ impl Controller {
             revision = self.commit(step.owed()).await?;
         }
         let asked = record.job.cancelled.as_ref().map(|mark| mark.asked.clone());
-        {
-            let mut lanes = self.lanes();
-            // It may name another host than is known here.
-            lanes.readdress(id, revision, &record.job);
-            lanes.rewritten(id, revision, record.job.cancelled);
-        }
+        self.lanes().read(id, revision, &record.job);
         self.call(&asked.unwrap_or_default(), Why::Off);
         Ok(())
     }

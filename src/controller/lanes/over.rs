@@ -133,8 +133,15 @@ impl Lanes {
         }
     }
 
-    /// Takes note of what a record that was written again says of who is to have the job.
-    pub(in crate::controller) fn readdress(&mut self, id: Uuid, revision: Revision, job: &Job) {
+    /// Takes note of all that a record says which was written again: who is to have the job, which may
+    /// be another host than is known here, and whether it is called off.
+    pub(in crate::controller) fn read(&mut self, id: Uuid, revision: Revision, job: &Job) {
+        self.readdress(id, revision, job);
+        self.rewritten(id, revision, job.cancelled.clone());
+    }
+
+    /// The first half of that.
+    pub(super) fn readdress(&mut self, id: Uuid, revision: Revision, job: &Job) {
         if job.target == "_any" {
             let was_withheld = self.withheld.contains_key(&id);
             // What was noted when it was stored comes round later, and may be outdated by then.
