@@ -310,7 +310,8 @@ pub struct Room {
     pub bound: u64,
     /// The last commit found no room, or the next one would find none.
     pub is_full: bool,
-    /// The last commit failed for another reason than room, so that nothing can be put on record.
+    /// The last commit failed for another reason than room, or the next one would: nothing can be
+    /// put on record.
     pub is_audit_broken: bool,
     pub figures: Figures,
 }

@@ -373,7 +373,10 @@ impl Store for NatsStore {
     }
 
     fn room(&self) -> Room {
-        *lock(&self.0.shared.room)
+        let mut room = *lock(&self.0.shared.room);
+        // What is asked of it while there is no broker does not get as far as the writer.
+        room.is_audit_broken |= self.0.shared.bus.line().is_err();
+        room
     }
 
     fn conditions(&self) -> Vec<Condition> {
