@@ -268,9 +268,7 @@ impl Controller {
     fn components(&self, ready: usize) -> BTreeMap<String, Component> {
         let room = self.store.room();
         let store = if room.is_audit_broken {
-            Some(
-                "nothing can be put on record, as the last commit failed or would fail; see the log",
-            )
+            Some("nothing can be put on record; see the log")
         } else if room.is_full {
             Some("there is no room left; make room on the disk")
         } else {

@@ -136,12 +136,6 @@ impl Lanes {
     /// Takes note of all that a record says which was written again: who is to have the job, which may
     /// be another host than is known here, and whether it is called off.
     pub(in crate::controller) fn read(&mut self, id: Uuid, revision: Revision, job: &Job) {
-        self.readdress(id, revision, job);
-        self.rewritten(id, revision, job.cancelled.clone());
-    }
-
-    /// The first half of that.
-    pub(super) fn readdress(&mut self, id: Uuid, revision: Revision, job: &Job) {
         if job.target == "_any" {
             let was_withheld = self.withheld.contains_key(&id);
             // What was noted when it was stored comes round later, and may be outdated by then.
@@ -158,6 +152,7 @@ impl Lanes {
         if job.is_settled {
             self.settled(id);
         }
+        self.rewritten(id, revision, job.cancelled.clone());
     }
 
     /// Takes note that a job stays with its host, so that every controller may hand it out.

@@ -280,11 +280,10 @@ fn what_comes_round_of_where_a_job_went_before_moves_it_no_more() {
     lanes.readdressed(open.id, 8, &to("b"));
     lanes.readdressed(open.id, 9, &to("c"));
     for (revision, host) in [(7, "a"), (8, "b"), (9, "c")] {
-        lanes.readdress(open.id, revision, &to(host));
-        lanes.rewritten(open.id, revision, None);
+        lanes.read(open.id, revision, &to(host));
         assert!(next(&mut lanes, host, &[], &[Class::Change]).is_empty() == (host != "c"));
     }
     assert_eq!(lanes.oldest(), Some(9));
-    lanes.readdress(open.id, 10, &to("a"));
+    lanes.read(open.id, 10, &to("a"));
     assert_eq!(next(&mut lanes, "a", &[], &[Class::Change]), [open.id], "others may move it again");
 }

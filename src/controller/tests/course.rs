@@ -1,7 +1,7 @@
 //! What becomes of jobs on their way: asked for again, too late, deleted.
 
 use super::*;
-use crate::store::{Expect, Step};
+use crate::store::{Expect, Step, WRITES};
 
 #[tokio::test]
 async fn a_drained_host_is_given_nothing_new() {
@@ -344,7 +344,7 @@ async fn a_job_of_any_number_of_hosts_is_deleted_in_steps_that_every_store_takes
         let one = controller.store.list(&key, "", 1, Order::Ascending).await.unwrap();
         let put =
             |step: Step, i| step.put(format!("{key}.h{i}"), one[0].value.clone(), Expect::Absent);
-        for few in (0..outcomes).collect::<Vec<_>>().chunks(450) {
+        for few in (0..outcomes).collect::<Vec<_>>().chunks(WRITES) {
             controller.commit(few.iter().fold(Step::new(), put)).await.unwrap();
         }
         jobs.push(job.id.clone());

@@ -24,7 +24,7 @@ use crate::broker::Line;
 use crate::error::{Error, Kind, Result};
 use crate::store::audit::{Chain, Note};
 use crate::store::queue::{Group, LAZY, Pending, mean_with};
-use crate::store::{Step, Write};
+use crate::store::{Step, WRITES, Write};
 
 mod noting;
 
@@ -44,6 +44,7 @@ const TURNS: u32 = 2;
 const BATCH_FROM: usize = 16;
 /// How many messages a batch may have, into which a whole step has to go; the server takes 1,000.
 pub(super) const BATCH: usize = 900;
+const _: () = assert!(WRITES < BATCH);
 /// How often it is looked whether what was wrong still is.
 const LOOK: Duration = Duration::from_millis(500);
 /// How often it is looked for links that are too old, though none is added.
