@@ -21,6 +21,7 @@ use uuid::Uuid;
 use self::answer::{Answer, Failure};
 use self::auth::{Gate, Peer, Source};
 use self::body::Body;
+use self::exchange::Exchange;
 use self::listen::Slots;
 use self::metrics::Metrics;
 use self::request::{Gathered, Given, Prefer};
@@ -36,6 +37,7 @@ use crate::permission::{Caller, Permission};
 pub mod answer;
 pub mod auth;
 mod body;
+mod exchange;
 pub mod json;
 mod listen;
 pub mod metrics;
@@ -51,9 +53,6 @@ mod wire;
 pub use auth::Access;
 pub use listen::Caps;
 
-/// What is on record for a client that hung up before it was answered.
-const HUNG_UP: u16 = 499;
-
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -68,39 +67,6 @@ pub struct Api {
     slots: Slots,
     stopping: watch::Sender<bool>,
     openapi: OnceLock<Bytes>,
-}
-
-/// One request from its first step to its last.
-struct Exchange {
-    api: Arc<Api>,
-    caller: Arc<Caller>,
-    trail: Trail,
-    row: Option<&'static Row>,
-    started: Instant,
-    /// The record has been seen to, or there is none to be made.
-    is_noted: bool,
-    is_over: bool,
-}
-
-impl Exchange {
-    fn end(&mut self, code: u16) {
-        self.is_over = true;
-        let took = self.started.elapsed();
-        let op = self.row.map_or(metrics::NO_OP, |row| row.id);
-        self.api.metrics.answered(op, &self.trail.method, code, took);
-        if !self.is_noted {
-            let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-            self.api.controller.note(&self.trail, &self.caller, code, ms);
-        }
-    }
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        if !self.is_over {
-            self.end(HUNG_UP);
-        }
-    }
 }
 
 impl Api {
@@ -149,7 +115,7 @@ impl Api {
         let handled = AssertUnwindSafe(self.handle(&mut exchange, &parts, &mut body, &peer, &head));
         let outcome = handled.catch_unwind().await.unwrap_or_else(|_| Err(panicked().into()));
         let answer = outcome.unwrap_or_else(|failure| {
-            log(&failure, &exchange);
+            exchange.log(&failure);
             Answer::failure(failure)
         });
         exchange.end(answer.status);
@@ -476,17 +442,6 @@ fn require(caller: &Caller, permission: Option<Permission>, what: &str) -> Resul
 
 fn panicked() -> Error {
     Error::new(Kind::Internal, "a bug kept this from being answered; the journal has the details")
-}
-
-fn log(failure: &Failure, exchange: &Exchange) {
-    let error = &failure.error;
-    let source = std::error::Error::source(error).map(ToString::to_string);
-    let (op, caller) = (&exchange.trail.op, &exchange.caller.name);
-    match error.kind() {
-        Kind::Internal => tracing::error!(op, caller, source, "cannot answer: {error}"),
-        Kind::Unavailable | Kind::Full => tracing::warn!(op, caller, source, "{error}"),
-        _ => tracing::debug!(op, caller, source, "{error}"),
-    }
 }
 
 fn dress(answer: Answer, id: &str) -> Response<Body> {

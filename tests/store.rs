@@ -2,6 +2,7 @@
 
 mod alone;
 mod audit;
+mod connecting;
 mod nats;
 mod noting;
 mod objects;
